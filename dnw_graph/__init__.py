@@ -1,0 +1,16 @@
+"""Neural graphs that discover their own wiring, on PyTorch Geometric."""
+
+import warnings
+
+with warnings.catch_warnings():  # PyTorch Geometric uses what PyTorch has deprecated, on import
+    warnings.simplefilter("ignore", FutureWarning)
+    import torch_geometric.nn  # noqa: F401
+
+from dnw_graph.accounting import Cost, cost
+from dnw_graph.neural_graph import NeuralGraph
+from dnw_graph.topology import Role, Topology
+from dnw_graph.wiring import Rule, Wiring
+
+__version__ = "0.1.0"
+
+__all__ = ["Cost", "NeuralGraph", "Role", "Rule", "Topology", "Wiring", "__version__", "cost"]

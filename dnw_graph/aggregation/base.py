@@ -1,0 +1,124 @@
+"""The contract of a backend, and the one place where gradients pass straight through."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch_geometric.nn import MessagePassing
+
+from dnw_graph._registry import PartRegistry
+from dnw_graph.topology import Block
+from dnw_graph.wiring import Wiring
+
+
+@dataclass(frozen=True)
+class Pull:
+    """What a backend is told about one block: which nodes, from where, over which edges.
+
+    Attributes:
+        block: The block whose inputs are wanted.
+        sources: The blocks it may be fed by, in the order of the states that come along.
+        wiring: The real edges of the whole graph.
+    """
+
+    block: Block
+    sources: tuple[Block, ...]
+    wiring: Wiring
+
+    def real_edges(self) -> slice:
+        """Return where the block's real edges stand in the wiring; waits for the device."""
+        first, last = self.block.nodes.start, self.block.nodes.stop
+        return slice(int(self.wiring.rowptr[first]), int(self.wiring.rowptr[last]))
+
+
+class Aggregation(MessagePassing):  # type: ignore[misc]
+    r"""Sums messages over real edges, and hands a gradient to every candidate.
+
+    .. math::
+        I_v = \sum_{(u,v) \in E} w_{uv} Z_u, \qquad
+        \frac{\partial L}{\partial Z_u} = \sum_{(u,v) \in E} w_{uv}
+            \frac{\partial L}{\partial I_v}, \qquad
+        \frac{\partial L}{\partial w_{uv}} = \Big\langle Z_u,
+            \frac{\partial L}{\partial I_v} \Big\rangle
+
+    The last holds for every candidate edge, real or hallucinated (Algorithm 1 of the paper), or for
+    real ones only and 0 elsewhere where the rule has no straight-through gradient.
+
+    A backend supplies the three products; it has no parameters, and may be shared. In what follows
+    :math:`Z` comes as one tensor ``[nodes, *features]`` a source block (for images the features are
+    ``B, H, W``) and the candidate weights of one block as ``[E of the block]``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(aggr="sum", node_dim=0)
+
+    def forward(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
+        """Return the inputs of a block.
+
+        Args:
+            pull: The block and its real edges.
+            weight: Weights of the candidates into the block ``[E of the block]``.
+            states: States of the source blocks, each ``[nodes, *features]``.
+
+        Returns:
+            Inputs ``[nodes, *features]`` in the type of the states, or autocast's where that is on.
+        """
+        device = weight.device.type
+        if torch.is_autocast_enabled(device):
+            states = [z.to(torch.get_autocast_dtype(device)) for z in states]
+        result: Tensor = _StraightThrough.apply(self, pull, weight, *states)
+        return result
+
+    @abstractmethod
+    def product(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
+        """Return ``I = A Z`` ``[nodes, *features]`` over the real edges."""
+
+    @abstractmethod
+    def product_to_states(
+        self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
+    ) -> list[Tensor]:
+        """Return ``A^T dL/dI``, one tensor a source block, over the real edges."""
+
+    @abstractmethod
+    def product_to_weight(
+        self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
+    ) -> Tensor:
+        """Return ``<Z_u, dL/dI_v>`` ``[E of the block]`` in the type of ``weight``.
+
+        Of every candidate where ``pull.wiring.straight_through``, else of real edges, 0 elsewhere.
+        """
+
+    def supports(self, block: Block) -> bool:
+        """Return whether the backend can serve this block."""
+        return True
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Ties the three products of a backend together; nothing else defines these gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, backend: Aggregation, pull: Pull, weight: Tensor, *states: Tensor
+    ) -> Tensor:
+        ctx.backend, ctx.pull = backend, pull
+        ctx.save_for_backward(weight, *states)
+        return backend.product(pull, weight, states)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, *states = ctx.saved_tensors
+        grad = grad.contiguous()
+        to_weight, to_states = None, [None] * len(states)
+        if ctx.needs_input_grad[2]:
+            to_weight = ctx.backend.product_to_weight(ctx.pull, weight, states, grad)
+        if any(ctx.needs_input_grad[3:]):
+            to_states = ctx.backend.product_to_states(ctx.pull, weight, states, grad)
+        return None, None, to_weight, *to_states
+
+
+BACKENDS = PartRegistry("backend", Aggregation)

@@ -1,0 +1,102 @@
+"""The readable backend: gather a message per edge, then sum per target."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch_geometric.utils import segment
+
+from dnw_graph.aggregation.base import BACKENDS, Aggregation, Pull
+
+_ELEMENTS_AT_ONCE = 1 << 26  # 256 MB of float32 messages while candidates are gone through
+
+
+@BACKENDS.register("reference")
+class Reference(Aggregation):
+    """Plain message passing, on any device and topology; every other backend must equal it.
+
+    Memory is ``k * B * H * W`` for the messages. Sums are deterministic: torch-scatter's
+    ``segment_csr`` where that is installed, PyTorch's segment reduction otherwise. Types narrower
+    than the weights' are summed in the weights' type.
+    """
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
+        """See :meth:`Aggregation.forward`; a compiler leaves it as it is."""
+        return super().forward(pull, weight, states)
+
+    def product(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
+        """See :meth:`Aggregation.product`."""
+        edge_index, edge_id = self._real(pull)
+        x = torch.cat(list(states)).to(weight.dtype)
+        out = self._sum(x, edge_index, weight[edge_id], len(pull.block.nodes))
+        return out.to(states[0].dtype)
+
+    def product_to_states(
+        self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
+    ) -> list[Tensor]:
+        """See :meth:`Aggregation.product_to_states`."""
+        edge_index, edge_id = self._real(pull)
+        order = edge_index[0].argsort(stable=True)
+        sizes = [len(z) for z in states]
+        backwards, w = edge_index.flip(0)[:, order], weight[edge_id[order]]
+        out = self._sum(grad.to(weight.dtype), backwards, w, sum(sizes))
+        return list(out.to(states[0].dtype).split(sizes))
+
+    def product_to_weight(
+        self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
+    ) -> Tensor:
+        """See :meth:`Aggregation.product_to_weight`."""
+        if pull.wiring.straight_through:
+            edges = slice(pull.block.edges.start, pull.block.edges.stop)
+            edge_index = self._local(pull, pull.wiring.candidate_index[:, edges])
+            edge_id = torch.arange(len(pull.block.edges), device=weight.device)
+        else:
+            edge_index, edge_id = self._real(pull)
+        x, grad = torch.cat(list(states)).to(weight.dtype), grad.to(weight.dtype)
+        out = torch.zeros_like(weight)
+        step = max(1, _ELEMENTS_AT_ONCE // max(1, grad[0].numel()))
+        for part, ids in zip(edge_index.split(step, 1), edge_id.split(step), strict=True):
+            out[ids] = self.edge_updater(part, z=(x, None), grad=(None, grad))
+        return out
+
+    def message(self, x_j: Tensor, edge_weight: Tensor) -> Tensor:
+        """Return ``w_uv Z_u`` ``[k, *features]``."""
+        return edge_weight.view(-1, *[1] * (x_j.dim() - 1)) * x_j
+
+    def aggregate(self, inputs: Tensor, rowptr: Tensor) -> Tensor:
+        """Sum the messages of each target."""
+        return segment(inputs, rowptr)
+
+    def edge_update(self, z_j: Tensor, grad_i: Tensor) -> Tensor:
+        """Return ``<Z_u, dL/dI_v>`` ``[edges]``."""
+        return (z_j * grad_i).flatten(1).sum(1)
+
+    def _sum(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor, targets: int) -> Tensor:
+        if edge_weight.numel() == 0:
+            return x.new_zeros(targets, *x.shape[1:])
+        rowptr = torch.searchsorted(
+            edge_index[1].contiguous(), torch.arange(targets + 1, device=x.device)
+        )
+        size = (len(x), targets)
+        out: Tensor = self.propagate(
+            edge_index, x=(x, None), edge_weight=edge_weight, rowptr=rowptr, size=size
+        )
+        return out
+
+    def _real(self, pull: Pull) -> tuple[Tensor, Tensor]:
+        """Return the block's real edges and their places among its candidates."""
+        edges = pull.real_edges()
+        edge_id = pull.wiring.edge_id[edges] - pull.block.edges.start
+        return self._local(pull, pull.wiring.edge_index[:, edges]), edge_id
+
+    @staticmethod
+    def _local(pull: Pull, edge_index: Tensor) -> Tensor:
+        """Renumber sources by row of the stacked states, targets by row of the block."""
+        row = edge_index.new_zeros(max((s.nodes.stop for s in pull.sources), default=0))
+        at = 0
+        for source in pull.sources:
+            nodes = source.nodes
+            row[nodes.start : nodes.stop] = torch.arange(at, at + len(nodes), device=row.device)
+            at += len(nodes)
+        return torch.stack([row[edge_index[0]], edge_index[1] - pull.block.nodes.start])

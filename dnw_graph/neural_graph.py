@@ -1,0 +1,209 @@
+"""The graph as a layer: composes topology, rule, backend, node functions and schedule."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from dnw_graph.aggregation import BACKENDS, Aggregation
+from dnw_graph.aggregation.base import Pull
+from dnw_graph.node import make_node
+from dnw_graph.node.base import NodeFactory
+from dnw_graph.schedule import SCHEDULES, Schedule
+from dnw_graph.topology import Block, Role, Topology
+from dnw_graph.wiring import RULES, Rule, RuleState, Wiring
+
+
+class NeuralGraph(nn.Module):
+    r"""A graph whose nodes are channels and whose edges are learned along with their weights.
+
+    .. math::
+        I_v = \sum_{(u,v) \in E} w_{uv} Z_u, \qquad Z_v = f_v(I_v)
+
+    with the real edges :math:`E` chosen by a rule from the candidates of a topology on every
+    forward pass (sections 2.1 and 2.2 of the paper). What the graph is given is the :math:`I` of
+    its inputs; what it returns, the :math:`Z` of its outputs.
+
+    Shapes:
+        - input ``[B, inputs, *features]``; for ``norm_relu_conv`` the features are ``H, W``.
+        - output ``[B, outputs, *features]``, ``H`` and ``W`` divided by ``stride``, rounded up.
+
+    Args:
+        topology: Which edges may exist.
+        rule: Which of them do: a name (``"dnw"``, ``"random"``, ``"complete"``), class or object.
+        num_edges: The budget ``k`` of real edges; ``rule="complete"`` needs none.
+        node: Node function of hidden nodes, and of inputs unless ``input_node`` is given: a name
+            (``"identity"``, ``"relu"``, ``"norm_relu_conv"``) or what builds one for a number of
+            nodes.
+        schedule: When nodes fire: a name (``"static"``), class or object.
+        stride: Pixels between the outputs; acts at the input nodes.
+        input_node: Node function of inputs, if another; equation 1 has none: ``"identity"``.
+        output_node: Node function of outputs.
+        backend: How messages are summed: ``"auto"``, ``"reference"``, ``"dense"``, ``"sparse"``, or
+            an object.
+
+    Attributes:
+        weight: Candidate weights ``[E]``, in the order of ``topology.edge_index``.
+
+    Raises:
+        ValueError: A budget that cannot be met, a topology that the schedule cannot run, an unknown
+            name; on a forward pass, a wrong number of channels or an image too small.
+    """
+
+    edge_index: Tensor
+    rowptr: Tensor
+    input_order: Tensor | None
+    output_order: Tensor | None
+
+    def __init__(
+        self,
+        topology: Topology,
+        *,
+        rule: str | Rule | type[Rule] = "dnw",
+        num_edges: int | None = None,
+        node: str | NodeFactory = "norm_relu_conv",
+        schedule: str | Schedule | type[Schedule] = "static",
+        stride: int = 1,
+        input_node: str | NodeFactory | None = None,
+        output_node: str | NodeFactory = "identity",
+        backend: str | Aggregation | type[Aggregation] = "auto",
+    ) -> None:
+        super().__init__()
+        self.topology, self.stride = topology, stride
+        self.rule = RULES.resolve(rule)
+        self.schedule = SCHEDULES.resolve(schedule)
+        self.aggregation = BACKENDS.resolve(backend)
+        self.schedule.check(topology)
+        self._check_backend()
+        self.num_edges = self.rule.budget(num_edges, topology.num_candidates)
+        self.weight = nn.Parameter(torch.empty(topology.num_candidates))
+        functions = {Role.INPUT: input_node or node, Role.HIDDEN: node, Role.OUTPUT: output_node}
+        self.nodes = nn.ModuleList(
+            make_node(functions[b.role], len(b.nodes), stride if b.role == Role.INPUT else 1)
+            for b in topology.blocks
+        )
+        self.register_buffer("edge_index", topology.edge_index, persistent=False)
+        self.register_buffer("rowptr", topology.rowptr, persistent=False)
+        # Schedules go by number of the node: channel of each input, place of each output channel.
+        to_input, to_output = topology.inputs.argsort(), topology.outputs.argsort().argsort()
+        self.register_buffer("input_order", _unless_sorted(to_input), persistent=False)
+        self.register_buffer("output_order", _unless_sorted(to_output), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        r"""Draw new weights, :math:`U(-1/\sqrt n, 1/\sqrt n)` for ``n`` source nodes, and the rest.
+
+        What the rule remembers is made anew as well.
+        """
+        bound = 1 / math.sqrt(self.topology.num_sources)
+        nn.init.uniform_(self.weight, -bound, bound)
+        for module in self.nodes.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+        for name, value in self.rule.init_state(self.topology, self.num_edges).items():
+            self.register_buffer(f"rule_{name}", value.to(self.weight.device))
+
+    @property
+    def rule_state(self) -> RuleState:
+        """What the rule remembers of this graph, by name; kept in buffers ``rule_<name>``."""
+        start = "rule_"
+        return {
+            n[len(start) :]: b for n, b in self.named_buffers(recurse=False) if n.startswith(start)
+        }
+
+    def wiring(self) -> Wiring:
+        """Return the real edges at the present weights."""
+        edge_id = self.rule.select(self.weight.detach(), self.num_edges, self.rule_state)
+        return Wiring.of(
+            edge_id, self.weight, self.edge_index, self.rowptr, self.rule.straight_through
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the states of the output nodes; see the class for shapes."""
+        self._check_input(x)
+        wiring = self.wiring()
+        weights = self.weight.split([len(b.edges) for b in self.topology.blocks])
+
+        def pull(block: Block, states: Sequence[Tensor]) -> Tensor:
+            if not block.edges:
+                return states[0].new_zeros(len(block.nodes), *states[0].shape[1:])
+            sources = tuple(self.topology.blocks[i] for i in block.sources)
+            given = [states[i] for i in block.sources]
+            total: Tensor = self.aggregation(
+                Pull(block, sources, wiring), weights[block.index], given
+            )
+            return total
+
+        # Node-major inside: a graph's output is a view, which the next graph takes without a copy.
+        x = x.transpose(0, 1)
+        x = x.contiguous() if self.input_order is None else x[self.input_order]
+        y = self.schedule.run(self.topology, x, list(self.nodes), pull)
+        y = y if self.output_order is None else y[self.output_order]
+        return y.transpose(0, 1)
+
+    def to_data(self) -> Data:
+        """Return the real edges as a PyTorch Geometric graph.
+
+        Returns:
+            ``Data`` with ``edge_index [2, k]``, ``edge_weight [k]``, ``block [V]``, ``role [V]``
+            (:class:`Role`) and ``num_nodes``, validated, on the CPU.
+        """
+        wiring = self.wiring()
+        data = Data(
+            edge_index=wiring.edge_index.cpu(),
+            edge_weight=wiring.edge_weight.cpu(),
+            block=self.topology.block,
+            role=self.topology.role,
+            num_nodes=self.topology.num_nodes,
+        )
+        data.validate()
+        return data
+
+    def validate(self) -> None:
+        """Check weights and wiring; waits for the device.
+
+        Raises:
+            ValueError: A weight that is not finite, or a wiring at odds with the topology.
+        """
+        broken = (~self.weight.isfinite()).nonzero().flatten()
+        if len(broken):
+            raise ValueError(
+                f"every edge weight must be finite, but {len(broken):,} are not, "
+                f"the first with id {int(broken[0])}"
+            )
+        self.wiring().validate(self.topology)
+
+    def extra_repr(self) -> str:
+        """Show the topology, the rule and the budget."""
+        return (
+            f"{self.topology}, rule={type(self.rule).__name__}, num_edges={self.num_edges:,}, "
+            f"schedule={type(self.schedule).__name__}, stride={self.stride}"
+        )
+
+    def _check_backend(self) -> None:
+        for block in self.topology.blocks:
+            if block.edges and not self.aggregation.supports(block):
+                raise ValueError(
+                    f"backend {type(self.aggregation).__name__} cannot serve block {block.index}, "
+                    'where not every source may feed every node; use backend="auto"'
+                )
+
+    def _check_input(self, x: Tensor) -> None:
+        expected = self.topology.num_inputs
+        if x.dim() < 2 or x.shape[1] != expected:
+            raise ValueError(
+                f"expected input [B, {expected}, ...], one channel an input node, "
+                f"got {list(x.shape)}"
+            )
+        if x.dim() == 4 and min(x.shape[2:]) < self.stride:
+            raise ValueError(
+                f"feature maps of {x.shape[2]}x{x.shape[3]} pixels are too small for stride "
+                f"{self.stride}: give larger images, or fewer strides before"
+            )
+
+
+def _unless_sorted(order: Tensor) -> Tensor | None:
+    return None if bool((order.diff() > 0).all()) else order

@@ -1,0 +1,75 @@
+"""The contract of a node function."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from dnw_graph._registry import Registry
+
+
+class NodeFunction(nn.Module):
+    """Computes the states of a number of nodes from their inputs, each node apart.
+
+    Args:
+        num_nodes: How many nodes.
+        stride: Pixels between the outputs; a function that does not move over pixels takes 1 only.
+
+    Raises:
+        ValueError: A stride that the function cannot have.
+    """
+
+    #: Multiply-adds a node and output pixel, normalisation not counted.
+    macs_per_pixel: ClassVar[int] = 0
+    #: Parameters a node, normalisation not counted.
+    parameters_per_node: ClassVar[int] = 0
+
+    def __init__(self, num_nodes: int, stride: int = 1) -> None:
+        super().__init__()
+        self.num_nodes, self.stride = num_nodes, stride
+
+    @abstractmethod
+    def forward(self, x: Tensor, t: float = 0.0) -> Tensor:
+        """Return the states ``Z``.
+
+        Args:
+            x: Inputs ``I`` of the nodes ``[num_nodes, B, H, W]``, node-major.
+            t: The time; 0 in a static graph.
+
+        Returns:
+            States ``[num_nodes, B, ceil(H / stride), ceil(W / stride)]``, node-major.
+        """
+
+    def extra_repr(self) -> str:
+        """Show the number of nodes, and the stride if there is one."""
+        return f"{self.num_nodes}" + (f", stride={self.stride}" if self.stride != 1 else "")
+
+
+NodeFactory = Callable[..., nn.Module]
+"""Called as ``factory(num_nodes)``, or ``factory(num_nodes, stride=s)`` where ``s`` is not 1."""
+
+NODES: Registry[type[NodeFunction]] = Registry("node function")
+
+
+def make_node(node: str | NodeFactory, num_nodes: int, stride: int = 1) -> nn.Module:
+    """Build the node function of one block.
+
+    Args:
+        node: A name, a class, or anything that returns a module when called with a number of
+            nodes, such as ``functools.partial(NormReluConv, norm="instance")``.
+        num_nodes: Number of nodes of the block.
+        stride: Pixels between the outputs.
+
+    Raises:
+        ValueError: No node function has that name; the message lists those there are.
+        TypeError: Not a name and not something to call; a module is for one block only.
+    """
+    if isinstance(node, str):
+        node = NODES[node]
+    if isinstance(node, nn.Module) or not callable(node):
+        raise TypeError(
+            f"a node function is a name ({', '.join(NODES)}) or is called with a number of nodes "
+            f"to build one a block, got {node!r}"
+        )
+    return node(num_nodes) if stride == 1 else node(num_nodes, stride=stride)

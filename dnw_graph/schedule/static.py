@@ -1,0 +1,77 @@
+"""Every node fires once, block after block, each pulling from all earlier ones."""
+
+from collections.abc import Sequence
+
+import networkx as nx
+import torch
+from torch import Tensor, nn
+
+from dnw_graph.schedule.base import SCHEDULES, PullFunction, Schedule
+from dnw_graph.topology import Role, Topology
+
+
+@SCHEDULES.register("static")
+class Static(Schedule):
+    r"""``I_j = \sum_{i<j} A_{ji} Z_i``, ``Z_j = f_j(I_j)``: a feed-forward network (section 2.1).
+
+    Edges must lead to later blocks, inputs have no parents, and each output needs a path from an
+    input.
+    """
+
+    def check(self, topology: Topology) -> None:
+        """See :meth:`Schedule.check`."""
+        source, target = topology.edge_index
+        backward = (topology.block[source] >= topology.block[target]).nonzero().flatten()
+        if len(backward):
+            self._explain_backward(topology, topology.edge_index[:, backward])
+        fed = topology.role[target] == Role.INPUT
+        if bool(fed.any()):
+            raise ValueError(
+                "in a static graph inputs have no parents, but there are edges into "
+                f"{topology.describe(target[fed].unique())}; use a schedule in time"
+            )
+        reached = topology.role == Role.INPUT
+        for block in topology.blocks:
+            edges = slice(block.edges.start, block.edges.stop)
+            reached[target[edges][reached[source[edges]]]] = True
+        lost = topology.outputs[~reached[topology.outputs]]
+        if len(lost):
+            raise ValueError(
+                "no path of candidate edges leads from an input to output "
+                f"{topology.describe(lost)}; add edges, or take the node out of the outputs"
+            )
+
+    def run(
+        self, topology: Topology, x: Tensor, nodes: Sequence[nn.Module], pull: PullFunction
+    ) -> Tensor:
+        """See :meth:`Schedule.run`."""
+        states: list[Tensor] = []
+        outputs: list[Tensor] = []
+        taken = 0
+        for block, node in zip(topology.blocks, nodes, strict=True):
+            if block.role == Role.INPUT:
+                inputs = x[taken : taken + len(block.nodes)]
+                taken += len(block.nodes)
+            else:
+                inputs = pull(block, states)
+            states.append(node(inputs, 0.0))
+            if block.role == Role.OUTPUT:
+                outputs.append(states[-1])
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    @staticmethod
+    def _explain_backward(topology: Topology, edges: Tensor) -> None:
+        """Raise for edges that do not lead to a later block: a cycle, or blocks out of order."""
+        if topology.depth is None:
+            graph = nx.DiGraph(topology.edge_index.t().tolist())
+            cycle = [u for u, _ in nx.find_cycle(graph)]
+            raise ValueError(
+                "a static graph has no cycle, but this topology has one through nodes "
+                f"{topology.describe(cycle)}; remove an edge of it, or use a schedule in time"
+            )
+        u, v = edges[:, 0].tolist()
+        raise ValueError(
+            f"in a static graph edges lead to later blocks, but {topology.describe([u])} -> "
+            f"{topology.describe([v])} leads from block {int(topology.block[u])} to block "
+            f"{int(topology.block[v])}; Topology.from_edges finds blocks for any acyclic graph"
+        )

@@ -1,0 +1,61 @@
+"""Sorting and levelling of edge lists, without a pass over edges in Python."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def check_range(edge_index: Tensor, num_nodes: int) -> None:
+    """Raise where an edge list has the wrong shape or names a node that does not exist."""
+    if edge_index.dim() != 2 or edge_index.shape[0] != 2 or edge_index.is_floating_point():
+        raise ValueError(
+            f"edge_index must hold integers [2, E], got {edge_index.dtype} {list(edge_index.shape)}"
+        )
+    outside = (edge_index < 0) | (edge_index >= num_nodes)
+    if bool(outside.any()):
+        source, target = edge_index[:, outside.any(0)][:, 0].tolist()
+        raise ValueError(
+            f"edge {source} -> {target} names a node that does not exist; "
+            f"there are {num_nodes}, numbered from 0"
+        )
+
+
+def sorted_edges(
+    edge_index: Tensor, num_nodes: int, describe: Callable[[Iterable[int]], str]
+) -> Tensor:
+    """Return the edges sorted by ``(target, source)``, and raise where one occurs twice."""
+    check_range(edge_index, num_nodes)
+    edge_index = edge_index.long().cpu()
+    key = edge_index[1] * num_nodes + edge_index[0]
+    if not bool((key.diff() > 0).all()):
+        key, order = key.sort()
+        edge_index = edge_index[:, order]
+        if bool((key.diff() == 0).any()):
+            twice = int((key.diff() == 0).nonzero()[0])
+            source, target = edge_index[:, twice].tolist()
+            raise ValueError(
+                f"edge {describe([source])} -> {describe([target])} is there twice; "
+                "a pair of nodes has one candidate edge at most"
+            )
+    return edge_index.contiguous()
+
+
+def levels(edge_index: Tensor, num_nodes: int) -> Tensor | None:
+    """Return the longest path in edges that ends in each node, or None where there is a cycle."""
+    source, target = edge_index.numpy()
+    order = np.argsort(source, kind="stable")
+    children = target[order]
+    ptr = np.concatenate([[0], np.bincount(source, minlength=num_nodes).cumsum()])
+    waiting = np.bincount(target, minlength=num_nodes)
+    level = np.zeros(num_nodes, dtype=np.int64)
+    ready, depth, done = np.flatnonzero(waiting == 0), 0, 0
+    while len(ready):
+        level[ready], done = depth, done + len(ready)
+        counts = ptr[ready + 1] - ptr[ready]
+        shift = np.repeat(ptr[ready] - np.concatenate([[0], counts.cumsum()[:-1]]), counts)
+        reached, times = np.unique(children[shift + np.arange(counts.sum())], return_counts=True)
+        waiting[reached] -= times
+        ready, depth = reached[waiting[reached] == 0], depth + 1
+    return torch.from_numpy(level) if done == num_nodes else None

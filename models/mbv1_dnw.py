@@ -1,0 +1,124 @@
+"""MobileNetV1-DNW: one graph a resolution over the nodes of MobileNetV1 (section 2.4)."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from dnw_graph import NeuralGraph, Topology
+from models.registry import ModelConfig, register_model
+
+
+class Stage(NamedTuple):
+    """One graph: ``inputs`` input nodes, then ``blocks`` blocks of ``width`` nodes."""
+
+    inputs: int
+    width: int
+    stride: int
+    blocks: int
+
+    def topology(self) -> Topology:
+        """Return its candidates: any block may feed any later one; the last is the output."""
+        return Topology.layered([self.inputs, *[self.width] * self.blocks])
+
+    def num_edges(self, d: Fraction) -> int:
+        """Return the edges MobileNetV1 has there at width ``d``: ``(I C + (L - 1) C^2) d^2``."""
+        edges = self.inputs * self.width + (self.blocks - 1) * self.width**2
+        return math.ceil(edges * d**2)
+
+
+STAGES = (
+    Stage(32, 64, 1, 1),
+    Stage(64, 128, 2, 2),
+    Stage(128, 256, 2, 2),
+    Stage(256, 512, 2, 6),
+    Stage(512, 1024, 2, 2),
+)
+
+
+class MobileNetV1DNW(nn.Module):
+    """Stem, graphs, head: 3x3 convolution; one graph a resolution; norm, ReLU, pool, classifier.
+
+    Args:
+        config: Width, rule, classes, image size, stem, backend.
+        small: Whether the classifier is a graph too, with ``d`` of its edges and no bias.
+        stages: The graphs.
+        num_edges: Real edges of each graph, the classifier's included, in place of the width's.
+
+    Shapes:
+        - input ``[B, 3, H, W]``
+        - output ``[B, num_classes]``
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        small: bool = False,
+        stages: Sequence[Stage] = STAGES,
+        num_edges: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        config.check_strides([config.stride, *(stage.stride for stage in stages)])
+        d, features = config.exact_width, stages[-1].width
+        if num_edges is None:
+            num_edges = [stage.num_edges(d) for stage in stages]
+            num_edges += [math.ceil(features * config.num_classes * d)]
+        self.stem = nn.Conv2d(3, stages[0].inputs, 3, config.stride, padding=1, bias=False)
+        self.graphs = nn.Sequential(
+            *(
+                NeuralGraph(
+                    stage.topology(),
+                    rule=config.rule or "dnw",
+                    num_edges=k,
+                    stride=stage.stride,
+                    backend=config.backend,
+                )
+                for stage, k in zip(stages, num_edges, strict=False)
+            )
+        )
+        self.norm = nn.BatchNorm2d(features)
+        self.relu = nn.ReLU()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.classifier: nn.Module = nn.Linear(features, config.num_classes)
+        if small:
+            self.classifier = NeuralGraph(
+                Topology.layered([features, config.num_classes]),
+                rule=config.rule or "dnw",
+                num_edges=num_edges[len(stages)],
+                node="identity",
+                backend=config.backend,
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``[B, num_classes]`` of images ``[B, 3, H, W]``."""
+        x = self.relu(self.norm(self.graphs(self.stem(x))))
+        logits: Tensor = self.classifier(self.flatten(self.pool(x)))
+        return logits
+
+
+@register_model("mbv1_dnw")
+def mbv1_dnw(config: ModelConfig) -> nn.Module:
+    """Build MobileNetV1-DNW; its wiring is learned unless ``rule`` says otherwise."""
+    return MobileNetV1DNW(config)
+
+
+@register_model("mbv1_dnw_small")
+def mbv1_dnw_small(config: ModelConfig) -> nn.Module:
+    """Build MobileNetV1-DNW-Small, whose classifier is a graph as well."""
+    return MobileNetV1DNW(config, small=True)
+
+
+@register_model("mbv1_random")
+def mbv1_random(config: ModelConfig) -> nn.Module:
+    """Build the same network with a wiring drawn at random."""
+    return MobileNetV1DNW(dataclasses.replace(config, rule=config.rule or "random"))
+
+
+@register_model("mbv1_complete")
+def mbv1_complete(config: ModelConfig) -> nn.Module:
+    """Build the same network with every candidate edge real."""
+    return MobileNetV1DNW(dataclasses.replace(config, rule=config.rule or "complete"))

@@ -1,0 +1,61 @@
+"""What several tests share."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+import dnw_graph  # noqa: F401  (first: it quiets what PyTorch Geometric warns of on import)
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+hypothesis.settings.register_profile(
+    "default",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device there is."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU on this machine")
+    return str(request.param)
+
+
+@pytest.fixture
+def reference() -> Any:
+    """Load recorded numbers of the published implementation, by name."""
+
+    def load(name: str) -> dict[str, Any]:
+        path = SHARED / "reference" / f"{name}.npz"
+        if not path.exists():
+            if os.environ.get("CI"):
+                pytest.fail(f"{path} is missing, and CI must run this test")
+            pytest.skip(f"needs the recorded numbers {path}, which are not part of a clone")
+        with np.load(path) as arrays:
+            loaded = {
+                key: torch.from_numpy(np.asarray(arrays[key])) for key in arrays if key != "meta"
+            }
+            return {**loaded, "meta": json.loads(str(arrays["meta"]))}
+
+    return load
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the norm of the difference over the norm of what is expected."""
+    scale = float(expected.norm())
+    return float((got.detach() - expected).norm()) / (scale if scale > 0 else 1.0)

@@ -1,0 +1,164 @@
+"""Selection and rules."""
+
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dnw_graph import NeuralGraph, Topology
+from dnw_graph.wiring import RULES, Wiring, top_k
+from dnw_graph.wiring.select import _top_k_cuda
+
+
+def by_sorting(weight: Tensor, k: int) -> Tensor:
+    order = torch.sort(weight.abs(), descending=True, stable=True).indices
+    return order[:k].sort().values
+
+
+@st.composite
+def weights(draw: st.DrawFn) -> Tensor:
+    dtype = draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]))
+    size = draw(st.integers(1, 300))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    values = torch.randn(size, generator=generator, dtype=torch.float64)
+    if draw(st.booleans()):  # many ties, zeros of both signs among them
+        values = (values * 2).round() * draw(st.sampled_from([0.0, 1.0, 1e-41, 1e30]))
+    return values.to(dtype).clamp(-1e4, 1e4) if dtype is torch.float16 else values.to(dtype)
+
+
+@given(weights(), st.data())
+@pytest.mark.parametrize("select", [top_k, _top_k_cuda], ids=["cpu", "gpu formulation"])
+def test_top_k_equals_a_stable_sort(select, weight: Tensor, data: st.DataObject) -> None:  # noqa: ANN001
+    k = data.draw(st.integers(1, len(weight)))
+    if select is _top_k_cuda and weight.dtype is torch.float32 and weight.abs().max() < 1e-37:
+        weight = (
+            weight.double()
+        )  # a GPU compares subnormal numbers exactly; torch.topk's CPU twin may not
+    assert torch.equal(select(weight, k), by_sorting(weight, k))
+
+
+def test_top_k_on_each_device_waits_for_nothing(device: str) -> None:
+    weight = torch.randn(50_000)
+    weight[::3] = weight[0]
+    on_device = weight.to(device)
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        chosen = top_k(on_device, 20_000)
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(chosen.cpu(), by_sorting(weight, 20_000))
+
+
+def test_top_k_does_not_depend_on_the_number_of_threads() -> None:
+    weight = torch.randint(-3, 4, (10_000,)).float()
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = top_k(weight, 4_000)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(one, top_k(weight, 4_000))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_weight_that_is_not_finite_is_named(value: float) -> None:
+    weight = torch.randn(1000)
+    weight[321] = value
+    with pytest.raises(ValueError, match=r"weight 321 is .*lower the learning rate"):
+        top_k(weight, 5)
+
+
+def test_selection_is_many_times_faster_than_torch_topk() -> None:
+    """8.65 million weights: 9 ms against 136 ms on two cores (benchmarks/selection.md)."""
+    weight = torch.randn(8_650_000)
+
+    def best(run) -> float:  # noqa: ANN001
+        seen = []
+        for _ in range(5):
+            start = time.perf_counter()
+            run()
+            seen.append(time.perf_counter() - start)
+        return min(seen)
+
+    k = 200_000
+    assert best(lambda: top_k(weight, k)) * 4 < best(lambda: weight.abs().topk(k, sorted=False))
+
+
+@pytest.mark.parametrize("rule", list(RULES))
+def test_every_rule_keeps_its_budget_at_every_step(rule: str) -> None:
+    graph = NeuralGraph(Topology.layered([6, 8, 5]), rule=rule, num_edges=31, node="relu")
+    optimizer = torch.optim.SGD(graph.parameters(), lr=0.5, momentum=0.9, weight_decay=1e-4)
+    expected = 118 if rule == "complete" else 31
+    wirings = []
+    for _ in range(20):
+        wiring = graph.wiring().validate(graph.topology)
+        assert wiring.edge_index.shape == (2, expected)
+        assert torch.equal(wiring.edge_id, graph.wiring().edge_id)  # selecting changes nothing
+        assert int(wiring.mask.sum()) == expected
+        wirings.append(wiring.edge_id)
+        optimizer.zero_grad()
+        graph(torch.randn(4, 6)).square().sum().backward()
+        optimizer.step()
+    changed = any(not torch.equal(wirings[0], w) for w in wirings)
+    assert changed == (rule == "dnw")
+
+
+def test_random_wirings_differ_by_seed_only_and_survive_a_checkpoint() -> None:
+    def make(seed: int) -> NeuralGraph:
+        torch.manual_seed(seed)
+        return NeuralGraph(Topology.layered([6, 8, 5]), rule="random", num_edges=31)
+
+    first, again, other = make(1), make(1), make(2)
+    assert torch.equal(first.wiring().edge_id, again.wiring().edge_id)
+    assert not torch.equal(first.wiring().edge_id, other.wiring().edge_id)
+    other.load_state_dict(first.state_dict())
+    assert torch.equal(first.wiring().edge_id, other.wiring().edge_id)
+
+
+def test_random_wirings_are_uniform() -> None:
+    """Each candidate is drawn with probability k / E; false alarm below 1e-6 over all of them."""
+    topology = Topology.layered([3, 3, 3])
+    drawn = torch.zeros(topology.num_candidates)
+    graph, turns = NeuralGraph(topology, rule="random", num_edges=9), 2000
+    for _ in range(turns):
+        graph.reset_parameters()
+        drawn[graph.wiring().edge_id] += 1
+    expected = turns * 9 / topology.num_candidates
+    deviation = (turns * (1 / 3) * (2 / 3)) ** 0.5
+    assert float((drawn - expected).abs().max()) < 6 * deviation
+
+
+def test_validate_notices_a_wiring_at_odds_with_its_topology() -> None:
+    graph = NeuralGraph(Topology.layered([6, 8, 5]), num_edges=31)
+    good = graph.wiring()
+    for change, message in [
+        ({"edge_id": good.edge_id.flip(0)}, "ascend"),
+        ({"edge_id": good.edge_id + 118}, r"\[0, 118\)"),
+        ({"edge_index": good.edge_index.flip(0)}, "does not hold the edges"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Wiring(**{**vars(good), **change}).validate(graph.topology)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_edges": 119}, r"between 1 and the 118 candidate.*got 119"),
+        ({"num_edges": 0}, r"between 1 and the 118 candidate.*got 0"),
+        ({}, r"num_edges.*is missing.*complete"),
+        (
+            {"rule": "dwn", "num_edges": 3},
+            r"unknown rule 'dwn'; did you mean 'dnw'\? \(known: complete, dnw",
+        ),
+    ],
+)
+def test_errors(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NeuralGraph(Topology.layered([6, 8, 5]), **options)
+    with pytest.raises(TypeError, match="a rule is a name"):
+        NeuralGraph(Topology.layered([6, 8, 5]), rule=3, num_edges=3)

@@ -1,0 +1,136 @@
+"""MobileNetV1-DNW against the published implementation's numbers and the paper's counts."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dnw_graph import cost
+from models import ModelConfig, create_model
+from models.mbv1_dnw import STAGES, MobileNetV1DNW, Stage
+from tests.conftest import relative_error
+
+
+def candidates(stage: Stage, matrix: Tensor) -> Tensor:
+    """Read the candidate weights out of the published implementation's full matrix."""
+    matrix, width = matrix.flatten(1), stage.width
+    return torch.cat(
+        [
+            matrix[j * width : (j + 1) * width, : stage.inputs + j * width].flatten()
+            for j in range(stage.blocks)
+        ]
+    )
+
+
+def to_ours(stages: list[Stage], theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the published implementation's tensors, and drop what no forward pass reads."""
+    ours = {}
+    for name, value in theirs.items():
+        match name.split("."):
+            case ["conv1", *rest]:
+                ours[".".join(["stem", *rest])] = value
+            case ["bn", *rest]:
+                ours[".".join(["norm", *rest])] = value
+            case ["linear", *rest]:
+                ours[".".join(["classifier", *rest])] = value
+            case ["layers", i, "graph", "weight"]:
+                ours[f"graphs.{i}.weight"] = candidates(stages[int(i)], value)
+            case ["layers", i, "downsample", "0", "weight"]:
+                ours[f"graphs.{i}.nodes.0.conv.weight"] = value
+            case ["layers", i, "norm", block, *rest]:
+                ours[".".join(["graphs", i, "nodes", block, "norm", *rest])] = value
+            case ["layers", i, "conv", "weight"]:
+                for block, part in enumerate(value.split(stages[int(i)].width), start=1):
+                    ours[f"graphs.{i}.nodes.{block}.conv.weight"] = part
+    return ours
+
+
+def kept_candidates(stage: Stage, matrix: Tensor, d: float) -> int:
+    """Count the candidates among the entries that the published implementation keeps."""
+    edges = stage.inputs * stage.width + (stage.blocks - 1) * stage.width**2
+    drop = int((1 - edges * d**2 / matrix.numel()) * matrix.numel())
+    kept = torch.zeros(matrix.numel())
+    kept[matrix.flatten().abs().argsort()[drop:]] = 1
+    return int(candidates(stage, kept.view_as(matrix)).sum())
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "dense", "sparse"])
+def test_equals_the_published_implementation(reference: Any, backend: str, device: str) -> None:
+    if device == "cuda" and backend == "sparse":
+        pytest.skip("the sparse backend is for CPUs")
+    recorded = reference("mbv1_dnw")
+    meta = recorded["meta"]
+    stages = [Stage(*s) for s in meta["stages"]]
+    d = 1 - meta["prune_rate"]
+    state = {k.removeprefix("state/"): v for k, v in recorded.items() if k.startswith("state/")}
+    budget = [
+        kept_candidates(s, state[f"layers.{i}.graph.weight"], d) for i, s in enumerate(stages)
+    ]
+    config = ModelConfig(num_classes=10, image_size=meta["image_size"], backend=backend)
+    model = MobileNetV1DNW(config, stages=stages, num_edges=budget)
+    model.load_state_dict(to_ours(stages, state))
+    model.to(device)
+
+    logits = model(recorded["input"].to(device))
+    F.cross_entropy(logits, recorded["target"].to(device)).backward()
+
+    assert relative_error(logits.cpu(), recorded["train_logits"]) < 1e-4
+    grads = {k.removeprefix("grad/"): v for k, v in recorded.items() if k.startswith("grad/")}
+    expected = to_ours(stages, grads)
+    got = dict(model.named_parameters())
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        assert relative_error(got[name].grad.cpu(), value) < 1e-4, name
+    after = {k.removeprefix("after/"): v for k, v in recorded.items() if k.startswith("after/")}
+    for name, value in to_ours(stages, after).items():
+        assert relative_error(model.state_dict()[name].cpu(), value) < 1e-4, name
+    model.eval()
+    assert relative_error(model(recorded["input"].to(device)).cpu(), recorded["eval_logits"]) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("d", "edges"), [(0.225, [104, 1_245, 4_977, 72_991, 79_627]), (1.0, None), (0.1, None)]
+)
+def test_edges_of_each_graph(d: float, edges: list[int] | None) -> None:
+    exact = ModelConfig(width=d).exact_width
+    counts = [stage.num_edges(exact) for stage in STAGES]
+    if edges is None:  # whole numbers of edges: nothing may be rounded up by a binary fraction
+        whole = [s.inputs * s.width + (s.blocks - 1) * s.width**2 for s in STAGES]
+        edges = [-(-n * int(d * 10) ** 2 // 100) for n in whole]
+    assert counts == edges
+
+
+def test_longest_paths_are_those_of_mobilenet() -> None:
+    assert [stage.topology().depth for stage in STAGES] == [1, 2, 2, 6, 2]
+
+
+UNREAD_STEM_CHANNEL = (27 + 9) * 112**2  # its 3x3x3 convolution and its node function
+
+
+@pytest.mark.parametrize(
+    ("d", "macs", "parameters", "unread"),
+    [(0.225, 55_706_808, 1_228_371, 2), (0.51, 169_620_132, 1_886_107, 0)],
+)
+def test_costs_of_random_wirings(d: float, macs: int, parameters: int, unread: int) -> None:
+    """A stem channel that happens to be unread is 0.8 % of the cost at 0.225; the draw had two."""
+    model = create_model("mbv1_random", width=d)
+    within = 0
+    for _ in range(12):
+        model.graphs[0].reset_parameters()
+        counted = cost(model, image_size=224)
+        unread_here = 32 - len(model.graphs[0].wiring().edge_index[0].unique())
+        like_theirs = counted.macs + (unread_here - unread) * UNREAD_STEM_CHANNEL
+        assert abs(like_theirs / macs - 1) < 0.005
+        assert abs(counted.parameters / parameters - 1) < 0.005
+        within += abs(counted.macs / macs - 1) < 0.005
+    assert within > 0
+
+
+def test_small_replaces_the_classifier_by_a_graph() -> None:
+    small = create_model("mbv1_dnw_small", width=0.225)
+    assert small.classifier.num_edges == 230_400  # 0.225 of 1024 x 1000
+    assert small(torch.randn(2, 3, 224, 224)).shape == (2, 1000)
+    whole, reduced = cost(create_model("mbv1_dnw", width=0.225)), cost(small)
+    assert 750_000 < whole.parameters - reduced.parameters < 810_000
