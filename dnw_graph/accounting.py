@@ -53,7 +53,8 @@ def cost(model: nn.Module, image_size: int = 224) -> Cost:
     pooling), as long as they are modules.
 
     Args:
-        model: A network for images, or a :class:`NeuralGraph` on its own.
+        model: A network for images with as many channels as its first convolution reads, or a
+            :class:`NeuralGraph` on its own.
         image_size: Height and width in pixels.
 
     Returns:
@@ -63,8 +64,7 @@ def cost(model: nn.Module, image_size: int = 224) -> Cost:
         ValueError: The network cannot be run on such an image.
     """
     parameter = next(model.parameters(), torch.empty(0))
-    channels = model.topology.num_inputs if isinstance(model, NeuralGraph) else 3
-    image = torch.zeros(1, channels, image_size, image_size).to(parameter)
+    image = torch.zeros(1, _channels(model), image_size, image_size).to(parameter)
     ledger = _Ledger()
     with ledger.watching(model), torch.no_grad():
         model(image)
@@ -134,6 +134,16 @@ class _Ledger:
                 macs=whole.macs * share[0] // share[1],
                 parameters=whole.parameters * share[0] // share[1],
             )
+
+
+def _channels(model: nn.Module) -> int:
+    """Return how many channels the first layer of a network reads."""
+    for module in model.modules():
+        if isinstance(module, NeuralGraph):
+            return module.topology.num_inputs
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return 3
 
 
 Live = Tensor | None

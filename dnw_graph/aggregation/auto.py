@@ -12,7 +12,7 @@ from dnw_graph.aggregation.sparse import Sparse
 DENSE_FROM = 0.2
 """Share of real edges from which a dense product beats the sparse kernels on a CPU.
 
-From benchmarks/layout_spike.md: 12.6 ms for 72,991 edges sparse, 145 ms for 4,718,592 dense.
+From benchmarks/layout_spike.md: 12 ms for 72,991 edges sparse, 155 ms for 4,718,592 dense.
 """
 
 

@@ -27,21 +27,20 @@ def top_k(weight: Tensor, k: int) -> Tensor:
 
 @torch.library.custom_op("dnw_graph::top_k", mutates_args=(), device_types="cpu")
 def _top_k(weight: Tensor, k: int) -> Tensor:
-    double = weight.dtype == torch.float64
-    magnitude = weight.to(torch.float64 if double else torch.float32).contiguous()
-    bits = magnitude.view(torch.int64 if double else torch.int32).numpy()
+    narrow = weight.dtype != torch.float64
+    values = weight.to(torch.float32 if narrow else torch.float64).contiguous()
+    bits = values.view(torch.int32 if narrow else torch.int64).numpy()
     ids = np.empty(k, dtype=np.int64)
-    # The bits of a positive float order like the float: the top 16 of the sign-free ones give bins.
-    _largest(bits, k, np.int64(64 - 17 if double else 32 - 17), _jit.use_torch_threads(), ids)
-    chosen = torch.from_numpy(ids)
-    # Infinity and NaN have the largest bits of all, so a single one would have been chosen.
-    if not bool(magnitude[chosen].isfinite().all()):
-        at = int(chosen[~magnitude[chosen].isfinite()][0])
+    # The bits of a positive float order like the float: the top 16 of the sign-free ones give bins,
+    # of which the last few hold infinity and NaN.
+    shift, infinity = (15, 0xFF00) if narrow else (47, 0xFFE0)
+    if not _largest(bits, k, np.int64(shift), infinity, _jit.use_torch_threads(), ids):
+        at = int((~values.isfinite()).nonzero()[0])
         raise ValueError(
-            f"every edge weight must be finite, but weight {at} is {float(weight[at])}: the run "
+            f"every edge weight must be finite, but weight {at} is {float(values[at])}: the run "
             "diverged; go back to a checkpoint and lower the learning rate"
         )
-    return chosen
+    return torch.from_numpy(ids)
 
 
 @_top_k.register_kernel("cuda")
@@ -63,8 +62,8 @@ def _(weight: Tensor, k: int) -> Tensor:
 
 
 @_jit.kernel
-def _largest(bits, k, shift, chunks, ids):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Write the ids of the k largest sign-free ``bits``, ascending, chunk by chunk."""
+def _largest(bits, k, shift, infinity, chunks, ids):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Write the ids of the k largest sign-free ``bits``, ascending; False if one is not finite."""
     size = (len(bits) + chunks - 1) // chunks
     sign_free = (np.int64(1) << (shift + 16)) - 1
     # 1. Count the numbers by their leading bits, and find the bin that holds the k-th.
@@ -72,8 +71,10 @@ def _largest(bits, k, shift, chunks, ids):  # type: ignore[no-untyped-def]  # no
     for c in numba.prange(chunks):
         for i in range(c * size, min(c * size + size, len(bits))):
             histogram[c, (bits[i] & sign_free) >> shift] += 1
-    split, above = (1 << 16) - 1, np.int64(0)
     total = histogram.sum(axis=0)
+    if total[infinity:].sum() > 0:
+        return False
+    split, above = (1 << 16) - 1, np.int64(0)
     while above + total[split] < k:
         above += total[split]
         split -= 1
@@ -100,11 +101,12 @@ def _largest(bits, k, shift, chunks, ids):  # type: ignore[no-untyped-def]  # no
         kept = histogram[c, split + 1 :].sum() + (own > threshold).sum() + quota[c]
         start[c + 1] = start[c] + kept
     for c in numba.prange(chunks):
-        at, left = start[c], quota[c]
-        for i in range(c * size, min(c * size + size, len(bits))):
+        i, at, left = c * size, start[c], quota[c]
+        while at < start[c + 1]:  # no branch on what is kept: the rest is written over
             key = bits[i] & sign_free
-            tie = key == threshold and left > 0
-            if key > threshold or tie:
-                ids[at] = i
-                at += 1
-                left -= tie
+            tie = (key == threshold) & (left > 0)
+            ids[at] = i
+            at += (key > threshold) | tie
+            left -= tie
+            i += 1
+    return True

@@ -1,0 +1,73 @@
+"""Every model in the registry, and what the registry refuses."""
+
+import pytest
+import torch
+
+from dnw_graph import NeuralGraph
+from models import ModelConfig, create_model, list_models, register_model
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_model_trains_and_evaluates(name: str) -> None:
+    model = create_model(name, width=0.25, num_classes=7, image_size=32)
+    images = torch.randn(2, 3, 32, 32)
+    torch.nn.functional.cross_entropy(model(images), torch.tensor([1, 5])).backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+    model.eval()
+    assert torch.equal(model(images), model(images))
+    assert model(images[:1]).shape == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("mbv1_dnw", "DNW"), ("mbv1_random", "Random"), ("mbv1_complete", "Complete")],
+)
+def test_a_model_has_its_own_rule_unless_told_another(name: str, rule: str) -> None:
+    def rules(**options: object) -> set[str]:
+        model = create_model(name, width=0.25, num_classes=7, image_size=32, **options)
+        return {type(m.rule).__name__ for m in model.modules() if isinstance(m, NeuralGraph)}
+
+    assert rules() == {rule}
+    assert rules(rule="random") == {"Random"}
+
+
+@pytest.mark.parametrize(("image_size", "stride"), [(32, 1), (64, 1), (65, 2), (224, 2)])
+def test_the_stem_strides_over_large_images_only(image_size: int, stride: int) -> None:
+    assert ModelConfig(image_size=image_size).stride == stride
+    assert ModelConfig(image_size=image_size, stem_stride=3).stride == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "mbv1_dwn",
+            {},
+            r"unknown model 'mbv1_dwn'; did you mean 'mbv1_dnw'\? \(known: mbv1, mbv1_",
+        ),
+        ("mbv1_dnw", {"widht": 1}, r"unknown model option 'widht'; did you mean 'width'\? \(known"),
+        ("mbv1_dnw", {"width": 0}, r"width must be above 0, got 0"),
+        ("mbv1_dnw", {"width": 3}, r"num_edges must lie between 1 and the 2,048"),
+        ("mbv1_dnw", {"num_classes": 0}, r"num_classes must be 1 or more"),
+        ("mbv1_dnw", {"image_size": 0}, r"image_size must be 1 pixel or more"),
+        ("mbv1_dnw", {"stem_stride": "two"}, r"stem_stride must be \"auto\" or 1 or more"),
+        ("mbv1_dnw", {"image_size": 8}, r"images of 8 pixels are too small.*use 9 pixels or more"),
+        ("mbv1_dnw", {"rule": "dwn"}, r"unknown rule 'dwn'"),
+        ("mbv1", {"rule": "dnw"}, r"mbv1 has no wiring to apply rule 'dnw' to"),
+        ("mbv1", {"image_size": 16, "stem_stride": 2}, r"use 17 pixels or more"),
+    ],
+)
+def test_errors(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_model(name, **options)
+
+
+def test_a_name_is_given_once() -> None:
+    with pytest.raises(ValueError, match="there is a model named 'mbv1' already"):
+        register_model("mbv1")(lambda config: torch.nn.Identity())
+
+
+def test_an_image_smaller_than_promised_is_refused_when_it_comes() -> None:
+    model = create_model("mbv1_dnw", width=0.25, num_classes=7, image_size=32)
+    with pytest.raises(ValueError, match="too small for stride 2"):
+        model(torch.randn(2, 3, 8, 8))
