@@ -1,5 +1,7 @@
 """Numba, set up once: kernels are cached where possible and obey PyTorch's thread count."""
 
+import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -9,28 +11,51 @@ from numba.core import types
 from numba.core.typing.templates import Signature
 from numba.extending import intrinsic
 
-Kernel = Callable[..., Any]
+_launching = threading.Lock()
+_in_forked_child = False
 
 
-def kernel(function: Kernel) -> Kernel:
-    """Compile a function of arrays and numbers, with ``numba.prange`` over PyTorch's threads.
+def _note_fork() -> None:
+    global _in_forked_child
+    _in_forked_child = True
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
+
+def threads() -> int:
+    """Return how many threads a kernel uses: as many as PyTorch does."""
+    return max(1, min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS)))
+
+
+class Kernel:
+    """A compiled function of arrays and numbers, with ``numba.prange`` over PyTorch's threads.
 
     Sums may be reassociated and contracted, so a result agrees with PyTorch's to rounding; NaN and
-    infinity keep their meaning.
+    infinity keep their meaning. Threads of Python take turns, since not every threading layer lets
+    two launch at once; and a forked process, in which OpenMP must not start threads, runs on one.
+
+    Args:
+        function: What to compile. Numba keeps the result beside its file, and compiles again when
+            that file changes, but not when a function it calls from another file does.
     """
-    options: dict[str, Any] = {"parallel": True, "fastmath": {"contract", "reassoc"}}
-    try:
-        compiled: Kernel = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # neither this folder nor the user's cache folder can be written to
-        compiled = numba.njit(**options)(function)
-    return compiled
 
+    def __init__(self, function: Callable[..., Any]) -> None:
+        options: dict[str, Any] = {"fastmath": {"contract", "reassoc"}}
+        try:
+            self._parallel = numba.njit(parallel=True, cache=True, **options)(function)
+        except RuntimeError:  # neither this folder nor the user's cache folder can be written to
+            self._parallel = numba.njit(parallel=True, **options)(function)
+        # Compiled at its first call, if ever, and not kept: the file would be the parallel one's.
+        self._serial = numba.njit(**options)(function)
+        self.__doc__ = function.__doc__
 
-def use_torch_threads() -> int:
-    """Let the next kernel use as many threads as PyTorch does, and return their number."""
-    threads = int(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))
-    numba.set_num_threads(threads)
-    return threads
+    def __call__(self, *args: Any) -> Any:
+        if _in_forked_child:
+            return self._serial(*args)
+        with _launching:
+            numba.set_num_threads(threads())
+            return self._parallel(*args)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -1,14 +1,14 @@
 """Names for the parts of a graph: a string resolves to a class, and an object passes through."""
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
-class Registry(Mapping[str, T], Generic[T]):
-    """A mapping from names to things, filled by a decorator.
+class Registry(Generic[T]):
+    """Things by name, filled by a decorator.
 
     Args:
         kind: What the things are, in the words of an error message: ``"rule"``, ``"model"``.

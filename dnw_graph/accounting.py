@@ -1,13 +1,11 @@
 """One accounting of a network: edges, parameters and multiply-adds of the live graph."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dnw_graph import _trace
 from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.topology import Role
 
@@ -43,97 +41,52 @@ class Cost:
         )
 
 
-def cost(model: nn.Module, image_size: int = 224) -> Cost:
+def cost(model: nn.Module, image_size: int = 224, *, example: Tensor | None = None) -> Cost:
     """Count what a network costs for one image, as the paper does.
 
-    Runs the network once on an empty image, in evaluation mode. Real edges count once a pixel, the
-    node function of each live node 9 times (3x3), pooling once a pixel. Where a layer feeds a
-    graph, only channels with a real edge out count; where a graph feeds a layer, only channels with
-    a real edge in. That is followed through layers which keep channels apart (norms, activations,
-    pooling), as long as they are modules.
+    Runs the network once in evaluation mode. Real edges count once a pixel, the node function of
+    each live node 9 times (3x3), average pooling once a pixel. Where a layer feeds graphs only, its
+    channels without a real edge out do not count; where a graph feeds a layer, channels without a
+    real edge in do not. That is followed through modules that keep channels apart (norms,
+    activations, pooling, dropout); anything else reads every channel.
 
     Args:
         model: A network for images with as many channels as its first convolution reads, or a
             :class:`NeuralGraph` on its own.
         image_size: Height and width in pixels.
+        example: One input ``[1, ...]`` in place of an image, for a network that takes another kind.
 
     Returns:
         The cost; printed, it names units.
 
-    Raises:
-        ValueError: The network cannot be run on such an image.
+    Warns:
+        UserWarning: The network has layers with weights that this does not know how to count.
     """
-    parameter = next(model.parameters(), torch.empty(0))
-    image = torch.zeros(1, _channels(model), image_size, image_size).to(parameter)
-    ledger = _Ledger()
-    with ledger.watching(model), torch.no_grad():
-        model(image)
-    return sum(ledger.entries.values(), Cost())
-
-
-class _Ledger:
-    """Enters each layer's cost as it runs, and follows which channels are live between layers."""
-
-    def __init__(self) -> None:
-        self.entries: dict[int, Cost] = {}
-        self._seen: set[nn.Module] = set()
-        self._maker: dict[int, tuple[Tensor, nn.Module]] = {}  # by id of the layer's output
-        self._live: dict[int, tuple[Tensor, Tensor]] = {}  # live channels of a tensor, by its id
-
-    @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """Enter what runs in here."""
-        handles = [m.register_forward_hook(self._enter) for m in self._leaves(model)]
-        training = {m: m.training for m in model.modules()}
-        model.eval()
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            for module, mode in training.items():
-                module.training = mode
-
-    def _leaves(self, module: nn.Module) -> Iterator[nn.Module]:
-        """Yield graphs and layers without children, but not the layers inside a graph."""
-        children = list(module.children())
-        if isinstance(module, NeuralGraph) or not children:
-            yield module
-        else:
-            for child in children:
-                yield from self._leaves(child)
-
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        if not isinstance(out, Tensor) or not args or not isinstance(args[0], Tensor):
-            return
-        x = args[0]
-        _, live = self._live.get(id(x), (x, None))
-        rule = next((rule for kind, rule in _RULES if isinstance(module, kind)), None)
-        entry = rule(module, x, out, live) if rule else Cost()
-        if module in self._seen:  # what is there counts once, what is done counts every time
-            entry = Cost(macs=entry.macs)
-        self._seen.add(module)
-        self.entries[id(out)] = self.entries.get(id(out), Cost()) + entry
+    if example is None:
+        like = next(model.parameters(), torch.empty(0))
+        example = torch.zeros(1, _channels(model), image_size, image_size).to(like)
+    calls = _trace.run(model, example)
+    wirings = {
+        call.module: call.module.wiring().edge_index.cpu()
+        for call in calls
+        if isinstance(call.module, NeuralGraph)
+    }
+    live = _trace.live_channels(
+        calls,
+        reads={graph: _ends(graph, e[0], Role.INPUT) for graph, e in wirings.items()},
+        feeds={graph: _ends(graph, e[1], Role.OUTPUT) for graph, e in wirings.items()},
+    )
+    total, seen = Cost(), set()
+    for call, (inputs, outputs) in zip(calls, live, strict=True):
+        module = call.module
         if isinstance(module, NeuralGraph):
-            self._live[id(out)] = out, _live_outputs(module)
-            self._correct_maker(module, x)
-        elif live is not None and not isinstance(module, (nn.Conv2d, nn.Linear)):
-            keeps_channels = out.dim() > 1 and out.shape[1] == len(live)
-            if keeps_channels:
-                self._live[id(out)] = out, live
-        self._maker[id(out)] = out, module
-
-    def _correct_maker(self, graph: NeuralGraph, x: Tensor) -> None:
-        """Count the convolution before a graph for the channels that the graph reads."""
-        _, maker = self._maker.get(id(x), (x, None))
-        if isinstance(maker, nn.Conv2d):
-            read = _has_edge_out(graph)[graph.topology.inputs.to(x.device)]
-            share = int(read.sum()), len(read)
-            whole = self.entries[id(x)]
-            self.entries[id(x)] = Cost(
-                macs=whole.macs * share[0] // share[1],
-                parameters=whole.parameters * share[0] // share[1],
-            )
+            entry = _graph(module, wirings[module], call.out)
+        else:
+            entry = _layer(module, call, inputs, outputs)
+        # What is there counts once, what is done counts every time.
+        total += Cost(macs=entry.macs) if module in seen else entry
+        seen.add(module)
+    return total
 
 
 def _channels(model: nn.Module) -> int:
@@ -146,20 +99,24 @@ def _channels(model: nn.Module) -> int:
     return 3
 
 
-Live = Tensor | None
+def _ends(graph: NeuralGraph, nodes: Tensor, role: Role) -> Tensor:
+    """Return which channels of a graph's input or output are among some nodes."""
+    channels = graph.topology.inputs if role == Role.INPUT else graph.topology.outputs
+    return torch.isin(channels, nodes)
 
 
-def _graph(graph: NeuralGraph, x: Tensor, out: Tensor, live: Live) -> Cost:
-    pixels = out[0, 0].numel()
-    has_out, has_in = _has_edge_out(graph), _has_edge_in(graph)
+def _graph(graph: NeuralGraph, edge_index: Tensor, out: Tensor) -> Cost:
+    topology, pixels, edges = graph.topology, out[0, 0].numel(), edge_index.shape[1]
+    nodes = torch.arange(topology.num_nodes)
+    has_out, has_in = torch.isin(nodes, edge_index[0]), torch.isin(nodes, edge_index[1])
     total = Cost(
-        macs=graph.num_edges * pixels,
-        parameters=graph.num_edges,
-        real_edges=graph.num_edges,
-        candidate_edges=graph.topology.num_candidates,
-        dead_nodes=int((~has_out & (graph.topology.role != Role.OUTPUT).to(x.device)).sum()),
+        macs=edges * pixels,
+        parameters=edges,
+        real_edges=edges,
+        candidate_edges=topology.num_candidates,
+        dead_nodes=int((~has_out & (topology.role != Role.OUTPUT)).sum()),
     )
-    for block, node in zip(graph.topology.blocks, graph.nodes, strict=True):
+    for block, node in zip(topology.blocks, graph.nodes, strict=True):
         alive = has_in if block.role == Role.OUTPUT else has_out
         number = int(alive[block.nodes.start : block.nodes.stop].sum())
         total += Cost(
@@ -169,45 +126,22 @@ def _graph(graph: NeuralGraph, x: Tensor, out: Tensor, live: Live) -> Cost:
     return total
 
 
-def _conv(conv: nn.Conv2d, x: Tensor, out: Tensor, live: Live) -> Cost:
-    weights = conv.weight.numel()
-    if live is not None and conv.groups == 1:
-        weights = weights * int(live.sum()) // len(live)
-    return Cost(macs=weights * out[0, 0].numel(), parameters=weights)
-
-
-def _linear(linear: nn.Linear, x: Tensor, out: Tensor, live: Live) -> Cost:
-    inputs = linear.in_features if live is None else int(live.sum())
-    weights = inputs * linear.out_features
-    return Cost(macs=weights * (out[0].numel() // linear.out_features), parameters=weights)
-
-
-def _pool(pool: nn.Module, x: Tensor, out: Tensor, live: Live) -> Cost:
-    return Cost(macs=(x.shape[1] if live is None else int(live.sum())) * x[0, 0].numel())
-
-
-_RULES: list[tuple[type[nn.Module], Callable[..., Cost]]] = [
-    (NeuralGraph, _graph),
-    (nn.Conv2d, _conv),
-    (nn.Linear, _linear),
-    (nn.AdaptiveAvgPool2d, _pool),
-    (nn.AvgPool2d, _pool),
-]
-
-
-def _has_edge_out(graph: NeuralGraph) -> Tensor:
-    return _touched(graph, 0)
-
-
-def _has_edge_in(graph: NeuralGraph) -> Tensor:
-    return _touched(graph, 1)
-
-
-def _live_outputs(graph: NeuralGraph) -> Tensor:
-    return _has_edge_in(graph)[graph.topology.outputs.to(graph.weight.device)]
-
-
-def _touched(graph: NeuralGraph, end: int) -> Tensor:
-    edge_index = graph.wiring().edge_index
-    touched = torch.zeros(graph.topology.num_nodes, dtype=torch.bool, device=edge_index.device)
-    return touched.index_fill_(0, edge_index[end], True)
+def _layer(module: nn.Module, call: _trace.Call, inputs: Tensor, outputs: Tensor) -> Cost:
+    """Count a layer of which some input and output channels are live."""
+    x, out = call.x, call.out
+    if isinstance(module, nn.modules.conv._ConvNd):
+        weights = module.weight.numel()
+        if module.groups == 1:
+            live = int(inputs.sum()) * int(outputs.sum())
+            weights = weights * live // (len(inputs) * len(outputs))
+        else:
+            weights = weights * int(outputs.sum()) // len(outputs)
+        grid = x if module.transposed else out
+        return Cost(macs=weights * grid[0, 0].numel(), parameters=weights)
+    if isinstance(module, nn.Linear):
+        features_in = module.in_features * int(inputs.sum()) // len(inputs)
+        weights = features_in * module.out_features
+        return Cost(macs=weights * (out[0].numel() // module.out_features), parameters=weights)
+    if isinstance(module, _trace.AVERAGE_POOLS):
+        return Cost(macs=int(inputs.sum()) * x[0, 0].numel())
+    return Cost()

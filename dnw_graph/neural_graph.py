@@ -28,7 +28,8 @@ class NeuralGraph(nn.Module):
 
     Shapes:
         - input ``[B, inputs, *features]``; for ``norm_relu_conv`` the features are ``H, W``.
-        - output ``[B, outputs, *features]``, ``H`` and ``W`` divided by ``stride``, rounded up.
+        - output ``[B, outputs, *features]``, ``H`` and ``W`` divided by ``stride``, rounded up; a
+          view whose memory is node-major, so ``reshape`` it rather than ``view``.
 
     Args:
         topology: Which edges may exist.
@@ -49,11 +50,11 @@ class NeuralGraph(nn.Module):
 
     Raises:
         ValueError: A budget that cannot be met, a topology that the schedule cannot run, an unknown
-            name; on a forward pass, a wrong number of channels or an image too small.
+            name; on a forward pass, a wrong number of channels, an image too small, a rule that
+            returns no wiring or a node function that returns no states.
+        TypeError: An argument of the wrong kind.
     """
 
-    edge_index: Tensor
-    rowptr: Tensor
     input_order: Tensor | None
     output_order: Tensor | None
 
@@ -71,6 +72,13 @@ class NeuralGraph(nn.Module):
         backend: str | Aggregation | type[Aggregation] = "auto",
     ) -> None:
         super().__init__()
+        if not isinstance(topology, Topology):
+            raise TypeError(
+                f"topology must be a Topology, such as Topology.layered([32, 64, 10]), "
+                f"got {topology!r}"
+            )
+        if isinstance(stride, bool) or not isinstance(stride, int):
+            raise TypeError(f"stride must be a whole number of pixels, got {stride!r}")
         self.topology, self.stride = topology, stride
         self.rule = RULES.resolve(rule)
         self.schedule = SCHEDULES.resolve(schedule)
@@ -84,27 +92,27 @@ class NeuralGraph(nn.Module):
             make_node(functions[b.role], len(b.nodes), stride if b.role == Role.INPUT else 1)
             for b in topology.blocks
         )
-        self.register_buffer("edge_index", topology.edge_index, persistent=False)
-        self.register_buffer("rowptr", topology.rowptr, persistent=False)
-        # Schedules go by number of the node: channel of each input, place of each output channel.
-        to_input, to_output = topology.inputs.argsort(), topology.outputs.argsort().argsort()
-        self.register_buffer("input_order", _unless_sorted(to_input), persistent=False)
-        self.register_buffer("output_order", _unless_sorted(to_output), persistent=False)
-        self.reset_parameters()
+        self._reset_wiring()
 
     def reset_parameters(self) -> None:
-        r"""Draw new weights, :math:`U(-1/\sqrt n, 1/\sqrt n)` for ``n`` source nodes, and the rest.
+        r"""Draw everything anew: weights, what the rule remembers, node functions.
 
-        What the rule remembers is made anew as well.
+        Weights come from :math:`U(-1/\sqrt n, 1/\sqrt n)` for ``n`` source nodes.
         """
+        self._reset_wiring()
+        _reset(self.nodes)
+
+    def _reset_wiring(self) -> None:
         bound = 1 / math.sqrt(self.topology.num_sources)
         nn.init.uniform_(self.weight, -bound, bound)
-        for module in self.nodes.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
         for name, value in self.rule.init_state(self.topology, self.num_edges).items():
             self.register_buffer(f"rule_{name}", value.to(self.weight.device))
+        # Schedules go by number of the node: channel of each input, place of each output channel.
+        inputs, outputs = self.topology.inputs.argsort(), self.topology.outputs.argsort().argsort()
+        for name, order in (("input_order", inputs), ("output_order", outputs)):
+            ordered = bool((order.diff() > 0).all())
+            channels = None if ordered else order.to(self.weight.device)
+            self.register_buffer(name, channels, persistent=False)
 
     @property
     def rule_state(self) -> RuleState:
@@ -117,9 +125,7 @@ class NeuralGraph(nn.Module):
     def wiring(self) -> Wiring:
         """Return the real edges at the present weights."""
         edge_id = self.rule.select(self.weight.detach(), self.num_edges, self.rule_state)
-        return Wiring.of(
-            edge_id, self.weight, self.edge_index, self.rowptr, self.rule.straight_through
-        )
+        return Wiring.of(edge_id, self.weight, self.topology, self.rule.straight_through)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the states of the output nodes; see the class for shapes."""
@@ -149,15 +155,17 @@ class NeuralGraph(nn.Module):
 
         Returns:
             ``Data`` with ``edge_index [2, k]``, ``edge_weight [k]``, ``block [V]``, ``role [V]``
-            (:class:`Role`) and ``num_nodes``, validated, on the CPU.
+            (:class:`Role`), ``name`` (:attr:`Topology.names`) and ``num_nodes``, validated, on the
+            CPU; changing it changes nothing else.
         """
-        wiring = self.wiring()
+        wiring, topology = self.wiring(), self.topology
         data = Data(
-            edge_index=wiring.edge_index.cpu(),
+            edge_index=topology.edge_index[:, wiring.edge_id.cpu()],
             edge_weight=wiring.edge_weight.cpu(),
-            block=self.topology.block,
-            role=self.topology.role,
-            num_nodes=self.topology.num_nodes,
+            block=topology.block.clone(),
+            role=topology.role.clone(),
+            name=list(topology.names),
+            num_nodes=topology.num_nodes,
         )
         data.validate()
         return data
@@ -193,6 +201,14 @@ class NeuralGraph(nn.Module):
 
     def _check_input(self, x: Tensor) -> None:
         expected = self.topology.num_inputs
+        if not isinstance(x, Tensor):
+            raise TypeError(f"expected a tensor [B, {expected}, ...], got {type(x).__name__}")
+        cast = torch.is_autocast_enabled(x.device.type) and x.is_floating_point()
+        if x.dtype != self.weight.dtype and not cast:
+            raise ValueError(
+                f"expected input of the weights' type {self.weight.dtype}, got {x.dtype}; "
+                f"convert it, or the graph with .to({x.dtype})"
+            )
         if x.dim() < 2 or x.shape[1] != expected:
             raise ValueError(
                 f"expected input [B, {expected}, ...], one channel an input node, "
@@ -205,5 +221,11 @@ class NeuralGraph(nn.Module):
             )
 
 
-def _unless_sorted(order: Tensor) -> Tensor | None:
-    return None if bool((order.diff() > 0).all()) else order
+def _reset(module: nn.Module) -> None:
+    """Reset a module, or the modules in it where it does not know how."""
+    reset = getattr(module, "reset_parameters", None)
+    if callable(reset):
+        reset()
+    else:
+        for child in module.children():
+            _reset(child)

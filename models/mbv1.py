@@ -5,6 +5,7 @@ from collections import OrderedDict
 from torch import nn
 
 from models.registry import ModelConfig, register_model
+from models.strides import check_strides
 
 #: Output channels and stride of each depthwise-separable layer at width 1.
 LAYERS = (
@@ -29,7 +30,7 @@ def mbv1(config: ModelConfig) -> nn.Module:
             f"mbv1 has no wiring to apply rule {config.rule!r} to; "
             "mbv1_dnw has, with the same nodes"
         )
-    config.check_strides([config.stride, *(stride for _, stride in LAYERS)])
+    check_strides(config.image_size, [config.stride, *(stride for _, stride in LAYERS)])
 
     def scaled(channels: int) -> int:
         return max(1, round(channels * config.exact_width))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dnw_graph import NeuralGraph, Topology
 from models.registry import ModelConfig, register_model
+from models.strides import check_strides
 
 
 class Stage(NamedTuple):
@@ -61,11 +62,13 @@ class MobileNetV1DNW(nn.Module):
         num_edges: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        config.check_strides([config.stride, *(stage.stride for stage in stages)])
+        check_strides(config.image_size, [config.stride, *(stage.stride for stage in stages)])
         d, features = config.exact_width, stages[-1].width
         if num_edges is None:
             num_edges = [stage.num_edges(d) for stage in stages]
-            num_edges += [math.ceil(features * config.num_classes * d)]
+            num_edges += [math.ceil(features * config.num_classes * d)] if small else []
+        if len(num_edges) != len(stages) + small:
+            raise ValueError(f"num_edges needs {len(stages) + small} numbers, got {len(num_edges)}")
         self.stem = nn.Conv2d(3, stages[0].inputs, 3, config.stride, padding=1, bias=False)
         self.graphs = nn.Sequential(
             *(
@@ -88,7 +91,7 @@ class MobileNetV1DNW(nn.Module):
             self.classifier = NeuralGraph(
                 Topology.layered([features, config.num_classes]),
                 rule=config.rule or "dnw",
-                num_edges=num_edges[len(stages)],
+                num_edges=num_edges[-1],
                 node="identity",
                 backend=config.backend,
             )
@@ -115,10 +118,18 @@ def mbv1_dnw_small(config: ModelConfig) -> nn.Module:
 @register_model("mbv1_random")
 def mbv1_random(config: ModelConfig) -> nn.Module:
     """Build the same network with a wiring drawn at random."""
-    return MobileNetV1DNW(dataclasses.replace(config, rule=config.rule or "random"))
+    return MobileNetV1DNW(_with_rule(config, "random"))
 
 
 @register_model("mbv1_complete")
 def mbv1_complete(config: ModelConfig) -> nn.Module:
-    """Build the same network with every candidate edge real."""
-    return MobileNetV1DNW(dataclasses.replace(config, rule=config.rule or "complete"))
+    """Build the same network with every candidate edge real, whatever the width."""
+    return MobileNetV1DNW(_with_rule(config, "complete"))
+
+
+def _with_rule(config: ModelConfig, rule: str) -> ModelConfig:
+    if config.rule not in (None, rule):
+        raise ValueError(
+            f"mbv1_{rule} is mbv1_dnw with rule {rule!r}; for rule {config.rule!r} use mbv1_dnw"
+        )
+    return dataclasses.replace(config, rule=rule)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,6 +12,7 @@ from torch import nn
 
 from dnw_graph import Rule
 from dnw_graph._registry import Registry
+from dnw_graph.aggregation import BACKENDS, Aggregation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +30,16 @@ class ModelConfig:
     """
 
     width: float = 1.0
-    rule: str | Rule | None = None
+    rule: str | Rule | type[Rule] | None = None
     num_classes: int = 1000
     image_size: int = 224
     stem_stride: int | Literal["auto"] = "auto"
-    backend: str = "auto"
+    backend: str | Aggregation | type[Aggregation] = "auto"
 
     def __post_init__(self) -> None:
-        if not self.width > 0:
-            raise ValueError(f"width must be above 0, got {self.width}")
+        if not (isinstance(self.width, int | float) and 0 < self.width < math.inf):
+            raise ValueError(f"width must be a number above 0, got {self.width!r}")
+        BACKENDS.resolve(self.backend)
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be 1 or more, got {self.num_classes}")
         if self.image_size < 1:
@@ -57,32 +60,6 @@ class ModelConfig:
     def exact_width(self) -> Fraction:
         """The width multiplier as it was written, without binary rounding."""
         return Fraction(str(self.width))
-
-    def check_strides(self, strides: list[int]) -> None:
-        """Raise where the feature maps run out of pixels.
-
-        Args:
-            strides: Of the stem and of what follows, in order.
-
-        Raises:
-            ValueError: Naming the smallest image that is large enough.
-        """
-        if self._fits(self.image_size, strides):
-            return
-        least = next(n for n in range(self.image_size, 1 << 16) if self._fits(n, strides))
-        raise ValueError(
-            f"images of {self.image_size} pixels are too small for strides {strides}: feature maps "
-            f"shrink to one pixel before the last stride; use {least} pixels or more, or a smaller "
-            "stem_stride"
-        )
-
-    @staticmethod
-    def _fits(size: int, strides: list[int]) -> bool:
-        for stride in strides:
-            if size < stride:
-                return False
-            size = -(-size // stride)
-        return True
 
 
 ModelBuilder = Callable[[ModelConfig], nn.Module]

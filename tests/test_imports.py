@@ -17,6 +17,7 @@ LIBRARY = [  # likewise, inside dnw_graph
     "node",
     "schedule",
     "neural_graph",
+    "_trace",
     "accounting",
 ]
 FILES = [p.relative_to(ROOT) for name in PACKAGES for p in sorted((ROOT / name).rglob("*.py"))]

@@ -13,48 +13,53 @@ from torch import Tensor
 
 from dnw_graph import _jit
 from dnw_graph._jit import pointer
+from dnw_graph.aggregation._matmul import matrix
 
 _TILE = 512  # columns of a tile: 2 kB a row in float32
+
+
+Edges = tuple[Tensor | None, Tensor, Tensor, list[int], list[int]]
+"""Which edges, as :func:`gather` takes them: ``edge_id`` to ``starts``."""
 
 
 @torch.library.custom_op("dnw_graph::gather", mutates_args=(), device_types="cpu")
 def gather(
     weight: Tensor,
-    edge_id: Tensor,
+    edge_id: Tensor | None,
     edge_index: Tensor,
     rowptr: Tensor,
-    nodes: list[int],
-    first_edge: int,
+    block: list[int],
     starts: list[int],
     states: list[Tensor],
 ) -> Tensor:
-    """Return ``I_v``, the sum of ``w_uv Z_u`` over real edges, ``[targets, *features]``.
+    """Return ``I_v``, the sum of ``w_uv Z_u`` over some edges, ``[targets, *features]``.
 
     Args:
         weight: Candidate weights of the block ``[E of the block]``.
-        edge_id: :attr:`Wiring.edge_id`.
-        edge_index: :attr:`Wiring.edge_index`.
-        rowptr: :attr:`Wiring.rowptr`.
-        nodes: First node of the block, and one past the last.
-        first_edge: Id of the first candidate of the block.
+        edge_id: Ids of the edges of the whole graph ``[k]``, ascending; all candidates if missing.
+        edge_index: Their sources and targets ``[2, k]``.
+        rowptr: Where the edges into each node begin in those two ``[V + 1]``.
+        block: First node of the block, one past its last, id of its first candidate.
         starts: Number of the first node of each state.
         states: States of the source blocks, each ``[nodes, *features]``.
+
+    Raises:
+        ValueError: States of different features, or an edge from a node that has no state.
     """
-    source, _, value, ptr = _real(weight, edge_id, edge_index, rowptr, nodes, first_edge)
-    rows = [_matrix(z, weight.dtype) for z in states]
-    out = weight.new_empty(nodes[1] - nodes[0], rows[0].shape[1])
-    _multiply(ptr, source, value, _addresses(starts, rows), _addresses([0], [out]), out)
-    return out.view(len(out), *states[0].shape[1:]).to(states[0].dtype)
+    ptr, source, place = _edges_into(edge_id, edge_index, rowptr, block)
+    rows = [_matrix(z, weight) for z in states]
+    out = rows[0].new_empty(block[1] - block[0], *states[0].shape[1:])
+    _multiply(ptr, source, _values(weight, place), (starts, rows), ([0], [out]))
+    return out.to(states[0].dtype)
 
 
 @torch.library.custom_op("dnw_graph::spread", mutates_args=(), device_types="cpu")
 def spread(
     weight: Tensor,
-    edge_id: Tensor,
+    edge_id: Tensor | None,
     edge_index: Tensor,
     rowptr: Tensor,
-    nodes: list[int],
-    first_edge: int,
+    block: list[int],
     starts: list[int],
     sizes: list[int],
     grad: Tensor,
@@ -64,66 +69,60 @@ def spread(
     Args as for :func:`gather`, and ``sizes``, the number of nodes of each source block, and
     ``grad``, ``dL/dI`` ``[targets, *features]``.
     """
-    source, _, value, ptr = _real(weight, edge_id, edge_index, rowptr, nodes, first_edge)
-    rows = _matrix(grad, weight.dtype)
-    outs = [weight.new_empty(n, rows.shape[1]) for n in sizes]
+    ptr, source, place = _edges_into(edge_id, edge_index, rowptr, block)
+    rows = _matrix(grad, weight)
+    outs = [rows.new_empty(n, *grad.shape[1:]) for n in sizes]
     by_source = np.empty(starts[-1] + sizes[-1] + 1, dtype=np.int64)
     target, order = np.empty((2, len(source)), dtype=np.int64)
-    _transpose(ptr, source, by_source, target, order)
-    _multiply(
-        by_source, target, value[order], _addresses([0], [rows]), _addresses(starts, outs), rows
-    )
-    return [o.view(len(o), *grad.shape[1:]).to(grad.dtype) for o in outs]
+    if not _transpose(ptr, source, by_source, target, order):
+        raise ValueError("an edge comes from a node that has no state")
+    _multiply(by_source, target, _values(weight, place)[order], ([0], [rows]), (starts, outs))
+    return [out.to(grad.dtype) for out in outs]
 
 
 @torch.library.custom_op("dnw_graph::correlate", mutates_args=(), device_types="cpu")
 def correlate(
     weight: Tensor,
-    edge_id: Tensor,
+    edge_id: Tensor | None,
     edge_index: Tensor,
     rowptr: Tensor,
-    nodes: list[int],
-    first_edge: int,
+    block: list[int],
     starts: list[int],
     states: list[Tensor],
     grad: Tensor,
 ) -> Tensor:
     """Return ``<Z_u, dL/dI_v>`` of the given edges ``[E of the block]``, 0 for others.
 
-    Args as for :func:`gather`, with the edges in question in place of the real ones, and ``grad``,
-    ``dL/dI`` ``[targets, *features]``.
+    Args as for :func:`gather`, and ``grad``, ``dL/dI`` ``[targets, *features]``.
     """
-    source, at, _, ptr = _real(weight, edge_id, edge_index, rowptr, nodes, first_edge)
-    rows, columns = [_matrix(z, weight.dtype) for z in states], _matrix(grad, weight.dtype)
-    out = torch.zeros_like(weight)
-    target = np.repeat(np.arange(len(columns)), np.diff(ptr))
-    _jit.use_torch_threads()
-    _dots(source, target, _addresses(starts, rows), columns.numpy(), at, out.numpy())
-    return out
+    ptr, source, place = _edges_into(edge_id, edge_index, rowptr, block)
+    rows, grads = [_matrix(z, weight) for z in states], _matrix(grad, weight)
+    found = grads.new_empty(len(source))
+    target = np.repeat(np.arange(len(grads)), np.diff(ptr))
+    _dots(source, target, _addresses(starts, rows, source), grads.numpy(), found.numpy())
+    return torch.zeros_like(weight).index_put_((place,), found.to(weight.dtype))
 
 
 @gather.register_fake
 def _(
     weight: Tensor,
-    edge_id: Tensor,
+    edge_id: Tensor | None,
     edge_index: Tensor,
     rowptr: Tensor,
-    nodes: list[int],
-    first_edge: int,
+    block: list[int],
     starts: list[int],
     states: list[Tensor],
 ) -> Tensor:
-    return states[0].new_empty(nodes[1] - nodes[0], *states[0].shape[1:])
+    return states[0].new_empty(block[1] - block[0], *states[0].shape[1:])
 
 
 @spread.register_fake
 def _(
     weight: Tensor,
-    edge_id: Tensor,
+    edge_id: Tensor | None,
     edge_index: Tensor,
     rowptr: Tensor,
-    nodes: list[int],
-    first_edge: int,
+    block: list[int],
     starts: list[int],
     sizes: list[int],
     grad: Tensor,
@@ -134,11 +133,10 @@ def _(
 @correlate.register_fake
 def _(
     weight: Tensor,
-    edge_id: Tensor,
+    edge_id: Tensor | None,
     edge_index: Tensor,
     rowptr: Tensor,
-    nodes: list[int],
-    first_edge: int,
+    block: list[int],
     starts: list[int],
     states: list[Tensor],
     grad: Tensor,
@@ -146,51 +144,67 @@ def _(
     return torch.empty_like(weight)
 
 
-def _real(
-    weight: Tensor,
-    edge_id: Tensor,
-    edge_index: Tensor,
-    rowptr: Tensor,
-    nodes: list[int],
-    first_edge: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return sources, places among the block's candidates, weights and row pointers of a block."""
-    ptr = rowptr[nodes[0] : nodes[1] + 1].numpy()
-    edges = slice(int(ptr[0]), int(ptr[-1]))
-    at = edge_id[edges] - first_edge
-    value = weight.detach()[at].numpy()
-    return edge_index[0, edges].numpy(), at.numpy(), value, ptr - ptr[0]
+def _edges_into(
+    edge_id: Tensor | None, edge_index: Tensor, rowptr: Tensor, block: list[int]
+) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    """Return row pointers, sources, and places among the block's candidates."""
+    first_node, past_node, first_edge = block
+    ptr = rowptr[first_node : past_node + 1].numpy()
+    first, past = int(ptr[0]), int(ptr[-1])
+    ids = torch.arange(first, past) if edge_id is None else edge_id[first:past]
+    return ptr - first, edge_index[0, first:past].numpy(), ids - first_edge
 
 
-def _matrix(x: Tensor, dtype: torch.dtype) -> Tensor:
+def _values(weight: Tensor, place: Tensor) -> np.ndarray:
+    return _at_least_single(weight.detach()[place]).numpy()
+
+
+def _matrix(x: Tensor, weight: Tensor) -> Tensor:
     """Return ``[nodes, N]``, contiguous, in the type that sums are formed in."""
-    return x.detach().to(dtype).reshape(len(x), -1).contiguous()
+    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    return matrix(x.detach().to(wide)).contiguous()
 
 
-def _addresses(starts: list[int], matrices: list[Tensor]) -> np.ndarray:
-    """Return the address of each node's row, by number of the node."""
-    address = np.zeros(starts[-1] + len(matrices[-1]), dtype=np.int64)
-    for start, m in zip(starts, matrices, strict=True):
-        step = m.shape[1] * m.element_size()
-        address[start : start + len(m)] = m.data_ptr() + step * np.arange(len(m))
+def _at_least_single(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _addresses(
+    starts: list[int], tensors: list[Tensor], wanted: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the address of each node's row by number of the node, 0 for nodes without one.
+
+    What follows reads and writes there unchecked, so that whatever could go wrong is noticed here.
+    """
+    size = tensors[0][0].numel()
+    if any(x[0].numel() != size for x in tensors):
+        raise ValueError(f"states differ in their features: {[list(x.shape) for x in tensors]}")
+    address = np.zeros(starts[-1] + len(tensors[-1]), dtype=np.int64)
+    for start, x in zip(starts, tensors, strict=True):
+        step = size * x.element_size()
+        address[start : start + len(x)] = x.data_ptr() + step * np.arange(len(x))
+    if wanted is None or not len(wanted) or not size:
+        return address
+    if wanted.min() < 0 or wanted.max() >= len(address) or not address[wanted].all():
+        raise ValueError("an edge comes from a node that has no state")
     return address
 
 
+Rows = tuple[list[int], list[Tensor]]
+"""Numbers of first nodes, and the rows of the nodes from there on."""
+
+
 def _multiply(
-    ptr: np.ndarray,
-    index: np.ndarray,
-    value: np.ndarray,
-    inputs: np.ndarray,
-    outputs: np.ndarray,
-    like: Tensor,
+    ptr: np.ndarray, index: np.ndarray, value: np.ndarray, inputs: Rows, outputs: Rows
 ) -> None:
-    """Run :func:`_spmm` over rows like those of ``like``, in enough tasks for the threads."""
-    columns = like.shape[1]
-    zero = np.float64(0) if like.dtype == torch.float64 else np.float32(0)
+    """Run :func:`_spmm`, cut into enough tasks for the threads."""
+    columns = inputs[1][0][0].numel()
+    zero = np.float64(0) if value.dtype == np.float64 else np.float32(0)
     tiles = max(1, -(-columns // _TILE))
-    parts = max(1, -(-4 * _jit.use_torch_threads() // tiles))
+    parts = max(1, -(-4 * _jit.threads() // tiles))
     rows = max(1, -(-(len(ptr) - 1) // parts))
-    _spmm(ptr, index, value, inputs, outputs, columns, zero, _TILE, rows)
+    sources, targets = _addresses(*inputs, index), _addresses(*outputs)
+    _spmm(ptr, index, value, sources, targets, columns, zero, _TILE, rows)
 
 
 # The arrays below have no annotations: Numba derives their types.
@@ -198,7 +212,7 @@ def _multiply(
 # mypy: disable-error-code="no-untyped-def"
 
 
-@_jit.kernel
+@_jit.Kernel
 def _spmm(ptr, index, value, inputs, outputs, columns, zero, tile, rows):
     """outputs[v] = sum over e of value[e] * inputs[index[e]], e from ptr[v] to ptr[v + 1]."""
     tiles = (columns + tile - 1) // tile
@@ -232,9 +246,9 @@ def _spmm(ptr, index, value, inputs, outputs, columns, zero, tile, rows):
                 e += 1
 
 
-@_jit.kernel
-def _dots(source, target, inputs, grad, edge_id, out):
-    """out[edge_id[e]] = <inputs[source[e]], grad[target[e]]>."""
+@_jit.Kernel
+def _dots(source, target, inputs, grad, out):
+    """out[e] = <inputs[source[e]], grad[target[e]]>."""
     n = grad.shape[1]
     zero = out.dtype.type(0)
     for e in numba.prange(len(source)):
@@ -242,14 +256,16 @@ def _dots(source, target, inputs, grad, edge_id, out):
         total = zero
         for i in range(n):
             total += z[i] * g[i]
-        out[edge_id[e]] = total
+        out[e] = total
 
 
-@_jit.kernel
+@_jit.Kernel
 def _transpose(rowptr, source, by_source, target, order):
-    """Sort the edges of a block by source: a counting sort, stable in the target."""
+    """Sort the edges of a block by source, stable in the target; False if one is out of range."""
     by_source[:] = 0
     for e in range(len(source)):
+        if source[e] < 0 or source[e] >= len(by_source) - 1:
+            return False
         by_source[source[e] + 1] += 1
     for u in range(len(by_source) - 1):
         by_source[u + 1] += by_source[u]
@@ -259,3 +275,4 @@ def _transpose(rowptr, source, by_source, target, order):
             at = place[source[e]]
             target[at], order[at] = v, e
             place[source[e]] += 1
+    return True

@@ -6,11 +6,16 @@ import torch
 from torch import Tensor
 
 
+def matrix(x: Tensor) -> Tensor:
+    """Return ``[nodes, N]`` of ``[nodes, *features]``, an empty batch included."""
+    return x.reshape(len(x), x[0].numel())
+
+
 def columns(states: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
     """Yield, for each source block, its columns of the matrix and its states ``[nodes, N]``."""
     at = 0
     for z in states:
-        yield slice(at, at + len(z)), z.reshape(len(z), -1)
+        yield slice(at, at + len(z)), matrix(z)
         at += len(z)
 
 
@@ -23,7 +28,7 @@ def outer(states: list[Tensor], grad: Tensor, dtype: torch.dtype) -> Tensor:
         grad: ``dL/dI`` ``[targets, *features]``.
         dtype: Type of the result.
     """
-    flat = grad.reshape(len(grad), -1)
+    flat = matrix(grad)
     out = grad.new_empty(len(grad), sum(len(z) for z in states))
     for cols, z in columns(states):
         torch.mm(flat, z.t(), out=out[:, cols])

@@ -17,7 +17,7 @@ from dnw_graph.wiring import Wiring
 
 @dataclass(frozen=True)
 class Pull:
-    """What a backend is told about one block: which nodes, from where, over which edges.
+    """One block's request for its inputs: which nodes, from where, over which edges.
 
     Attributes:
         block: The block whose inputs are wanted.
@@ -28,11 +28,6 @@ class Pull:
     block: Block
     sources: tuple[Block, ...]
     wiring: Wiring
-
-    def real_edges(self) -> slice:
-        """Return where the block's real edges stand in the wiring; waits for the device."""
-        first, last = self.block.nodes.start, self.block.nodes.stop
-        return slice(int(self.wiring.rowptr[first]), int(self.wiring.rowptr[last]))
 
 
 class Aggregation(MessagePassing):  # type: ignore[misc]
@@ -68,23 +63,23 @@ class Aggregation(MessagePassing):  # type: ignore[misc]
             Inputs ``[nodes, *features]`` in the type of the states, or autocast's where that is on.
         """
         device = weight.device.type
-        if torch.is_autocast_enabled(device):
+        if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
             states = [z.to(torch.get_autocast_dtype(device)) for z in states]
         result: Tensor = _StraightThrough.apply(self, pull, weight, *states)
         return result
 
     @abstractmethod
-    def product(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
-        """Return ``I = A Z`` ``[nodes, *features]`` over the real edges."""
+    def message_and_aggregate(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
+        """Return ``I = A Z`` ``[nodes, *features]`` over the real edges, in memory of its own."""
 
     @abstractmethod
-    def product_to_states(
+    def gradient_to_states(
         self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> list[Tensor]:
         """Return ``A^T dL/dI``, one tensor a source block, over the real edges."""
 
     @abstractmethod
-    def product_to_weight(
+    def gradient_to_weight(
         self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> Tensor:
         """Return ``<Z_u, dL/dI_v>`` ``[E of the block]`` in the type of ``weight``.
@@ -106,7 +101,7 @@ class _StraightThrough(torch.autograd.Function):
     ) -> Tensor:
         ctx.backend, ctx.pull = backend, pull
         ctx.save_for_backward(weight, *states)
-        return backend.product(pull, weight, states)
+        return backend.message_and_aggregate(pull, weight, states)
 
     @staticmethod
     @once_differentiable
@@ -115,9 +110,9 @@ class _StraightThrough(torch.autograd.Function):
         grad = grad.contiguous()
         to_weight, to_states = None, [None] * len(states)
         if ctx.needs_input_grad[2]:
-            to_weight = ctx.backend.product_to_weight(ctx.pull, weight, states, grad)
+            to_weight = ctx.backend.gradient_to_weight(ctx.pull, weight, states, grad)
         if any(ctx.needs_input_grad[3:]):
-            to_states = ctx.backend.product_to_states(ctx.pull, weight, states, grad)
+            to_states = ctx.backend.gradient_to_states(ctx.pull, weight, states, grad)
         return None, None, to_weight, *to_states
 
 

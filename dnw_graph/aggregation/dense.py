@@ -15,7 +15,8 @@ class Dense(Aggregation):
     """Multiplies ``[targets, sources]`` matrices with zeros at hallucinated edges.
 
     Does ``E`` multiplications a pixel for ``k`` that count, in exchange for the fastest kernels
-    there are; never waits for the device. Blocks must be complete.
+    there are; never waits for the device. Blocks must be complete. A state that is not finite
+    spoils sums that do not include it, since 0 times infinity is not 0.
     """
 
     def supports(self, block: Block) -> bool:
@@ -23,32 +24,29 @@ class Dense(Aggregation):
         return block.complete
 
     def message_and_aggregate(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
-        """Return ``A Z``, messages and their sums in one product."""
+        """See :meth:`Aggregation.message_and_aggregate`; here they are one matrix product."""
         matrix = self._matrix(pull, weight, states[0].dtype)
-        out = matrix.new_zeros(len(matrix), states[0][0].numel())
+        out = matrix.new_zeros(len(matrix), *states[0].shape[1:])
+        flat = _matmul.matrix(out)
         for cols, z in _matmul.columns(states):
-            out.addmm_(matrix[:, cols], z)
-        return out.view(len(matrix), *states[0].shape[1:])
+            flat.addmm_(matrix[:, cols], z)
+        return out
 
-    def product(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
-        """See :meth:`Aggregation.product`."""
-        return self.message_and_aggregate(pull, weight, states)
-
-    def product_to_states(
+    def gradient_to_states(
         self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> list[Tensor]:
-        """See :meth:`Aggregation.product_to_states`."""
+        """See :meth:`Aggregation.gradient_to_states`."""
         matrix = self._matrix(pull, weight, grad.dtype)
-        flat = grad.reshape(len(grad), -1)
+        flat = _matmul.matrix(grad)
         return [
             (matrix[:, cols].t() @ flat).view(len(z), *grad.shape[1:])
             for cols, z in _matmul.columns(states)
         ]
 
-    def product_to_weight(
+    def gradient_to_weight(
         self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> Tensor:
-        """See :meth:`Aggregation.product_to_weight`."""
+        """See :meth:`Aggregation.gradient_to_weight`."""
         out = _matmul.outer(list(states), grad, weight.dtype)
         return out if pull.wiring.straight_through else out * self._mask(pull)
 

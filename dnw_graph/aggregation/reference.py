@@ -25,34 +25,34 @@ class Reference(Aggregation):
         """See :meth:`Aggregation.forward`; a compiler leaves it as it is."""
         return super().forward(pull, weight, states)
 
-    def product(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
-        """See :meth:`Aggregation.product`."""
-        edge_index, edge_id = self._real(pull)
+    def message_and_aggregate(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
+        """See :meth:`Aggregation.message_and_aggregate`; here they are two steps."""
+        edge_index, edge_id = self._real_edges(pull)
         x = torch.cat(list(states)).to(weight.dtype)
         out = self._sum(x, edge_index, weight[edge_id], len(pull.block.nodes))
         return out.to(states[0].dtype)
 
-    def product_to_states(
+    def gradient_to_states(
         self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> list[Tensor]:
-        """See :meth:`Aggregation.product_to_states`."""
-        edge_index, edge_id = self._real(pull)
+        """See :meth:`Aggregation.gradient_to_states`."""
+        edge_index, edge_id = self._real_edges(pull)
         order = edge_index[0].argsort(stable=True)
         sizes = [len(z) for z in states]
         backwards, w = edge_index.flip(0)[:, order], weight[edge_id[order]]
         out = self._sum(grad.to(weight.dtype), backwards, w, sum(sizes))
         return list(out.to(states[0].dtype).split(sizes))
 
-    def product_to_weight(
+    def gradient_to_weight(
         self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> Tensor:
-        """See :meth:`Aggregation.product_to_weight`."""
+        """See :meth:`Aggregation.gradient_to_weight`."""
         if pull.wiring.straight_through:
             edges = slice(pull.block.edges.start, pull.block.edges.stop)
-            edge_index = self._local(pull, pull.wiring.candidate_index[:, edges])
+            edge_index = self._renumbered(pull, pull.wiring.candidate_index[:, edges])
             edge_id = torch.arange(len(pull.block.edges), device=weight.device)
         else:
-            edge_index, edge_id = self._real(pull)
+            edge_index, edge_id = self._real_edges(pull)
         x, grad = torch.cat(list(states)).to(weight.dtype), grad.to(weight.dtype)
         out = torch.zeros_like(weight)
         step = max(1, _ELEMENTS_AT_ONCE // max(1, grad[0].numel()))
@@ -84,14 +84,15 @@ class Reference(Aggregation):
         )
         return out
 
-    def _real(self, pull: Pull) -> tuple[Tensor, Tensor]:
+    def _real_edges(self, pull: Pull) -> tuple[Tensor, Tensor]:
         """Return the block's real edges and their places among its candidates."""
-        edges = pull.real_edges()
+        rowptr, nodes = pull.wiring.rowptr, pull.block.nodes
+        edges = slice(int(rowptr[nodes.start]), int(rowptr[nodes.stop]))
         edge_id = pull.wiring.edge_id[edges] - pull.block.edges.start
-        return self._local(pull, pull.wiring.edge_index[:, edges]), edge_id
+        return self._renumbered(pull, pull.wiring.edge_index[:, edges]), edge_id
 
     @staticmethod
-    def _local(pull: Pull, edge_index: Tensor) -> Tensor:
+    def _renumbered(pull: Pull, edge_index: Tensor) -> Tensor:
         """Renumber sources by row of the stacked states, targets by row of the block."""
         row = edge_index.new_zeros(max((s.nodes.stop for s in pull.sources), default=0))
         at = 0

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from dnw_graph.aggregation import _kernels, _matmul
@@ -19,45 +18,38 @@ class Sparse(Aggregation):
     """
 
     def message_and_aggregate(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
-        """Return ``A Z``, each message added to its sum as it is formed."""
-        return _kernels.gather(weight, *self._real(pull), list(states))
+        """See :meth:`Aggregation.message_and_aggregate`; a message is added as it is formed."""
+        return _kernels.gather(weight, *self._real_edges(pull), list(states))
 
-    def product(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
-        """See :meth:`Aggregation.product`."""
-        return self.message_and_aggregate(pull, weight, states)
-
-    def product_to_states(
+    def gradient_to_states(
         self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> list[Tensor]:
-        """See :meth:`Aggregation.product_to_states`."""
-        return _kernels.spread(weight, *self._real(pull), [len(z) for z in states], grad)
+        """See :meth:`Aggregation.gradient_to_states`."""
+        return _kernels.spread(weight, *self._real_edges(pull), [len(z) for z in states], grad)
 
-    def product_to_weight(
+    def gradient_to_weight(
         self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> Tensor:
-        """See :meth:`Aggregation.product_to_weight`."""
+        """See :meth:`Aggregation.gradient_to_weight`."""
         if not pull.wiring.straight_through:
-            return _kernels.correlate(weight, *self._real(pull), list(states), grad)
+            return _kernels.correlate(weight, *self._real_edges(pull), list(states), grad)
         if pull.block.complete:
             return _matmul.outer(list(states), grad, weight.dtype)
-        return _kernels.correlate(weight, *self._candidates(pull), list(states), grad)
+        return _kernels.correlate(weight, *self._all_candidates(pull), list(states), grad)
 
     @staticmethod
-    def _real(pull: Pull) -> tuple[Tensor, Tensor, Tensor, list[int], int, list[int]]:
-        """Return the real edges as the kernels take them."""
-        wiring, block = pull.wiring, pull.block
-        nodes = [block.nodes.start, block.nodes.stop]
-        starts = [source.nodes.start for source in pull.sources]
-        first = block.edges.start
-        return wiring.edge_id, wiring.edge_index, wiring.rowptr, nodes, first, starts
+    def _real_edges(pull: Pull) -> _kernels.Edges:
+        wiring = pull.wiring
+        return wiring.edge_id, wiring.edge_index, wiring.rowptr, *_place(pull)
 
     @staticmethod
-    def _candidates(pull: Pull) -> tuple[Tensor, Tensor, Tensor, list[int], int, list[int]]:
-        """Return the block's candidates as if all were real."""
-        block = pull.block
-        edge_index = pull.wiring.candidate_index[:, block.edges.start : block.edges.stop]
-        targets = torch.arange(block.nodes.start, block.nodes.stop + 1)
-        rowptr = torch.searchsorted(edge_index[1].contiguous(), targets)
-        edge_id = torch.arange(len(block.edges))
-        starts = [source.nodes.start for source in pull.sources]
-        return edge_id, edge_index, rowptr, [0, len(block.nodes)], 0, starts
+    def _all_candidates(pull: Pull) -> _kernels.Edges:
+        wiring = pull.wiring
+        return None, wiring.candidate_index, wiring.candidate_rowptr, *_place(pull)
+
+
+def _place(pull: Pull) -> tuple[list[int], list[int]]:
+    """Return where a block stands, and the first node of each source block."""
+    block = pull.block
+    starts = [source.nodes.start for source in pull.sources]
+    return [block.nodes.start, block.nodes.stop, block.edges.start], starts

@@ -31,7 +31,7 @@ class NodeFunction(nn.Module):
 
     @abstractmethod
     def forward(self, x: Tensor, t: float = 0.0) -> Tensor:
-        """Return the states ``Z``.
+        """Return the states ``Z``, and leave the inputs as they are.
 
         Args:
             x: Inputs ``I`` of the nodes ``[num_nodes, B, H, W]``, node-major.
@@ -72,4 +72,14 @@ def make_node(node: str | NodeFactory, num_nodes: int, stride: int = 1) -> nn.Mo
             f"a node function is a name ({', '.join(NODES)}) or is called with a number of nodes "
             f"to build one a block, got {node!r}"
         )
-    return node(num_nodes) if stride == 1 else node(num_nodes, stride=stride)
+    options = {} if stride == 1 else {"stride": stride}
+    try:
+        made = node(num_nodes, **options)
+    except TypeError as error:
+        asked = f"{num_nodes}" + "".join(f", {k}={v}" for k, v in options.items())
+        raise TypeError(
+            f"node function {node!r} cannot be called with ({asked}): {error}"
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"node function {node!r} must build an nn.Module, got {made!r}")
+    return made

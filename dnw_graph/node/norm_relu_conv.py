@@ -55,5 +55,4 @@ class NormReluConv(NodeFunction):
             x = self.norm(x.transpose(0, 1))
         else:  # node-major maps are one image of B * H rows: no copy, and the same statistics
             x = self.norm(x.reshape(1, nodes, batch * height, width)).view_as(x).transpose(0, 1)
-        x = F.relu(x, inplace=True)
-        return self.conv(x).transpose(0, 1).contiguous()
+        return self.conv(F.relu(x)).transpose(0, 1).contiguous()

@@ -40,4 +40,20 @@ class Schedule(ABC):
         """
 
 
+def fire(block: Block, node: nn.Module, inputs: Tensor, t: float) -> Tensor:
+    """Return the states of a block: what its node function makes of its inputs.
+
+    Raises:
+        ValueError: The node function returned another number of nodes, or lost the batch.
+    """
+    states: Tensor = node(inputs, t)
+    if states.dim() != inputs.dim() or states.shape[:2] != inputs.shape[:2]:
+        raise ValueError(
+            f"node function {type(node).__name__} of block {block.index} must return states "
+            f"[{len(block.nodes)}, B, ...] for inputs {list(inputs.shape)}, "
+            f"got {list(states.shape)}"
+        )
+    return states
+
+
 SCHEDULES = PartRegistry("schedule", Schedule)

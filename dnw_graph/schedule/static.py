@@ -6,7 +6,7 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from dnw_graph.schedule.base import SCHEDULES, PullFunction, Schedule
+from dnw_graph.schedule.base import SCHEDULES, PullFunction, Schedule, fire
 from dnw_graph.topology import Role, Topology
 
 
@@ -30,6 +30,9 @@ class Static(Schedule):
                 "in a static graph inputs have no parents, but there are edges into "
                 f"{topology.describe(target[fed].unique())}; use a schedule in time"
             )
+        roles = [block.role for block in topology.blocks]
+        if Role.INPUT in roles[roles.count(Role.INPUT) :]:
+            raise ValueError("in a static graph the blocks of the inputs come first; renumber them")
         reached = topology.role == Role.INPUT
         for block in topology.blocks:
             edges = slice(block.edges.start, block.edges.stop)
@@ -54,7 +57,13 @@ class Static(Schedule):
                 taken += len(block.nodes)
             else:
                 inputs = pull(block, states)
-            states.append(node(inputs, 0.0))
+            states.append(fire(block, node, inputs, t=0.0))
+            if states[-1].shape[2:] != states[0].shape[2:]:
+                raise ValueError(
+                    f"node functions must agree on the size of feature maps: block 0 has "
+                    f"{list(states[0].shape[2:])}, block {block.index} "
+                    f"{list(states[-1].shape[2:])}; only input nodes may have a stride"
+                )
             if block.role == Role.OUTPUT:
                 outputs.append(states[-1])
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 
-def check_range(edge_index: Tensor, num_nodes: int) -> None:
-    """Raise where an edge list has the wrong shape or names a node that does not exist."""
+def check_edges(edge_index: Tensor, num_nodes: int) -> None:
+    """Raise where an edge list has the wrong shape or type, or names a node that does not exist."""
     if edge_index.dim() != 2 or edge_index.shape[0] != 2 or edge_index.is_floating_point():
         raise ValueError(
             f"edge_index must hold integers [2, E], got {edge_index.dtype} {list(edge_index.shape)}"
@@ -26,7 +26,7 @@ def sorted_edges(
     edge_index: Tensor, num_nodes: int, describe: Callable[[Iterable[int]], str]
 ) -> Tensor:
     """Return the edges sorted by ``(target, source)``, and raise where one occurs twice."""
-    check_range(edge_index, num_nodes)
+    check_edges(edge_index, num_nodes)
     edge_index = edge_index.long().cpu()
     key = edge_index[1] * num_nodes + edge_index[0]
     if not bool((key.diff() > 0).all()):

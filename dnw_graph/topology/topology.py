@@ -1,15 +1,29 @@
 """The candidate graph: nodes in blocks, and the edges that a rule may choose from."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
-from typing import Any
+from functools import cached_property, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from dnw_graph.topology import _order
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _on_cpu(function: Callable[P, R]) -> Callable[P, R]:
+    """Make tensors on the CPU, whatever device a network is being built on."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.device("cpu"):
+            return function(*args, **kwargs)
+
+    return run
 
 
 class Role(IntEnum):
@@ -61,6 +75,7 @@ class Topology:
             roles, no input or no output.
     """
 
+    @_on_cpu
     def __init__(
         self,
         edge_index: Tensor,
@@ -72,9 +87,10 @@ class Topology:
     ) -> None:
         block, role = block.long().cpu(), role.long().cpu()
         self.num_nodes = len(block)
+        self._copies: dict[str, tuple[Tensor, Tensor]] = {}
         self.names: Sequence[Any] = range(self.num_nodes) if names is None else tuple(names)
         self._check_nodes(block, role)
-        self.block, self.role = block, role
+        self.block, self.role = torch.unique_consecutive(block, return_inverse=True)[1], role
         self.inputs = self._nodes_of(Role.INPUT, inputs)
         self.outputs = self._nodes_of(Role.OUTPUT, outputs)
         self.edge_index = _order.sorted_edges(edge_index, self.num_nodes, self.describe)
@@ -85,6 +101,7 @@ class Topology:
         self.blocks = tuple(self._blocks())
 
     @classmethod
+    @_on_cpu
     def layered(cls, sizes: Sequence[int], skip: bool = True) -> "Topology":
         """Blocks in a row: the first the inputs, the last the outputs.
 
@@ -117,9 +134,10 @@ class Topology:
         )
 
     @classmethod
+    @_on_cpu
     def from_edges(
         cls,
-        edge_index: Tensor,
+        edge_index: Tensor | Sequence[Sequence[int]],
         inputs: Iterable[int],
         outputs: Iterable[int],
         num_nodes: int | None = None,
@@ -139,13 +157,15 @@ class Topology:
         Raises:
             ValueError: As for :class:`Topology`; or a node that is both input and output.
         """
-        inputs, outputs = list(inputs), list(outputs)
-        edge_index = edge_index.long().cpu()
-        seen = [-1, *inputs, *outputs, *([int(edge_index.max())] if edge_index.numel() else [])]
-        num_nodes = max(seen) + 1 if num_nodes is None else num_nodes
+        inputs, outputs = [int(v) for v in inputs], [int(v) for v in outputs]
+        edge_index = torch.as_tensor(edge_index, device="cpu")
+        if num_nodes is None:
+            largest = int(edge_index.max()) if edge_index.numel() else -1
+            num_nodes = max(largest, *inputs, *outputs, -1) + 1
+        _order.check_edges(edge_index, num_nodes)
+        edge_index = edge_index.long()
         if both := sorted(set(inputs) & set(outputs)):
             raise ValueError(f"a node is an input or an output, not both: {both[:5]}")
-        _order.check_range(edge_index, num_nodes)
         for kind, nodes in (("input", inputs), ("output", outputs)):
             if outside := [v for v in nodes if not 0 <= v < num_nodes]:
                 raise ValueError(f"{kind}s {outside[:5]} are not among the {num_nodes} nodes")
@@ -165,6 +185,15 @@ class Topology:
             inputs=number[inputs],
             outputs=number[outputs],
         )
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return :attr:`edge_index` and :attr:`rowptr` on a device, copied there once."""
+        if device.type == "cpu":
+            return self.edge_index, self.rowptr
+        name = str(device)
+        if name not in self._copies:
+            self._copies[name] = self.edge_index.to(device), self.rowptr.to(device)
+        return self._copies[name]
 
     @property
     def num_inputs(self) -> int:
@@ -196,6 +225,9 @@ class Topology:
     def __repr__(self) -> str:
         sizes = [len(b.nodes) for b in self.blocks]
         return f"Topology(blocks={sizes}, num_candidates={self.num_candidates:,})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_copies": {}}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Topology":
         return self

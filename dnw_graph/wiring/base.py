@@ -31,12 +31,15 @@ class Rule(ABC):
 
         Raises:
             ValueError: No budget, one below 1, or one above ``E``.
+            TypeError: Not a whole number.
         """
         if num_edges is None:
             raise ValueError(
                 f"num_edges, the number of real edges, is missing: give 1 to {num_candidates:,}, "
                 'or rule="complete" to keep every candidate'
             )
+        if isinstance(num_edges, bool) or not isinstance(num_edges, int):
+            raise TypeError(f"num_edges must be a whole number, got {num_edges!r}")
         if not 1 <= num_edges <= num_candidates:
             raise ValueError(
                 f"num_edges must lie between 1 and the {num_candidates:,} candidate edges of the "

@@ -18,7 +18,7 @@ class Random(Rule):
 
     def init_state(self, topology: Topology, num_edges: int) -> RuleState:
         """Draw the wiring from PyTorch's generator, so that ``torch.manual_seed`` repeats it."""
-        drawn = torch.randperm(topology.num_candidates)[:num_edges]
+        drawn = torch.randperm(topology.num_candidates, device="cpu")[:num_edges]
         return {"edge_id": drawn.sort().values}
 
     def select(self, weight: Tensor, num_edges: int, state: RuleState) -> Tensor:

@@ -12,16 +12,23 @@ def top_k(weight: Tensor, k: int) -> Tensor:
     """Return the ids of the ``k`` entries of largest ``|w|``, ascending; among equals, the first.
 
     Args:
-        weight: Weights ``[E]``.
+        weight: Weights ``[E]``, floating-point; nothing may change them meanwhile.
         k: How many, 1 to ``E``.
 
     Returns:
         Ids ``[k]``, int64.
 
     Raises:
-        ValueError: On a CPU, a weight that is not finite. A GPU is not made to wait for that check;
-            :meth:`NeuralGraph.validate` does it there.
+        ValueError: ``k`` out of range, or weights of another shape or type. On a CPU, a weight that
+            is not finite; a GPU is not made to wait for that check, which
+            :meth:`NeuralGraph.validate` does there.
     """
+    if weight.dim() != 1 or not weight.is_floating_point():
+        raise ValueError(
+            f"weights must be floating-point [E], got {weight.dtype} {list(weight.shape)}"
+        )
+    if not 1 <= k <= len(weight):
+        raise ValueError(f"k must lie between 1 and the {len(weight):,} weights, got {k:,}")
     return _top_k(weight.detach(), k)
 
 
@@ -34,7 +41,7 @@ def _top_k(weight: Tensor, k: int) -> Tensor:
     # The bits of a positive float order like the float: the top 16 of the sign-free ones give bins,
     # of which the last few hold infinity and NaN.
     shift, infinity = (15, 0xFF00) if narrow else (47, 0xFFE0)
-    if not _largest(bits, k, np.int64(shift), infinity, _jit.use_torch_threads(), ids):
+    if not _largest(bits, k, np.int64(shift), infinity, _jit.threads(), ids):
         at = int((~values.isfinite()).nonzero()[0])
         raise ValueError(
             f"every edge weight must be finite, but weight {at} is {float(values[at])}: the run "
@@ -61,7 +68,7 @@ def _(weight: Tensor, k: int) -> Tensor:
     return weight.new_empty(k, dtype=torch.int64)
 
 
-@_jit.kernel
+@_jit.Kernel
 def _largest(bits, k, shift, infinity, chunks, ids):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Write the ids of the k largest sign-free ``bits``, ascending; False if one is not finite."""
     size = (len(bits) + chunks - 1) // chunks
@@ -86,7 +93,7 @@ def _largest(bits, k, shift, infinity, chunks, ids):  # type: ignore[no-untyped-
         at = first[c]
         for i in range(c * size, min(c * size + size, len(bits))):
             key = bits[i] & sign_free
-            if key >> shift == split:
+            if key >> shift == split and at < first[c + 1]:
                 inside[at] = key
                 at += 1
     needed = k - above
@@ -102,7 +109,9 @@ def _largest(bits, k, shift, infinity, chunks, ids):  # type: ignore[no-untyped-
         start[c + 1] = start[c] + kept
     for c in numba.prange(chunks):
         i, at, left = c * size, start[c], quota[c]
-        while at < start[c + 1]:  # no branch on what is kept: the rest is written over
+        while at < start[c + 1] and i < len(
+            bits
+        ):  # no branch on what is kept: the rest is written over
             key = bits[i] & sign_free
             tie = (key == threshold) & (left > 0)
             ids[at] = i

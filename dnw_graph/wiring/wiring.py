@@ -14,65 +14,99 @@ class Wiring:
 
     Attributes:
         edge_index: Sources and targets ``[2, k]``, sorted by ``(target, source)``.
-        edge_weight: Their weights ``[k]``, for reading; gradients flow through the aggregation.
         edge_id: Their places among the candidates ``[k]``, ascending.
         rowptr: Real edges into node ``v`` are ``rowptr[v]`` to ``rowptr[v + 1] - 1``. ``[V + 1]``
         mask: Which candidates are real ``[E]``, boolean.
+        weight: Weights of all candidates ``[E]``, without a gradient.
         candidate_index: All candidate edges ``[2, E]``, in the same order.
+        candidate_rowptr: Like ``rowptr``, of all candidates.
         straight_through: Whether hallucinated edges have a gradient too.
     """
 
     edge_index: Tensor
-    edge_weight: Tensor
     edge_id: Tensor
     rowptr: Tensor
     mask: Tensor
+    weight: Tensor
     candidate_index: Tensor
+    candidate_rowptr: Tensor
     straight_through: bool
 
     @classmethod
     def of(
-        cls,
-        edge_id: Tensor,
-        weight: Tensor,
-        edge_index: Tensor,
-        rowptr: Tensor,
-        straight_through: bool,
+        cls, edge_id: Tensor, weight: Tensor, topology: Topology, straight_through: bool
     ) -> "Wiring":
         """Look up what a rule chose.
 
         Args:
-            edge_id: Ids of the real edges ``[k]``, ascending.
+            edge_id: Ids of the real edges ``[k]``, int64, ascending.
             weight: Candidate weights ``[E]``.
-            edge_index: :attr:`Topology.edge_index`, on the device of ``weight``.
-            rowptr: :attr:`Topology.rowptr`, on the device of ``weight``.
+            topology: The candidates.
             straight_through: :attr:`Rule.straight_through`.
+
+        Raises:
+            ValueError: Ids of another type or shape; on a CPU also ids that do not ascend or name
+                no candidate (a GPU is not made to wait for that; :meth:`validate` does).
         """
-        everything = edge_id.numel() == weight.numel()
+        _check_ids(edge_id, topology.num_candidates)
+        candidates, candidate_rowptr = topology.on(weight.device)
+        everything = len(edge_id) == len(weight)
         return cls(
-            edge_index=edge_index if everything else edge_index[:, edge_id],
-            edge_weight=weight.detach()[edge_id],
+            edge_index=candidates if everything else candidates[:, edge_id],
             edge_id=edge_id,
-            rowptr=torch.searchsorted(edge_id, rowptr),
+            rowptr=torch.searchsorted(edge_id, candidate_rowptr),
             mask=torch.zeros_like(weight, dtype=torch.bool).index_fill_(0, edge_id, True),
-            candidate_index=edge_index,
+            weight=weight.detach(),
+            candidate_index=candidates,
+            candidate_rowptr=candidate_rowptr,
             straight_through=straight_through,
         )
+
+    @property
+    def edge_weight(self) -> Tensor:
+        """Weights of the real edges ``[k]``, for reading; gradients go through the aggregation."""
+        return self.weight[self.edge_id]
 
     def validate(self, topology: Topology) -> "Wiring":
         """Check every promise above against a topology, and return the wiring.
 
         Raises:
-            ValueError: Ids that are not ascending, out of range, or at odds with ``edge_index``.
+            ValueError: Naming the promise that is broken.
         """
         ids = self.edge_id.cpu()
-        if not bool((ids.diff() > 0).all()):
-            raise ValueError("edge ids must ascend, each at most once")
-        if ids.numel() and not (int(ids[0]) >= 0 and int(ids[-1]) < topology.num_candidates):
+        _check_ids(ids, topology.num_candidates)
+        mask = torch.zeros(topology.num_candidates, dtype=torch.bool).index_fill_(0, ids, True)
+        expected = {
+            "edge_index": topology.edge_index[:, ids],
+            "rowptr": torch.searchsorted(ids, topology.rowptr),
+            "mask": mask,
+            "candidate_index": topology.edge_index,
+            "candidate_rowptr": topology.rowptr,
+        }
+        for name, value in expected.items():
+            if not torch.equal(getattr(self, name).cpu(), value):
+                raise ValueError(f"{name} of the wiring is not that of the edges in edge_id")
+        if self.weight.shape != (topology.num_candidates,):
             raise ValueError(
-                f"edge ids must lie in [0, {topology.num_candidates:,}), "
-                f"got {int(ids[0])} to {int(ids[-1])}"
+                f"weights must be [{topology.num_candidates}], got {list(self.weight.shape)}"
             )
-        if not torch.equal(self.edge_index.cpu(), topology.edge_index[:, ids]):
-            raise ValueError("edge_index does not hold the edges that edge_id names")
         return self
+
+
+def _check_ids(edge_id: Tensor, num_candidates: int) -> None:
+    if edge_id.dtype != torch.int64 or edge_id.dim() != 1:
+        raise ValueError(
+            "a rule must choose edges by id, int64 [k] (mask.nonzero().flatten() of a mask), "
+            f"got {edge_id.dtype} {list(edge_id.shape)}"
+        )
+    if edge_id.is_cpu and not torch.compiler.is_compiling() and len(edge_id):
+        if not bool((edge_id.diff() > 0).all()):
+            raise ValueError(
+                "a rule must choose edges in ascending order, each once: ids.sort().values"
+            )
+        first, last = int(edge_id[0]), int(edge_id[-1])
+        if first < 0 or last >= num_candidates:
+            raise ValueError(
+                f"a rule chose edges {first} to {last}, but the candidates are numbered from 0 to "
+                f"{num_candidates - 1}"
+            )

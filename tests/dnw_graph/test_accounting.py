@@ -89,6 +89,82 @@ def test_a_layer_that_runs_twice_counts_twice() -> None:
     assert counted.parameters == 9
 
 
+STEM = 2 * 27 * 36  # 3x3x3 to two channels on 6x6 pixels; the graph below reads one of them
+
+
+def read_one() -> NeuralGraph:
+    return graph_with([0, 2, 8])
+
+
+class Branches(nn.Module):
+    """A convolution whose output goes to a graph, and to something else."""
+
+    def __init__(self, *branches: nn.Module, add: bool = False) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 2, 3, padding=1, bias=False)
+        self.branches, self.add = nn.ModuleList(branches), add
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        out = sum(branch(x) for branch in self.branches)
+        return out + x if self.add else out
+
+
+def test_a_layer_counts_the_channels_that_anything_reads() -> None:
+    def of_stem(model: nn.Module) -> int:
+        graphs = [m for m in model.modules() if isinstance(m, NeuralGraph)]
+        return cost(model, image_size=6).macs - sum(cost(g, image_size=6).macs for g in graphs)
+
+    other = graph_with([1, 2, 8])  # reads the other channel
+    conv = nn.Conv2d(3, 2, 3, padding=1, bias=False)
+    between = nn.Sequential(conv, nn.BatchNorm2d(2), nn.ReLU(), read_one())
+    assert of_stem(between) == STEM // 2
+    assert of_stem(Branches(read_one())) == STEM // 2
+    assert of_stem(Branches(read_one(), read_one())) == STEM // 2
+    assert of_stem(Branches(read_one(), other)) == STEM
+    assert of_stem(Branches(read_one(), nn.Identity())) == STEM
+    assert of_stem(Branches(read_one(), add=True)) == STEM
+
+
+def test_layers_by_kind() -> None:
+    image = torch.zeros(1, 4, 8, 8)
+
+    def macs(layer: nn.Module, example: torch.Tensor = image) -> int:
+        return cost(layer, example=example).macs
+
+    assert macs(nn.Conv2d(4, 6, 3, stride=2, padding=1)) == 4 * 6 * 9 * 16
+    assert macs(nn.Conv2d(4, 4, 3, padding=1, groups=4)) == 4 * 9 * 64
+    assert macs(nn.ConvTranspose2d(4, 6, 2, stride=2)) == 4 * 6 * 4 * 64
+    assert macs(nn.AvgPool2d(2)) == 4 * 64
+    assert macs(nn.Linear(5, 7), torch.zeros(1, 3, 5)) == 3 * 5 * 7
+    assert macs(nn.Conv1d(4, 6, 3), torch.zeros(1, 4, 10)) == 4 * 6 * 3 * 8
+    assert macs(torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 1))) == 24 * 64
+
+
+def test_a_graph_without_images() -> None:
+    graph = NeuralGraph(Topology.layered([6, 5, 3]), num_edges=20, node="relu")
+    assert cost(graph, example=torch.zeros(1, 6)).macs == 20
+
+
+def test_a_node_function_at_the_outputs_counts_outputs_with_an_edge_in() -> None:
+    graph = graph_with([0, 2, 8], output_node="norm_relu_conv")
+    assert cost(graph, image_size=4).parameters == 3 + (2 + 1) * 9
+
+
+def test_layers_it_cannot_count_are_named() -> None:
+    with pytest.warns(UserWarning, match="does not know how to count Bilinear"):
+        assert cost(_Squared(), example=torch.zeros(1, 4)).macs == 0
+
+
+class _Squared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.form = nn.Bilinear(4, 4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.form(x, x)
+
+
 def test_an_image_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match="too small for stride 2"):
         cost(graph_with([0, 2, 8], stride=2), image_size=1)

@@ -2,6 +2,9 @@
 
 import copy
 import itertools
+import subprocess
+import sys
+from functools import partial
 
 import pytest
 import torch
@@ -10,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dnw_graph import NeuralGraph, Topology
+from dnw_graph import NeuralGraph, Rule, Topology
 from dnw_graph.aggregation import Aggregation, Sparse
 from dnw_graph.node import NormReluConv
 from dnw_graph.schedule import Static
-from dnw_graph.wiring import DNW
+from dnw_graph.wiring import DNW, RuleState
 from tests.conftest import relative_error
 from tests.dnw_graph.test_aggregation import gradients
 
@@ -222,6 +225,102 @@ def test_wiring_weights_can_have_an_optimizer_group_of_their_own() -> None:
     assert not torch.equal(stem, model.stem.weight)
 
 
+def test_initial_weights_are_uniform_by_the_number_of_source_nodes() -> None:
+    """U(-1/sqrt(n), 1/sqrt(n)): 8 inputs and 24 hidden nodes feed others here."""
+    weight = NeuralGraph(Topology.layered([8, 24, 30]), num_edges=9).weight.detach()
+    bound = 32**-0.5
+    assert 0.95 * bound < float(weight.abs().max()) <= bound
+    assert float(weight.std()) == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
+class Dirac(nn.Module):
+    """A node function with an initialisation of its own."""
+
+    def __init__(self, num_nodes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(num_nodes, num_nodes, 3, padding=1, groups=num_nodes, bias=False)
+        nn.init.dirac_(self.conv.weight, groups=num_nodes)
+
+    def forward(self, x: Tensor, t: float) -> Tensor:
+        return self.conv(x.transpose(0, 1)).transpose(0, 1).relu_()
+
+
+def test_node_functions_keep_the_weights_they_were_built_with() -> None:
+    graph = NeuralGraph(Topology.layered([4, 6, 3]), num_edges=20, node=Dirac)
+    assert float(graph.nodes[0].conv.weight.detach().sum()) == 4.0
+
+
+def test_resetting_draws_weights_wiring_and_node_functions_anew() -> None:
+    graph = NeuralGraph(Topology.layered([4, 6, 3]), rule="random", num_edges=20)
+    before = {name: value.clone() for name, value in graph.state_dict().items()}
+    graph.nodes[0].norm.running_mean += 1
+    graph.reset_parameters()
+    after = graph.state_dict()
+    for name in ("weight", "rule_edge_id", "nodes.0.conv.weight"):
+        assert not torch.equal(before[name], after[name]), name
+    assert float(after["nodes.0.norm.running_mean"].abs().max()) == 0.0
+
+
+def test_can_be_built_without_memory_and_filled_later() -> None:
+    with torch.device("meta"):
+        graph = NeuralGraph(Topology.layered([4, 6, 3]), rule="random", num_edges=20)
+    graph.to_empty(device="cpu").reset_parameters()
+    assert bool(graph(torch.randn(2, 4, 5, 5)).isfinite().all())
+
+
+def test_outputs_may_be_changed_in_place_and_inputs_are_not() -> None:
+    x = torch.randn(1, 4, 5, 5)
+    before = x.clone()
+    for backend in ("reference", "dense", "sparse"):
+        graph = NeuralGraph(Topology.layered([4, 6, 3]), num_edges=20, backend=backend)
+        nn.Sequential(graph, nn.ReLU(inplace=True))(x).sum().backward()
+        hidden = NeuralGraph(Topology.layered([4, 6, 3]), num_edges=20, node=Dirac, backend=backend)
+        hidden(x).sum().backward()
+        assert hidden.nodes[1].conv.weight.grad is not None
+    assert torch.equal(x, before)
+
+
+def test_a_graph_of_half_precision_computes_as_well_as_it_can() -> None:
+    graph = NeuralGraph(Topology.layered([4, 6, 3]), num_edges=20, node="relu")
+    for dtype in (torch.bfloat16, torch.float16):
+        narrow, x = copy.deepcopy(graph).to(dtype), torch.randn(2, 4, 5, 5).to(dtype)
+        wide = copy.deepcopy(narrow).float()  # the same rounded weights, and so the same wiring
+        y = narrow(x)
+        assert y.dtype == dtype
+        assert relative_error(y.float(), wide(x.float()).detach()) < 3 * 2**-8
+
+
+def test_autocast_reaches_graphs_whose_nodes_cast_nothing() -> None:
+    graph = NeuralGraph(Topology.layered([4, 6, 3]), num_edges=20, node="relu")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert graph(torch.randn(2, 4, 5, 5)).dtype == torch.bfloat16
+        exact = copy.deepcopy(graph).double()
+        assert exact(torch.randn(2, 4, 5, 5).double()).dtype == torch.float64
+
+
+def test_a_forked_process_can_run_a_graph() -> None:
+    script = """if True:
+        import multiprocessing, torch
+        from dnw_graph import NeuralGraph, Rule, Topology
+        graph, x = NeuralGraph(Topology.layered([4, 6, 3]), num_edges=20), torch.randn(2, 4, 5, 5)
+        graph.eval()
+        with torch.no_grad():
+            expected = graph(x).sum().item()
+        def child():
+            torch.set_num_threads(1)
+            with torch.no_grad():
+                assert abs(graph(x).sum().item() - expected) < 1e-4
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join(120)
+        raise SystemExit(process.exitcode)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=180
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_training_without_a_gradient_to_the_input_or_the_weights() -> None:
     graph = NeuralGraph(Topology.layered([4, 6, 3]), num_edges=15)
     graph.weight.requires_grad_(False)
@@ -250,9 +349,9 @@ def test_a_backend_of_ones_own() -> None:
     class Loud(Sparse):
         calls = 0
 
-        def product(self, *args):  # noqa: ANN002, ANN202
+        def message_and_aggregate(self, *args):  # noqa: ANN002, ANN202
             type(self).calls += 1
-            return super().product(*args)
+            return super().message_and_aggregate(*args)
 
     assert issubclass(Loud, Aggregation)
     graph = NeuralGraph(Topology.layered([4, 6, 3]), num_edges=20, backend=Loud())
@@ -270,11 +369,27 @@ def test_to_data_is_the_wiring() -> None:
     assert int((graph.weight.abs() >= smallest_real).sum()) == 20
     assert data.role.bincount().tolist() == [4, 6, 3]
     assert data.block.bincount().tolist() == [4, 6, 3]
+    data.block.zero_()
+    data.edge_index.zero_()
+    graph.validate()
+    assert int(graph.topology.block.max()) == 2
+
+
+def test_to_data_keeps_the_names_of_nodes() -> None:
+    topology = Topology.from_edges([[5, 5, 3], [3, 0, 0]], inputs=[5], outputs=[0])
+    data = NeuralGraph(topology, num_edges=3, node="relu").to_data()
+    named = {(data.name[u], data.name[v]) for u, v in data.edge_index.t().tolist()}
+    assert named == {(5, 3), (5, 0), (3, 0)}
 
 
 def test_validate_names_weights_that_are_not_finite() -> None:
     graph = NeuralGraph(Topology.layered([4, 6, 3]), num_edges=20)
     graph.validate()
+    kept = graph.rule
+    graph.rule = Chosen(torch.tensor([7, 5]))
+    with pytest.raises(ValueError, match="ascending"):
+        graph.validate()
+    graph.rule = kept
     graph.weight.data[7] = torch.nan
     with pytest.raises(ValueError, match=r"1 are not, the first with id 7"):
         graph.validate()
@@ -298,6 +413,13 @@ def test_topologies_that_a_static_graph_cannot_run(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         NeuralGraph(Topology.from_edges(edges, inputs, outputs), num_edges=1, node="relu")
+
+
+def test_inputs_come_first() -> None:
+    edges, role = torch.tensor([[1], [2]]), torch.tensor([1, 0, 2])
+    topology = Topology(edges, block=torch.tensor([0, 1, 2]), role=role)
+    with pytest.raises(ValueError, match="blocks of the inputs come first"):
+        NeuralGraph(topology, num_edges=1, node="relu")
 
 
 def test_blocks_out_of_order_are_not_called_a_cycle() -> None:
@@ -332,9 +454,85 @@ def test_inputs_that_do_not_fit(shape: tuple[int, ...], message: str) -> None:
         ),
         ({"schedule": "discreet"}, r"unknown schedule 'discreet' \(known: static\)"),
         ({"stride": 0}, r"stride must be 1 or more, got 0"),
+        ({"stride": 2.0}, r"stride must be a whole number of pixels, got 2.0"),
+        ({"num_edges": 20.5}, r"num_edges must be a whole number, got 20.5"),
+        ({"num_edges": True}, r"num_edges must be a whole number, got True"),
+        ({"node": lambda n: None}, r"must build an nn.Module, got None"),
+        ({"node": Dirac, "stride": 2}, r"cannot be called with \(4, stride=2\)"),
         ({"node": lambda n: NormReluConv(n, norm="layer")}, r"unknown norm 'layer' \(known: batch"),
     ],
 )
 def test_errors_of_the_parts(options: dict[str, object], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        NeuralGraph(Topology.layered([4, 6, 3]), **{"num_edges": 20, **options})
+
+
+def test_a_topology_is_not_a_list() -> None:
+    with pytest.raises(TypeError, match=r"must be a Topology, such as Topology.layered"):
+        NeuralGraph([4, 6, 3], num_edges=20)
+
+
+class Chosen(Rule):
+    """Returns whatever it was given."""
+
+    def __init__(self, chosen: Tensor) -> None:
+        self.chosen = chosen
+
+    def select(self, weight: Tensor, num_edges: int, state: RuleState) -> Tensor:
+        return self.chosen
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (torch.tensor([5, 3, 8]), r"ascending order, each once: ids.sort\(\).values"),
+        (torch.tensor([3, 3, 8]), r"ascending order"),
+        (torch.tensor([-1, 3, 8]), r"chose edges -1 to 8, but .* from 0 to 53"),
+        (torch.tensor([3, 8, 54]), r"chose edges 3 to 54"),
+        (torch.ones(54, dtype=torch.bool), r"mask.nonzero\(\).flatten\(\).*got torch.bool \[54\]"),
+        (torch.tensor([3, 8], dtype=torch.int32), r"int64 \[k\].*got torch.int32"),
+    ],
+)
+def test_rules_that_choose_badly(chosen: Tensor, message: str) -> None:
+    graph = NeuralGraph(Topology.layered([4, 6, 3]), rule=Chosen(chosen), num_edges=3)
     with pytest.raises(ValueError, match=message):
-        NeuralGraph(Topology.layered([4, 6, 3]), num_edges=20, **options)
+        graph(torch.randn(2, 4, 5, 5))
+
+
+class Returns(nn.Module):
+    """Returns a part of what it is given."""
+
+    def __init__(self, num_nodes: int, part: tuple[slice, ...]) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor, t: float) -> Tensor:
+        return x[self.part]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ((slice(0, 2),), r"block 1 must return states \[6, B, ...\] .* got \[2, 2, 5, 5\]"),
+        ((slice(None), slice(0, 1)), r"must return states"),
+        ((..., slice(1, 4), slice(1, 4)), r"block 0 has \[5, 5\], block 1 \[3, 3\]; only input"),
+    ],
+)
+def test_node_functions_that_return_other_sizes(part: tuple[slice, ...], message: str) -> None:
+    graph = NeuralGraph(
+        Topology.layered([4, 6, 3]),
+        num_edges=20,
+        node=partial(Returns, part=part),
+        input_node="identity",
+    )
+    with pytest.raises(ValueError, match=message):
+        graph(torch.randn(2, 4, 5, 5))
+
+
+@pytest.mark.parametrize(
+    "x", [torch.ones(2, 4, 5, 5).long(), torch.ones(2, 4, 5, 5).double(), [1.0, 2.0]]
+)
+def test_inputs_of_another_type(x: object) -> None:
+    graph = NeuralGraph(Topology.layered([4, 6, 3]), num_edges=20)
+    with pytest.raises((ValueError, TypeError), match="expected"):
+        graph(x)

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from dnw_graph import Role, Topology
 
+ONE_EACH = torch.tensor([Role.INPUT, Role.OUTPUT])
+
 
 def edge_set(topology: Topology) -> set[tuple[int, int]]:
     return {tuple(pair) for pair in topology.edge_index.t().tolist()}
@@ -95,14 +97,17 @@ def test_a_cycle_has_no_depth_and_a_block_a_role() -> None:
     assert [len(b.nodes) for b in topology.blocks] == [1, 2, 1]
 
 
-def test_large_topologies_are_made_in_seconds() -> None:
-    sources, targets = torch.randint(0, 1000, (2, 200_000))
-    edges = torch.unique(torch.stack([sources, targets + 1000]), dim=1)
-    topology = Topology.from_edges(edges, range(1000), range(1000, 2000))
-    assert topology.num_candidates == edges.shape[1]
+def test_inputs_and_edges_may_be_tensors_or_lists() -> None:
+    one = Topology.from_edges([[0, 1], [2, 2]], inputs=[0, 1], outputs=[2])
+    other = Topology.from_edges(
+        torch.tensor([[0, 1], [2, 2]]), inputs=torch.arange(2), outputs=torch.tensor([2])
+    )
+    assert torch.equal(one.edge_index, other.edge_index)
 
 
-ONE_EACH = torch.tensor([Role.INPUT, Role.OUTPUT])
+def test_numbers_of_blocks_may_have_gaps() -> None:
+    topology = Topology(torch.tensor([[0], [1]]), torch.tensor([3, 7]), ONE_EACH)
+    assert topology.block.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -125,6 +130,10 @@ ONE_EACH = torch.tensor([Role.INPUT, Role.OUTPUT])
         ),
         (lambda: Topology.from_edges(torch.tensor([[0], [1]]), [0], [9], 2), r"outputs \[9\]"),
         (lambda: Topology.from_edges(torch.tensor([0, 1]), [0], [1]), r"integers \[2, E\]"),
+        (
+            lambda: Topology.from_edges([[0.7], [1.9]], [0], [1]),
+            r"integers \[2, E\], got torch.float",
+        ),
         (
             lambda: Topology.from_edges(torch.tensor([[0], [1]]), [0, 0], [1]),
             r"name each of them once",

@@ -2,6 +2,7 @@
 
 import time
 
+import numba
 import pytest
 import torch
 from hypothesis import given
@@ -63,6 +64,30 @@ def test_top_k_does_not_depend_on_the_number_of_threads() -> None:
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(one, top_k(weight, 4_000))
+
+
+@pytest.mark.parametrize(
+    ("weight", "k", "message"),
+    [
+        (torch.randn(10), 11, r"k must lie between 1 and the 10 weights, got 11"),
+        (torch.randn(10), 0, r"got 0"),
+        (torch.randn(2, 5), 3, r"floating-point \[E\], got torch.float32 \[2, 5\]"),
+        (torch.arange(10), 3, r"got torch.int64"),
+    ],
+)
+def test_top_k_of_what_cannot_be_ranked(weight: Tensor, k: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        top_k(weight, k)
+
+
+def test_kernels_obey_torchs_thread_count() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        top_k(torch.randn(100), 5)
+        assert numba.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -137,9 +162,13 @@ def test_validate_notices_a_wiring_at_odds_with_its_topology() -> None:
     graph = NeuralGraph(Topology.layered([6, 8, 5]), num_edges=31)
     good = graph.wiring()
     for change, message in [
-        ({"edge_id": good.edge_id.flip(0)}, "ascend"),
-        ({"edge_id": good.edge_id + 118}, r"\[0, 118\)"),
-        ({"edge_index": good.edge_index.flip(0)}, "does not hold the edges"),
+        ({"edge_id": good.edge_id.flip(0)}, "ascending"),
+        ({"edge_id": good.edge_id + 118}, r"from 0 to 117"),
+        *(
+            ({name: getattr(good, name).flip(0)}, f"{name} of the wiring is not that")
+            for name in ("edge_index", "rowptr", "mask", "candidate_index", "candidate_rowptr")
+        ),
+        ({"weight": good.weight[1:]}, r"weights must be \[118\]"),
     ]:
         with pytest.raises(ValueError, match=message):
             Wiring(**{**vars(good), **change}).validate(graph.topology)

@@ -91,15 +91,17 @@ def test_equals_the_published_implementation(reference: Any, backend: str, devic
 
 
 @pytest.mark.parametrize(
-    ("d", "edges"), [(0.225, [104, 1_245, 4_977, 72_991, 79_627]), (1.0, None), (0.1, None)]
+    ("d", "edges"),
+    [
+        (0.225, [104, 1_245, 4_977, 72_991, 79_627]),
+        # 2,048 / 100 and so on rounded up; nothing more for 0.1 not being a binary fraction
+        (0.1, [21, 246, 984, 14_418, 15_729]),
+        (1.0, [2_048, 24_576, 98_304, 1_441_792, 1_572_864]),
+    ],
 )
-def test_edges_of_each_graph(d: float, edges: list[int] | None) -> None:
+def test_edges_of_each_graph(d: float, edges: list[int]) -> None:
     exact = ModelConfig(width=d).exact_width
-    counts = [stage.num_edges(exact) for stage in STAGES]
-    if edges is None:  # whole numbers of edges: nothing may be rounded up by a binary fraction
-        whole = [s.inputs * s.width + (s.blocks - 1) * s.width**2 for s in STAGES]
-        edges = [-(-n * int(d * 10) ** 2 // 100) for n in whole]
-    assert counts == edges
+    assert [stage.num_edges(exact) for stage in STAGES] == edges
 
 
 def test_longest_paths_are_those_of_mobilenet() -> None:
@@ -109,6 +111,19 @@ def test_longest_paths_are_those_of_mobilenet() -> None:
 UNREAD_STEM_CHANNEL = (27 + 9) * 112**2  # its 3x3x3 convolution and its node function
 
 
+def by_hand(model: MobileNetV1DNW) -> tuple[int, int]:
+    """Count multiply-adds and parameters at 224 pixels, edge by edge."""
+    wirings = [graph.wiring().edge_index for graph in model.graphs]
+    macs = parameters = 27 * len({u for u in wirings[0][0].tolist() if u < 32})
+    macs *= 112**2
+    for edges, side in zip(wirings, (112, 56, 28, 14, 7), strict=True):
+        once = edges.shape[1] + 9 * len(edges[0].unique())
+        macs, parameters = macs + once * side**2, parameters + once
+    last = model.graphs[-1].topology.outputs
+    outputs = int(torch.isin(last, wirings[-1][1]).sum())
+    return macs + outputs * (49 + 1000), parameters + outputs * 1000
+
+
 @pytest.mark.parametrize(
     ("d", "macs", "parameters", "unread"),
     [(0.225, 55_706_808, 1_228_371, 2), (0.51, 169_620_132, 1_886_107, 0)],
@@ -116,6 +131,7 @@ UNREAD_STEM_CHANNEL = (27 + 9) * 112**2  # its 3x3x3 convolution and its node fu
 def test_costs_of_random_wirings(d: float, macs: int, parameters: int, unread: int) -> None:
     """A stem channel that happens to be unread is 0.8 % of the cost at 0.225; the draw had two."""
     model = create_model("mbv1_random", width=d)
+    assert by_hand(model) == (cost(model).macs, cost(model).parameters)
     within = 0
     for _ in range(12):
         model.graphs[0].reset_parameters()

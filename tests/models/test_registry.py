@@ -23,12 +23,12 @@ def test_every_model_trains_and_evaluates(name: str) -> None:
     [("mbv1_dnw", "DNW"), ("mbv1_random", "Random"), ("mbv1_complete", "Complete")],
 )
 def test_a_model_has_its_own_rule_unless_told_another(name: str, rule: str) -> None:
-    def rules(**options: object) -> set[str]:
+    def rules(name: str, **options: object) -> set[str]:
         model = create_model(name, width=0.25, num_classes=7, image_size=32, **options)
         return {type(m.rule).__name__ for m in model.modules() if isinstance(m, NeuralGraph)}
 
-    assert rules() == {rule}
-    assert rules(rule="random") == {"Random"}
+    assert rules(name) == {rule}
+    assert rules("mbv1_dnw", rule=rule.lower()) == {rule}
 
 
 @pytest.mark.parametrize(("image_size", "stride"), [(32, 1), (64, 1), (65, 2), (224, 2)])
@@ -46,7 +46,12 @@ def test_the_stem_strides_over_large_images_only(image_size: int, stride: int) -
             r"unknown model 'mbv1_dwn'; did you mean 'mbv1_dnw'\? \(known: mbv1, mbv1_",
         ),
         ("mbv1_dnw", {"widht": 1}, r"unknown model option 'widht'; did you mean 'width'\? \(known"),
-        ("mbv1_dnw", {"width": 0}, r"width must be above 0, got 0"),
+        ("mbv1_dnw", {"width": 0}, r"width must be a number above 0, got 0"),
+        ("mbv1_dnw", {"width": "0.2"}, r"width must be a number above 0, got '0.2'"),
+        ("mbv1_dnw", {"width": float("inf")}, r"width must be a number above 0, got inf"),
+        ("mbv1", {"backend": "sprase"}, r"unknown backend 'sprase'; did you mean 'sparse'"),
+        ("mbv1_random", {"rule": "dnw"}, r"for rule 'dnw' use mbv1_dnw"),
+        ("mbv1_dnw", {"stem_stride": 10**5}, r"use 800001 pixels or more"),
         ("mbv1_dnw", {"width": 3}, r"num_edges must lie between 1 and the 2,048"),
         ("mbv1_dnw", {"num_classes": 0}, r"num_classes must be 1 or more"),
         ("mbv1_dnw", {"image_size": 0}, r"image_size must be 1 pixel or more"),
