@@ -9,7 +9,9 @@ PIP := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 .PHONY: demo test check format clean
 
 demo: $(VENV)/.installed
-	$(VENV)/bin/python examples/digits.py
+	$(VENV)/bin/python -m train.imagenet --graph mbv1_dnw --data digits --image-size 32 \
+	  --batch-size 64 --lr 0.05 --epochs 3 --out runs/demo --overwrite
+	$(VENV)/bin/python examples/draw_wiring.py runs/demo --out runs/demo/wiring.png
 
 test: $(VENV)/.installed-tests
 	$(VENV)/bin/python -m pytest
@@ -33,13 +35,13 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Installing PyTorch and the rest; the first time takes a few minutes."
-	$(PIP) --editable ".[train]"
+	$(PIP) --editable ".[train,report]"
 	@touch $@
 
 # torch-scatter is compiled against the PyTorch installed above: about eight minutes the first time,
 # then pip has it cached. Tests run without it too, and say what they skip: make test SCATTER=no
 $(VENV)/.installed-tests: $(VENV)/.installed
-	$(PIP) --editable ".[train,dev]"
+	$(PIP) --editable ".[train,report,dev]"
 ifeq ($(SCATTER),yes)
 	@$(VENV)/bin/python -c "import torch_scatter" 2>/dev/null || \
 	  echo "Compiling torch-scatter; the first time takes about eight minutes (SCATTER=no leaves it out)."

@@ -1,1 +1,10 @@
-"""The commands: ``python -m train.<name>``."""
+"""The commands: ``python -m train.imagenet``, ``train.evaluate``, ``train.predict``."""
+
+from importlib.util import find_spec
+
+_NEEDED = ("lightning", "psutil", "safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro")
+if missing := [name for name in _NEEDED if find_spec(name) is None]:
+    raise ImportError(
+        f"the training commands need {', '.join(missing)}: pip install 'dnw-graph[train]', "
+        "or in a clone pip install '.[train]'"
+    )

@@ -1,0 +1,138 @@
+"""Flags and recipes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import train
+from models import create_model
+from train.cli import differences, parse_options
+from train.options import Options
+
+RECIPES = sorted((Path(train.__file__).parent / "recipes").glob("*.yaml"))
+
+
+def parse(*args: str) -> Options:
+    return parse_options(args, "prog", "does something")
+
+
+def test_defaults_are_the_papers_protocol_for_imagenet() -> None:
+    flat = parse().flat()
+    expected = {
+        "graph": "mbv1_dnw",
+        "width": 0.225,
+        "epochs": 250,
+        "batch_size": 512,
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 5e-5,
+        "image_size": 224,
+    }
+    assert {name: flat[name] for name in expected} == expected
+
+
+def test_options_survive_being_flattened() -> None:
+    options = parse("--epochs", "3", "--stem-stride", "2", "--overwrite", "--data", "digits")
+    assert Options.from_flat(options.flat()) == options
+    assert set(differences(options, Options())) == {"epochs", "stem_stride", "overwrite", "data"}
+
+
+def test_flags_override_a_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("epochs: 7\nlr: 0.05\noverwrite: true\ngraph: mbv1\n")
+    options = parse("--epochs", "3", "--recipe", str(recipe))
+    assert options.optimization.epochs == 3
+    assert options.optimization.lr == 0.05
+    assert options.run.overwrite
+    assert options.network.graph == "mbv1"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_builds_its_network(recipe: Path) -> None:
+    options = parse("--recipe", str(recipe))
+    network = options.network
+    create_model(network.graph, width=network.width, rule=network.rule)
+    row = recipe.stem.split("_")
+    assert row[0].startswith("table")
+    assert recipe.read_text().startswith("# Table ")
+
+
+def test_there_is_a_recipe_for_each_row_of_table_3() -> None:
+    assert len([r for r in RECIPES if r.stem.startswith("table3_")]) == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epcohs: 3", r"unknown key 'epcohs'; did you mean 'epochs'\?"),
+        ("- epochs", r"must be a mapping"),
+        ("epochs: [", r"cannot be read as YAML"),
+    ],
+)
+def test_recipes_with_mistakes(tmp_path: Path, text: str, message: str) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse("--recipe", str(recipe))
+    with pytest.raises(ValueError, match=r"there is no recipe nowhere.yaml.*table3_dnw_0.225"):
+        parse("--recipe", "nowhere.yaml")
+    with pytest.raises(ValueError, match="needs a file"):
+        parse("--recipe")
+
+
+@pytest.mark.parametrize(
+    ("args", "shown"),
+    [
+        (["--epcohs", "3"], "--epochs"),
+        (["--epochs", "many"], "invalid literal for int"),
+        (["--precision", "8"], "'bf16'"),
+    ],
+)
+def test_flags_with_mistakes(
+    args: list[str], shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(*args)
+    captured = capsys.readouterr()
+    assert shown in captured.out + captured.err
+
+
+def test_a_recipe_value_of_the_wrong_type_names_the_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("epochs: many")
+    with pytest.raises(SystemExit):
+        parse("--recipe", str(recipe))
+    assert "--epochs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--epochs", "0"], "epochs must be 1 or more"),
+        (["--lr", "-1"], "lr must not be negative"),
+        (["--workers", "-1"], "workers must be 0 or more"),
+    ],
+)
+def test_values_out_of_range(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises((SystemExit, ValueError)) as raised:
+        parse(*args)
+    captured = capsys.readouterr()
+    assert message in str(raised.value) + captured.out + captured.err
+
+
+def test_help_groups_options_and_shows_defaults_and_units() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "train.imagenet", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    text = " ".join(done.stdout.replace("│", " ").split())
+    for part in ("network options", "data options", "--recipe", "in pixels. (default: 224)"):
+        assert part in text

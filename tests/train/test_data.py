@@ -1,0 +1,210 @@
+"""Images: found, checked, read, batched."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from train.data import Batches, open_source, read_image
+from train.data.images import FileImages, MemoryImages
+from train.data.sources import Source
+
+
+def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (20, 16)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(len(str(path))).integers(0, 255, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(values).convert(mode).save(path)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Return a folder of two classes, six training and four validation images."""
+    for split, number in (("train", 3), ("val", 2)):
+        for name in ("cat", "dog"):
+            for i in range(number):
+                picture(tmp_path / split / name / f"{i}.png", size=(18 + i, 16))
+    return tmp_path
+
+
+def test_a_folder_of_classes(root: Path) -> None:
+    (root / "train" / ".hidden").mkdir()
+    (root / "train" / "cat" / "notes.txt").write_text("no picture")
+    source = open_source(str(root))
+    assert source.classes == ("cat", "dog")
+    assert source.split == "val"
+    assert source.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert torch.equal(source.train[4], read_image(root / "train" / "dog" / "1.png"))
+    (root / "val").rename(root / "test")
+    assert open_source(str(root)).split == "test"
+
+
+def test_images_that_do_not_fit_into_memory_stay_on_disk(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_memory = open_source(str(root))
+    monkeypatch.setattr("train.data.sources.MEMORY_SHARE", 0.0)
+    on_disk = open_source(str(root))
+    assert isinstance(in_memory.train, MemoryImages)
+    assert isinstance(on_disk.train, FileImages)
+    assert all(torch.equal(in_memory.train[i], on_disk.train[i]) for i in range(6))
+
+
+def test_without_data_both_ways_to_get_going_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DNW_DATA", str(tmp_path / "elsewhere"))
+    with pytest.raises(
+        ValueError, match=r"elsewhere/imagenet and data/imagenet.*--data DIR.*digits"
+    ):
+        open_source(None)
+    with pytest.raises(ValueError, match=r"--data nowhere: there is no such folder.*digits"):
+        open_source("nowhere")
+
+
+def test_data_are_found_in_the_usual_places(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    for split in ("train", "val"):
+        (root / split).rename(place / split)
+    (tmp_path / "data").mkdir()
+    place.rename(tmp_path / "data" / "imagenet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DNW_DATA", raising=False)
+    assert open_source(None).classes == ("cat", "dog")
+    monkeypatch.setenv("DNW_DATA", str(tmp_path / "data"))
+    monkeypatch.chdir("/")
+    assert open_source(None).classes == ("cat", "dog")
+
+
+def break_empty(root: Path) -> str:
+    for file in (root / "train" / "dog").iterdir():
+        file.unlink()
+    return r"train/dog holds no pictures"
+
+
+def break_classes(root: Path) -> str:
+    (root / "val" / "dog").rename(root / "val" / "dingo")
+    return r"classes differ: dingo, dog"
+
+
+def break_file(root: Path) -> str:
+    (root / "train" / "dog" / "1.png").write_bytes(b"not a picture at all")
+    return r"train/dog/1.png cannot be read as a picture"
+
+
+def break_end(root: Path) -> str:
+    file = root / "val" / "cat" / "0.png"
+    file.write_bytes(file.read_bytes()[:-200])
+    return r"val/cat/0.png cannot be read as a picture"
+
+
+def break_layout(root: Path) -> str:
+    (root / "val").rename(root / "validation")
+    return r"must hold train/<class>/\* and val/<class>/\*.*but holds train, validation"
+
+
+def break_flat(root: Path) -> str:
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            for file in (root / split / name).iterdir():
+                file.rename(root / split / f"{name}{file.name}")
+            (root / split / name).rmdir()
+    return r"train has no class folders"
+
+
+@pytest.mark.parametrize(
+    "damage", [break_empty, break_classes, break_file, break_end, break_layout, break_flat]
+)
+def test_folders_with_mistakes(root: Path, damage) -> None:  # noqa: ANN001
+    message = damage(root)
+    with pytest.raises(ValueError, match=message):
+        open_source(str(root))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "LA", "1", "I;16"])
+def test_pictures_of_every_kind_become_rgb(tmp_path: Path, mode: str) -> None:
+    if mode == "I;16":
+        path = tmp_path / "deep.png"
+        Image.fromarray(np.full((6, 8), 0x80FF, np.uint16)).save(path)
+    else:
+        path = picture(tmp_path / ("x.tif" if mode == "CMYK" else "x.png"), mode, (8, 6))
+    image = read_image(path)
+    assert image.shape == (3, 6, 8)
+    assert image.dtype == torch.uint8
+    if mode == "I;16":
+        assert image.unique().tolist() == [0x80]
+
+
+def test_pictures_are_turned_as_their_exif_tag_says(tmp_path: Path) -> None:
+    upright = Image.fromarray(np.arange(0, 240, 5, np.uint8).reshape(6, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored rotated; to be shown turned by 90 degrees clockwise
+    upright.save(tmp_path / "turned.png", exif=exif)
+    expected = np.asarray(upright.rotate(-90, expand=True))
+    assert np.array_equal(read_image(tmp_path / "turned.png")[0].numpy(), expected)
+
+
+def test_transparent_parts_are_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (4, 4), (10, 20, 30, 0)).save(tmp_path / "clear.png")
+    assert read_image(tmp_path / "clear.png").unique().tolist() == [255]
+
+
+def test_digits_are_split_the_same_way_always() -> None:
+    source = open_source("digits")
+    assert (len(source.train), len(source.validation)) == (1438, 359)
+    assert source.train[0].shape == (3, 8, 8)
+    assert not source.natural
+
+
+def batches(source: Source, **options: object) -> Batches:
+    return Batches(source, **{"image_size": 12, "batch_size": 2, **options})
+
+
+def test_batches_depend_on_seed_epoch_and_place_alone(root: Path) -> None:
+    source = open_source(str(root))
+    first = list(batches(source).train(epoch=1))
+    assert len(first) == 3
+    assert first[0][0].shape == (2, 3, 12, 12)
+    for other in (
+        batches(source).train(epoch=1),
+        batches(source, workers=2).train(epoch=1),
+    ):
+        assert all(
+            torch.equal(a, b)
+            for x, y in zip(first, other, strict=True)
+            for a, b in zip(x, y, strict=True)
+        )
+    rest = list(batches(source).train(epoch=1, first_step=2))
+    assert torch.equal(rest[0][0], first[2][0])
+    for different in (batches(source).train(epoch=2), batches(source, seed=1).train(epoch=1)):
+        assert not all(torch.equal(x[0], y[0]) for x, y in zip(first, different, strict=True))
+
+
+def test_every_validation_image_comes_once_and_in_order(root: Path) -> None:
+    source = open_source(str(root))
+    seen = torch.cat([labels for _, labels in batches(source, batch_size=3).validation()])
+    assert seen.tolist() == [0, 0, 1, 1]
+
+
+def test_loading_leaves_the_global_generator_alone(root: Path) -> None:
+    source = open_source(str(root))
+    before = torch.get_rng_state()
+    list(batches(source).train(epoch=0))
+    # DataLoader itself draws one number an epoch, to seed workers
+    torch.set_rng_state(before)
+    torch.empty((), dtype=torch.int64).random_()
+    after = torch.get_rng_state()
+    torch.set_rng_state(before)
+    list(batches(source).train(epoch=0))
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_a_batch_larger_than_the_data(root: Path) -> None:
+    with pytest.raises(ValueError, match="--batch-size 7 is larger than the 6 training images"):
+        batches(open_source(str(root)), batch_size=7)

@@ -1,0 +1,246 @@
+"""Runs from start to end: fit, resume, evaluate, predict, and refuse in time."""
+
+import csv
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models import list_models
+from train.evaluate import evaluate
+from train.imagenet import main, train
+from train.loop import Training, make_fabric
+from train.options import Options
+from train.predict import Predictor
+from train.predict import main as predict_main
+from train.run import RunFolder, embedded_config
+
+SMALL = {  # a network that trains in seconds
+    "graph": "mbv1",
+    "width": 0.25,
+    "data": "digits",
+    "image_size": 16,
+    "batch_size": 64,
+    "lr": 0.05,
+    "epochs": 2,
+    "device": "cpu",
+}
+
+
+def options(out: Path, **changes: object) -> Options:
+    return Options.from_flat({**SMALL, "out": str(out), **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "small"
+    train(options(out))
+    return out
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_mbv1_dnw_learns_the_digits(seed: int, tmp_path: Path) -> None:
+    summary = train(
+        options(tmp_path / "run", graph="mbv1_dnw", width=0.225, image_size=32, epochs=3, seed=seed)
+    )
+    assert summary["top1"] >= 0.9
+    assert summary["real_edges"] == 158_944
+    assert summary["candidate_edges"] == 6_981_632
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        changed = [int(row["edges_changed"]) for row in csv.DictReader(file)]
+    assert changed[0] > changed[-1] > 0
+
+
+def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+    files = {p.name for p in finished.iterdir()}
+    assert files == {
+        "config.yaml",
+        "initial.safetensors",
+        "last.safetensors",
+        "best.safetensors",
+        "resume.pt",
+        "metrics.csv",
+        "summary.json",
+        "tensorboard",
+    }
+    summary = json.loads((finished / "summary.json").read_text())
+    for key in (
+        *("top1", "top5", "parameters", "macs", "real_edges", "candidate_edges", "dead_nodes"),
+        *("seconds", "images_per_second", "best_chosen_on"),
+    ):
+        assert key in summary
+    with (finished / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[-1]["top1"]) == summary["top1"]
+    config = embedded_config(finished / "last.safetensors")
+    assert config.options.network.graph == "mbv1"
+    assert config.classes == tuple("0123456789")
+    assert "torch" in (finished / "config.yaml").read_text()
+    initial, last = (RunFolder(finished).load_weights(n) for n in ("initial", "last"))
+    assert not torch.equal(initial["classifier.weight"], last["classifier.weight"])
+
+
+def test_evaluate_reproduces_the_summary_exactly(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    measured = evaluate(str(finished), device="cpu")
+    assert measured["top1"] == summary["top1"]
+    assert measured["top5"] == summary["top5"]
+    best = evaluate(str(finished), weights="best", device="cpu")
+    assert best["top1"] == summary["best_top1"]
+    assert evaluate(str(finished), weights="initial", device="cpu")["top1"] < 0.5
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("graph", ["mbv1_dnw", "mbv1_random"])
+def test_a_resumed_run_ends_as_if_never_stopped(tmp_path: Path, graph: str) -> None:
+    given = {"graph": graph, "width": 0.1, "epochs": 2, "batch_size": 256}
+    train(options(tmp_path / "whole", **given))
+    stopped = Training(options(tmp_path / "stopped", **given))
+    stopped.advance()  # one of two epochs, then the process is gone
+    del stopped
+    torch.manual_seed(999)
+    main(["--resume", str(tmp_path / "stopped"), "--device", "cpu"])
+    whole, resumed = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
+    assert same(whole.load_weights("last"), resumed.load_weights("last"))
+    with (whole.path / "metrics.csv").open() as a, (resumed.path / "metrics.csv").open() as b:
+        for one, other in zip(csv.DictReader(a), csv.DictReader(b), strict=True):
+            assert one["loss"] == other["loss"]
+            assert one["edges_changed"] == other["edges_changed"]
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: Path) -> None:
+    before = (finished / "last.safetensors").read_bytes()
+    main(["--resume", str(finished)])
+    assert (finished / "last.safetensors").read_bytes() == before
+
+
+def test_a_run_is_never_overwritten_unasked(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"exists: continue it with --resume .* --overwrite"):
+        train(options(finished))
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match="is not a run folder and is not overwritten"):
+        train(options(tmp_path, overwrite=True))
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_init_takes_the_network_and_not_the_classifier(finished: Path, tmp_path: Path) -> None:
+    started = Training(options(tmp_path / "new", init=str(finished)))
+    ours, theirs = started.plain_model.state_dict(), RunFolder(finished).load_weights("last")
+    apart = {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    assert apart == {"classifier.weight", "classifier.bias"}
+    with pytest.raises(ValueError, match=r"is mbv1 at width 0.25, another network"):
+        Training(options(tmp_path / "other", init=str(finished), width=0.5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"graph": "mbv1_dwn"}, r"unknown model 'mbv1_dwn'; did you mean 'mbv1_dnw'"),
+        ({"rule": "dnw"}, r"mbv1 has no wiring"),
+        ({"data": "nowhere"}, r"--data nowhere: there is no such folder"),
+        ({"image_size": 4}, r"images of 4 pixels are too small"),
+        ({"batch_size": 5000}, r"--batch-size 5000 is larger than the 1438 training images"),
+        ({"device": "cuda:77"}, r"--device cuda:77 is not there; this machine has cpu"),
+        ({"device": "gpu"}, r"--device gpu is not there"),
+        ({"resume": "nowhere"}, r"nowhere is not a run folder"),
+        ({"init": "nowhere"}, r"nowhere has no weights|nowhere is not a run folder"),
+    ],
+)
+def test_errors_come_before_anything_is_written(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Training(options(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_another_model_is_not_resumed(finished: Path) -> None:
+    with pytest.raises(ValueError, match=r"was trained with graph 'mbv1' \(asked: 'mbv1_dnw'\)"):
+        main(["--resume", str(finished), "--graph", "mbv1_dnw"])
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("boom",))
+
+
+def test_damaged_and_hostile_files_are_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("config.yaml", "last.safetensors", "resume.pt"):
+        (tmp_path / name).write_bytes((finished / name).read_bytes())
+    folder = RunFolder(tmp_path)
+    (tmp_path / "resume.pt").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ValueError, match=r"resume.pt is damaged"):
+        folder.load_state()
+    torch.save({"model": Bomb()}, tmp_path / "resume.pt")
+    with pytest.raises(ValueError, match=r"resume.pt is damaged"):
+        folder.load_state()
+    assert "boom" not in capsys.readouterr().out
+    (tmp_path / "last.safetensors").write_bytes(b"\x10\x00garbage")
+    with pytest.raises(ValueError, match=r"last.safetensors is damaged"):
+        folder.load_model()
+    (tmp_path / "config.yaml").write_text("options: {}")
+    with pytest.raises(ValueError, match=r"config.yaml is damaged or of another version"):
+        folder.load_config()
+
+
+def test_a_half_written_file_is_never_seen(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.save_summary({"top1": 0.5})
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        folder.save_summary({"top1": 0.7})
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"top1": 0.5}
+
+
+def test_predict_names_the_likeliest_classes(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from train.data import open_source
+
+    source = open_source("digits")
+    image = Image.fromarray(source.validation[7].permute(1, 2, 0).numpy())
+    image.save(tmp_path / "seven.png")
+    image.convert("L").save(tmp_path / "grey.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    guesses = Predictor(finished, device="cpu")(tmp_path / "seven.png")
+    assert len(guesses) == 5
+    assert guesses[0][0] == source.classes[int(source.validation.labels[7])]
+    assert [p for _, p in guesses] == sorted((p for _, p in guesses), reverse=True)
+    assert 0.99 < sum(p for _, p in Predictor(finished)(tmp_path / "seven.png", most=10)) < 1.01
+    assert np.allclose(guesses[0][1], Predictor(finished)(tmp_path / "grey.png")[0][1])
+    with pytest.raises(SystemExit) as raised:
+        predict_main([str(finished), *(str(tmp_path / n) for n in ("broken.png", "seven.png"))])
+    assert raised.value.code == 1
+    captured = capsys.readouterr()
+    assert "broken.png cannot be read as a picture" in captured.err
+    assert "seven.png\n" in captured.out
+
+
+def test_mixed_precision_trains(tmp_path: Path) -> None:
+    summary = train(options(tmp_path / "run", epochs=1, precision="bf16"))
+    assert np.isfinite(summary["top1"])
+
+
+def test_every_model_can_be_trained_and_loaded_again(tmp_path: Path) -> None:
+    for name in list_models():
+        training = Training(options(tmp_path / name, graph=name, width=0.1))
+        restored = RunFolder(tmp_path / name).load_model("initial")
+        ours = training.plain_model.state_dict()
+        assert same(ours, restored.state_dict())
+
+
+def test_auto_finds_a_device() -> None:
+    assert make_fabric("auto", "32").device.type in ("cpu", "cuda")

@@ -1,0 +1,62 @@
+"""Measure a trained network: ``python -m train.evaluate RUN [--data DIR]``."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from train.cli import run_command
+from train.data import open_source
+from train.loop import Normalize, check_classes, make_batches, make_fabric
+from train.loop import evaluate as measure
+from train.run import RunFolder, Weights
+
+
+def evaluate(
+    run: str, data: str | None = None, weights: Weights = "last", device: str = "auto"
+) -> dict[str, float]:
+    """Return ``loss``, ``top1`` and ``top5`` of a run on its validation images.
+
+    Args:
+        run: The run folder.
+        data: Other images of the same classes, as for training; the run's own unless given.
+        weights: ``"last"``, ``"best"`` or ``"initial"``.
+        device: As for training.
+
+    Raises:
+        ValueError: Not a run folder, no data, other classes, or a device that is not there.
+    """
+    folder = RunFolder(run)
+    config = folder.load_config()
+    fabric = make_fabric(device, config.options.run.precision)
+    model = fabric.setup(folder.load_model(weights))
+    source = open_source(data or config.options.data.data)
+    check_classes(folder, source)
+    batches = make_batches(source, config.options, fabric.device)
+    normalize = Normalize(config).to(fabric.device)
+    return measure(model, normalize, batches.validation(), len(config.classes))
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Measure a trained network on its validation images."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Run folder."""
+    data: str | None = None
+    """Folder of images of the same classes, or "digits"; the run's own unless given."""
+    weights: Weights = "last"
+    """Which weights of the run."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
+
+
+def main() -> None:
+    """Run the command."""
+    arguments = tyro.cli(Arguments, prog="python -m train.evaluate")
+    for name, value in evaluate(**vars(arguments)).items():
+        print(f"{name:>5}  {value:.4f}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,105 @@
+"""What a training run is told: typed, frozen, and the same from flags, recipes and Python."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """Which network."""
+
+    graph: str = "mbv1_dnw"
+    """Model, one of models.list_models()."""
+    width: float = 0.225
+    """Width multiplier; of a graph it sets the number of real edges only."""
+    rule: str | None = None
+    """How edges are chosen (dnw, random, complete); the model's own rule unless given."""
+    stem_stride: int | Literal["auto"] = "auto"
+    """Stride of the first convolution, in pixels; auto is 1 up to 64-pixel images, else 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Which images."""
+
+    data: str | None = None
+    """Folder that holds train/<class>/* and val/<class>/* (or test/), or "digits" for
+    scikit-learn's handwritten digits; $DNW_DATA/imagenet, then data/imagenet unless given."""
+    image_size: int = 224
+    """Height and width the network sees, in pixels."""
+    workers: int | Literal["auto"] = "auto"
+    """Processes that load images; auto is none where all images fit into memory and training is on
+    a CPU, else one per core, 8 at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationOptions:
+    """How the weights are fitted; the defaults are the paper's for ImageNet."""
+
+    epochs: int = 250
+    """Passes over the training images."""
+    batch_size: int = 512
+    """Images a step."""
+    lr: float = 0.1
+    """Learning rate at the start; falls to 0 along a cosine, step by step."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 5e-5
+    """Weight decay of SGD, on every parameter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How and where it runs."""
+
+    seed: int = 0
+    """Seed of weights, data order and augmentation."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
+    precision: Literal["32", "bf16"] = "32"
+    """Bits of activations; bf16 is automatic mixed precision with bfloat16."""
+    out: str | None = None
+    """Run folder to write; runs/<graph>-<width>-seed<seed> unless given."""
+    resume: str | None = None
+    """Run folder to continue; its options are kept."""
+    init: str | None = None
+    """Run folder whose trained network to start from, with a new classifier."""
+    overwrite: bool = False
+    """Replace the run folder if it exists."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """All options of a training run."""
+
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+    def __post_init__(self) -> None:
+        optimization = self.optimization
+        for name, least in (("epochs", 1), ("batch_size", 1)):
+            if getattr(optimization, name) < least:
+                raise ValueError(f"{name} must be {least} or more")
+        for name in ("lr", "momentum", "weight_decay"):
+            if getattr(optimization, name) < 0:
+                raise ValueError(f"{name} must not be negative")
+        if self.data.workers != "auto" and self.data.workers < 0:
+            raise ValueError("workers must be 0 or more")
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Any]) -> "Options":
+        """Build options from ``{"graph": …, "epochs": …}``; what is missing keeps its default."""
+        groups = {f.name: f.default_factory for f in dataclasses.fields(cls)}
+        built = {}
+        for name, make in groups.items():
+            known = {f.name for f in dataclasses.fields(make)}  # type: ignore[arg-type]
+            built[name] = make(**{k: v for k, v in values.items() if k in known})  # type: ignore
+        return cls(**built)
+
+    def flat(self) -> dict[str, Any]:
+        """Return every option by name."""
+        return {k: v for group in dataclasses.asdict(self).values() for k, v in group.items()}

@@ -1,0 +1,246 @@
+"""A run folder: what a training run leaves behind, and how to take it up again.
+
+::
+
+    config.yaml              options, classes, versions
+    initial.safetensors      weights before the first step (also last, best), with the configuration
+    resume.pt                everything needed to go on; loaded without executing code
+    metrics.csv              a line an epoch
+    summary.json             the result
+    tensorboard/             the same curves for TensorBoard
+"""
+
+import csv
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models import create_model
+from train.data import Source
+from train.options import Options
+
+Weights = Literal["initial", "last", "best"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What is needed to build a run's network and feed it.
+
+    Attributes:
+        options: The options of the run.
+        classes: Names of the classes, by label.
+        mean: Of each channel, for pixels from 0 to 1.
+        std: Likewise the standard deviation.
+        natural: Whether pictures are cropped to the centre (rather than squeezed).
+        split: Which images the network was measured on.
+    """
+
+    options: Options
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    natural: bool
+    split: str
+
+    @classmethod
+    def of(cls, options: Options, source: Source) -> "RunConfig":
+        """Return the configuration of a run on some images."""
+        return cls(
+            options=options,
+            classes=source.classes,
+            mean=source.mean,
+            std=source.std,
+            natural=source.natural,
+            split=source.split,
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
+        """Undo :meth:`to_dict`."""
+        return cls(
+            options=Options.from_flat(values["options"]),
+            classes=tuple(values["classes"]),
+            mean=tuple(values["mean"]),
+            std=tuple(values["std"]),
+            natural=values["natural"],
+            split=values["split"],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, with the versions of what runs now."""
+        return {
+            "options": self.options.flat(),
+            "classes": list(self.classes),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "natural": self.natural,
+            "split": self.split,
+            "versions": versions(),
+        }
+
+    def build(self) -> nn.Module:
+        """Return the run's network with new weights."""
+        network = self.options.network
+        return create_model(
+            network.graph,
+            width=network.width,
+            rule=network.rule,
+            stem_stride=network.stem_stride,
+            image_size=self.options.data.image_size,
+            num_classes=len(self.classes),
+        )
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, path: Path, overwrite: bool) -> "RunFolder":
+        """Make an empty run folder.
+
+        Raises:
+            ValueError: Something is there and may not be overwritten.
+        """
+        if path.exists():
+            if not overwrite:
+                raise ValueError(
+                    f"{path} exists: continue it with --resume {path}, replace it with "
+                    "--overwrite, or choose another folder with --out"
+                )
+            if not (path / "config.yaml").exists() and any(path.iterdir()):
+                raise ValueError(f"{path} is not a run folder and is not overwritten; choose --out")
+            shutil.rmtree(path)
+        path.mkdir(parents=True)
+        return cls(path)
+
+    def save_config(self, config: RunConfig) -> None:
+        """Write ``config.yaml``."""
+        text = yaml.safe_dump(config.to_dict(), sort_keys=False)
+        _atomically(self.path / "config.yaml", lambda path: path.write_text(text))
+
+    def load_config(self) -> RunConfig:
+        """Read ``config.yaml``.
+
+        Raises:
+            ValueError: Not a run folder, or one of which the configuration is damaged.
+        """
+        path = self.path / "config.yaml"
+        if not path.exists():
+            raise ValueError(f"{self.path} is not a run folder: it has no config.yaml")
+        try:
+            return RunConfig.from_dict(yaml.safe_load(path.read_text()))
+        except (KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ValueError(f"{path} is damaged or of another version: {error!r}") from error
+
+    def save_weights(self, name: Weights, model: nn.Module, config: RunConfig) -> None:
+        """Write ``<name>.safetensors``, with the configuration inside."""
+        tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        metadata = {"config": json.dumps(config.to_dict())}
+        path = self.path / f"{name}.safetensors"
+        _atomically(path, lambda to: save_file(tensors, to, metadata=metadata))
+
+    def load_weights(self, name: Weights) -> dict[str, Tensor]:
+        """Read ``<name>.safetensors``.
+
+        Raises:
+            ValueError: The file is missing or damaged.
+        """
+        path = self.path / f"{name}.safetensors"
+        if not path.exists():
+            raise ValueError(
+                f"{self.path} has no weights {name!r}: it stopped before they were saved"
+            )
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+
+    def load_model(self, weights: Weights = "last") -> nn.Module:
+        """Return the run's network in evaluation mode.
+
+        Raises:
+            ValueError: A file is missing or damaged.
+        """
+        model = self.load_config().build()
+        model.load_state_dict(self.load_weights(weights))
+        return model.eval()
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Write ``resume.pt``."""
+        _atomically(self.path / "resume.pt", lambda path: torch.save(dict(state), path))
+
+    def load_state(self) -> dict[str, Any]:
+        """Read ``resume.pt``, refusing anything that would execute code.
+
+        Raises:
+            ValueError: There is nothing to resume, or the file is damaged.
+        """
+        path = self.path / "resume.pt"
+        if not path.exists():
+            raise ValueError(f"{self.path} has nothing to resume: it stopped before its first save")
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{path} is damaged and cannot be resumed: {error}") from error
+        return state
+
+    def save_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write ``metrics.csv``."""
+
+        def write(path: Path) -> None:
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+
+        _atomically(self.path / "metrics.csv", write)
+
+    def save_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``."""
+        text = json.dumps(summary, indent=2) + "\n"
+        _atomically(self.path / "summary.json", lambda path: path.write_text(text))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that matter."""
+    found = {"python": platform.python_version()}
+    for name in ("dnw-graph", "torch", "torchvision", "torch-geometric", "lightning", "numba"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def embedded_config(path: Path) -> RunConfig:
+    """Return the configuration inside a file of weights."""
+    with safe_open(path, "pt") as file:
+        return RunConfig.from_dict(json.loads(file.metadata()["config"]))
+
+
+def _atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name, then rename it: whatever happens, no half is left."""
+    half = path.with_name(f".{path.name}.half")
+    write(half)
+    with half.open("rb+") as file:
+        os.fsync(file.fileno())
+    half.replace(path)
