@@ -78,7 +78,7 @@ def main() -> None:
     for graph, axes in zip(graphs, panels[0], strict=True):
         draw(graph, axes, args.edges)
     figure.tight_layout()
-    figure.savefig(args.out, dpi=150)
+    figure.savefig(args.out, dpi=110)
     print(f"wrote {args.out}")
 
 

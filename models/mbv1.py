@@ -1,6 +1,7 @@
 """MobileNetV1 (Howard et al. 2017), the network whose wiring DNW learns anew."""
 
 from collections import OrderedDict
+from functools import partial
 
 from torch import nn
 
@@ -35,12 +36,13 @@ def mbv1(config: ModelConfig) -> nn.Module:
     def scaled(channels: int) -> int:
         return max(1, round(channels * config.exact_width))
 
+    conv_norm_relu = partial(_conv_norm_relu, eps=config.norm_eps)
     channels = scaled(STEM)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["stem"] = _conv_norm_relu(3, channels, 3, config.stride)
+    layers["stem"] = conv_norm_relu(3, channels, 3, config.stride)
     for i, (width, stride) in enumerate(LAYERS):
-        depthwise = _conv_norm_relu(channels, channels, 3, stride, groups=channels)
-        layers[f"layer{i}"] = nn.Sequential(depthwise, _conv_norm_relu(channels, scaled(width), 1))
+        depthwise = conv_norm_relu(channels, channels, 3, stride, groups=channels)
+        layers[f"layer{i}"] = nn.Sequential(depthwise, conv_norm_relu(channels, scaled(width), 1))
         channels = scaled(width)
     layers["pool"] = nn.AdaptiveAvgPool2d(1)
     layers["flatten"] = nn.Flatten()
@@ -49,10 +51,10 @@ def mbv1(config: ModelConfig) -> nn.Module:
 
 
 def _conv_norm_relu(
-    inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1
+    inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1, *, eps: float
 ) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(outputs),
+        nn.BatchNorm2d(outputs, eps=eps),
         nn.ReLU(inplace=True),
     )

@@ -4,11 +4,13 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from dnw_graph import NeuralGraph, Topology
+from dnw_graph.node import NormReluConv
 from models.registry import ModelConfig, register_model
 from models.strides import check_strides
 
@@ -76,13 +78,14 @@ class MobileNetV1DNW(nn.Module):
                     stage.topology(),
                     rule=config.rule or "dnw",
                     num_edges=k,
+                    node=partial(NormReluConv, eps=config.norm_eps),
                     stride=stage.stride,
                     backend=config.backend,
                 )
                 for stage, k in zip(stages, num_edges, strict=False)
             )
         )
-        self.norm = nn.BatchNorm2d(features)
+        self.norm = nn.BatchNorm2d(features, eps=config.norm_eps)
         self.relu = nn.ReLU()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()

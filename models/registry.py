@@ -24,6 +24,8 @@ class ModelConfig:
         rule: How edges are chosen; the model's own rule unless given.
         num_classes: Number of classes.
         image_size: Height and width of the images, in pixels.
+        norm_eps: Added to variances by normalisation. The default is MobileNetV1's own; that of
+            PyTorch and of the published implementation of DNW is 1e-5 (docs/training.md).
         stem_stride: Stride of the first convolution; ``"auto"`` is 1 for images of at most 64
             pixels and 2 for larger ones.
         backend: How messages are summed; see :class:`dnw_graph.NeuralGraph`.
@@ -33,6 +35,7 @@ class ModelConfig:
     rule: str | Rule | type[Rule] | None = None
     num_classes: int = 1000
     image_size: int = 224
+    norm_eps: float = 1e-3
     stem_stride: int | Literal["auto"] = "auto"
     backend: str | Aggregation | type[Aggregation] = "auto"
 
@@ -40,6 +43,8 @@ class ModelConfig:
         if not (isinstance(self.width, int | float) and 0 < self.width < math.inf):
             raise ValueError(f"width must be a number above 0, got {self.width!r}")
         BACKENDS.resolve(self.backend)
+        if not self.norm_eps > 0:
+            raise ValueError(f"norm_eps must be above 0, got {self.norm_eps}")
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be 1 or more, got {self.num_classes}")
         if self.image_size < 1:

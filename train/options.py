@@ -16,6 +16,8 @@ class NetworkOptions:
     """Width multiplier; of a graph it sets the number of real edges only."""
     rule: str | None = None
     """How edges are chosen (dnw, random, complete); the model's own rule unless given."""
+    norm_eps: float = 1e-3
+    """Added to variances by normalisation; 1e-3 is MobileNetV1's own, 1e-5 PyTorch's."""
     stem_stride: int | Literal["auto"] = "auto"
     """Stride of the first convolution, in pixels; auto is 1 up to 64-pixel images, else 2."""
 

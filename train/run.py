@@ -97,6 +97,7 @@ class RunConfig:
             network.graph,
             width=network.width,
             rule=network.rule,
+            norm_eps=network.norm_eps,
             stem_stride=network.stem_stride,
             image_size=self.options.data.image_size,
             num_classes=len(self.classes),

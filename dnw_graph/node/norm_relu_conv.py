@@ -19,24 +19,33 @@ class NormReluConv(NodeFunction):
         stride: Of the convolution.
         norm: ``"batch"`` (over ``B, H, W``, with running statistics) or ``"instance"`` (over
             ``H, W``); each has a scale and a shift a node.
+        eps: Added to the variance. A node that has lost its last real edge has variance 0, and its
+            hallucinated edges gradients that are ``1 / sqrt(eps)`` times as large as others': 32
+            times for MobileNetV1's own 1e-3, 316 times for PyTorch's 1e-5.
 
     Raises:
-        ValueError: Another norm, or a stride below 1.
+        ValueError: Another norm, a stride below 1, or an eps that is not above 0.
     """
 
     macs_per_pixel = 9
     parameters_per_node = 9
 
     def __init__(
-        self, num_nodes: int, stride: int = 1, norm: Literal["batch", "instance"] = "batch"
+        self,
+        num_nodes: int,
+        stride: int = 1,
+        norm: Literal["batch", "instance"] = "batch",
+        eps: float = 1e-5,
     ) -> None:
         if stride < 1:
             raise ValueError(f"stride must be 1 or more, got {stride}")
+        if not eps > 0:
+            raise ValueError(f"eps must be above 0, got {eps}")
         super().__init__(num_nodes, stride)
         if norm == "batch":
-            self.norm: nn.Module = nn.BatchNorm2d(num_nodes)
+            self.norm: nn.Module = nn.BatchNorm2d(num_nodes, eps=eps)
         elif norm == "instance":
-            self.norm = nn.InstanceNorm2d(num_nodes, affine=True)
+            self.norm = nn.InstanceNorm2d(num_nodes, eps=eps, affine=True)
         else:
             raise ValueError(f"unknown norm {norm!r} (known: batch, instance)")
         self.conv = nn.Conv2d(

@@ -459,6 +459,7 @@ def test_inputs_that_do_not_fit(shape: tuple[int, ...], message: str) -> None:
         ({"num_edges": True}, r"num_edges must be a whole number, got True"),
         ({"node": lambda n: None}, r"must build an nn.Module, got None"),
         ({"node": Dirac, "stride": 2}, r"cannot be called with \(4, stride=2\)"),
+        ({"node": partial(NormReluConv, eps=0.0)}, r"eps must be above 0, got 0.0"),
         ({"node": lambda n: NormReluConv(n, norm="layer")}, r"unknown norm 'layer' \(known: batch"),
     ],
 )

@@ -68,7 +68,9 @@ def test_equals_the_published_implementation(reference: Any, backend: str, devic
     budget = [
         kept_candidates(s, state[f"layers.{i}.graph.weight"], d) for i, s in enumerate(stages)
     ]
-    config = ModelConfig(num_classes=10, image_size=meta["image_size"], backend=backend)
+    config = ModelConfig(
+        num_classes=10, image_size=meta["image_size"], backend=backend, norm_eps=1e-5
+    )
     model = MobileNetV1DNW(config, stages=stages, num_edges=budget)
     model.load_state_dict(to_ours(stages, state))
     model.to(device)

@@ -53,6 +53,7 @@ def test_the_stem_strides_over_large_images_only(image_size: int, stride: int) -
         ("mbv1_random", {"rule": "dnw"}, r"for rule 'dnw' use mbv1_dnw"),
         ("mbv1_dnw", {"stem_stride": 10**5}, r"use 800001 pixels or more"),
         ("mbv1_dnw", {"width": 3}, r"num_edges must lie between 1 and the 2,048"),
+        ("mbv1_dnw", {"norm_eps": 0.0}, r"norm_eps must be above 0, got 0.0"),
         ("mbv1_dnw", {"num_classes": 0}, r"num_classes must be 1 or more"),
         ("mbv1_dnw", {"image_size": 0}, r"image_size must be 1 pixel or more"),
         ("mbv1_dnw", {"stem_stride": "two"}, r"stem_stride must be \"auto\" or 1 or more"),
@@ -65,6 +66,16 @@ def test_the_stem_strides_over_large_images_only(image_size: int, stride: int) -
 def test_errors(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_model(name, **options)
+
+
+@pytest.mark.parametrize("name", ["mbv1", "mbv1_dnw"])
+def test_all_norms_have_the_same_eps(name: str) -> None:
+    def eps(**options: object) -> set[float]:
+        model = create_model(name, width=0.25, num_classes=7, image_size=32, **options)
+        return {m.eps for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)}
+
+    assert eps() == {1e-3}
+    assert eps(norm_eps=1e-5) == {1e-5}
 
 
 def test_a_name_is_given_once() -> None:
