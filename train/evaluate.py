@@ -7,9 +7,10 @@ import tyro
 
 from train.cli import run_command
 from train.data import open_source
-from train.loop import Normalize, check_classes, make_batches, make_fabric
-from train.loop import evaluate as measure
+from train.metrics import Normalize
+from train.metrics import evaluate as measure
 from train.run import RunFolder, Weights
+from train.setup import check_classes, make_batches, make_fabric
 
 
 def evaluate(

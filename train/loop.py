@@ -1,27 +1,37 @@
 """The training loop: set everything up, fit, measure, leave a run folder."""
 
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.fabric import Fabric, seed_everything
+from lightning.fabric import seed_everything
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
-from torchmetrics import MeanMetric, Metric
-from torchmetrics.classification import MulticlassAccuracy
-from tqdm import tqdm
+from torchmetrics import MeanMetric
 
-from dnw_graph import NeuralGraph, cost
-from train.cli import differences
-from train.data import Batches, Source, open_source
+from dnw_graph import cost
+from train.data import open_source
+from train.metrics import (
+    Normalize,
+    accuracy_metric,
+    edges_changed,
+    evaluate,
+    masks,
+    progress,
+    show,
+)
 from train.options import Options
 from train.run import RunConfig, RunFolder
-
-FREE_ON_RESUME = {"data", "workers", "device", "resume", "out", "overwrite"}
-"""Options that may differ from those of the run that is continued."""
+from train.setup import (
+    check_classes,
+    check_resume,
+    default_folder,
+    initialize,
+    make_batches,
+    make_fabric,
+)
 
 
 class Training:
@@ -195,174 +205,3 @@ class Training:
             "images_per_second": len(self.rows)
             / sum(1 / row["images_per_second"] for row in self.rows),
         }
-
-
-class Normalize(nn.Module):
-    """Turns bytes ``[B, 3, H, W]`` into floats of mean 0 and deviation 1, on the device."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, config: RunConfig) -> None:
-        super().__init__()
-        self.register_buffer("mean", 255 * torch.tensor(config.mean).view(3, 1, 1))
-        self.register_buffer("std", 255 * torch.tensor(config.std).view(3, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the normalised images."""
-        return (images - self.mean) / self.std
-
-
-def make_fabric(device: str, precision: str) -> Fabric:
-    """Return Lightning Fabric on a device.
-
-    Raises:
-        ValueError: The device is not there.
-    """
-    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if device == "auto":
-        device = "cuda:0" if len(there) > 1 else "cpu"
-    wanted = "cuda:0" if device == "cuda" else device
-    if wanted not in there:
-        raise ValueError(f"--device {device} is not there; this machine has {', '.join(there)}")
-    kind, _, index = wanted.partition(":")
-    return Fabric(
-        accelerator=kind,
-        devices=[int(index)] if index else 1,
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
-    )
-
-
-def make_batches(source: Source, options: Options, device: torch.device) -> Batches:
-    """Return the batches of a run."""
-    return Batches(
-        source,
-        image_size=options.data.image_size,
-        batch_size=options.optimization.batch_size,
-        seed=options.run.seed,
-        workers=options.data.workers,
-        on_cpu=device.type == "cpu",
-    )
-
-
-def default_folder(options: Options) -> str:
-    """Return the run folder of options that name none."""
-    network = options.network
-    rule = f"-{network.rule}" if network.rule else ""
-    return f"runs/{network.graph}{rule}-{network.width}-seed{options.run.seed}"
-
-
-def check_resume(folder: RunFolder, options: Options) -> dict[str, Any]:
-    """Return the state of a run to be continued.
-
-    Raises:
-        ValueError: The run is of other options, or has nothing to resume.
-    """
-    theirs = folder.load_config().options
-    apart = {k: v for k, v in differences(options, theirs).items() if k not in FREE_ON_RESUME}
-    if apart:
-        listed = ", ".join(
-            f"{k} {theirs!r} (asked: {ours!r})" for k, (ours, theirs) in apart.items()
-        )
-        raise ValueError(
-            f"{folder.path} was trained with {listed}; resume with its own options (just "
-            f"--resume {folder.path}), or start a new run from it with --init {folder.path}"
-        )
-    return folder.load_state()
-
-
-def check_classes(folder: RunFolder, source: Source) -> None:
-    """Raise where the images have other classes than the run that is continued."""
-    theirs = folder.load_config().classes
-    if theirs != source.classes:
-        raise ValueError(
-            f"{folder.path} was trained on {len(theirs)} classes ({', '.join(theirs[:3])}, …), "
-            f"the data have {len(source.classes)} ({', '.join(source.classes[:3])}, …)"
-        )
-
-
-def initialize(model: nn.Module, folder: RunFolder) -> None:
-    """Copy the trained network of a run, all but its classifier.
-
-    Raises:
-        ValueError: The run's network is another one.
-    """
-    theirs, ours = folder.load_weights("last"), model.state_dict()
-    taken = {k: v for k, v in theirs.items() if not k.startswith("classifier.")}
-    kept = {k for k in ours if k.startswith("classifier.")}
-    apart = sorted((taken.keys() | kept) ^ ours.keys())
-    apart += [k for k in taken if k in ours and taken[k].shape != ours[k].shape]
-    if apart:
-        network = folder.load_config().options.network
-        raise ValueError(
-            f"--init {folder.path} is {network.graph} at width {network.width}, another network "
-            f"than the one to train (they differ at {', '.join(apart[:3])}); give the same "
-            "--graph, --rule and --stem-stride"
-        )
-    model.load_state_dict(taken, strict=False)
-
-
-def evaluate(
-    model: nn.Module,
-    normalize: Normalize,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    num_classes: int,
-) -> dict[str, float]:
-    """Return loss, top-1 and top-5 (top-n for fewer classes) of a network in evaluation mode.
-
-    Args:
-        model: From normalised images to logits.
-        normalize: From bytes to what the network takes; its device is used.
-        batches: Images ``[B, 3, H, W]``, uint8, and labels ``[B]``.
-        num_classes: Number of classes.
-    """
-    device = normalize.mean.device
-    loss = MeanMetric().to(device)
-    top1, top5 = (accuracy_metric(k, num_classes).to(device) for k in (1, 5))
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        for images, labels in batches:
-            logits, labels = model(normalize(images.to(device))), labels.to(device)
-            loss.update(F.cross_entropy(logits.float(), labels), len(labels))
-            top1.update(logits, labels)
-            top5.update(logits, labels)
-    model.train(was_training)
-    return {
-        "loss": float(loss.compute()),
-        "top1": float(top1.compute()),
-        "top5": float(top5.compute()),
-    }
-
-
-def accuracy_metric(k: int, num_classes: int) -> Metric:
-    """Return the share of images with the right class among the first ``k``."""
-    return MulticlassAccuracy(
-        num_classes, top_k=min(k, num_classes), average="micro", validate_args=False
-    )
-
-
-def masks(model: nn.Module) -> list[Tensor]:
-    """Return which candidates are real, graph by graph."""
-    return [m.wiring().mask for m in model.modules() if isinstance(m, NeuralGraph)]
-
-
-def edges_changed(before: list[Tensor], now: list[Tensor]) -> int:
-    """Return how many edges became real that were not."""
-    return sum(int((new & ~old).sum()) for old, new in zip(before, now, strict=True))
-
-
-def progress(title: str, images: int) -> "tqdm[Any]":
-    """Return a progress bar in images."""
-    return tqdm(total=images, desc=title, unit=" images", leave=False, disable=None)
-
-
-def show(
-    bar: "tqdm[Any]", loss: MeanMetric, accuracy: Metric, before: list[Tensor], model: nn.Module
-) -> None:
-    """Write the state of an epoch beside its progress bar."""
-    changed = edges_changed(before, masks(model))
-    bar.set_postfix_str(
-        f"loss {float(loss.compute()):.3f}, top-1 {float(accuracy.compute()):.1%}, "
-        f"edges changed {changed:,}"
-    )

@@ -12,8 +12,9 @@ from torchvision.transforms import v2
 
 from train.cli import run_command
 from train.data import evaluation_transform, read_image
-from train.loop import Normalize, make_fabric
+from train.metrics import Normalize
 from train.run import RunFolder, Weights
+from train.setup import make_fabric
 
 Guess = tuple[str, float]  # class name and probability
 

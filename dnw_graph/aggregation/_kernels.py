@@ -5,6 +5,8 @@ into tiles that stay in cache while edges are gone through; every sum has a fixe
 the number of threads.
 """
 
+from typing import Any
+
 import numba
 import numpy as np
 import torch
@@ -104,43 +106,20 @@ def correlate(
 
 
 @gather.register_fake
-def _(
-    weight: Tensor,
-    edge_id: Tensor | None,
-    edge_index: Tensor,
-    rowptr: Tensor,
-    block: list[int],
-    starts: list[int],
-    states: list[Tensor],
-) -> Tensor:
-    return states[0].new_empty(block[1] - block[0], *states[0].shape[1:])
+def _(*args: Any) -> Tensor:
+    *_, block, _, states = args
+    empty: Tensor = states[0].new_empty(block[1] - block[0], *states[0].shape[1:])
+    return empty
 
 
 @spread.register_fake
-def _(
-    weight: Tensor,
-    edge_id: Tensor | None,
-    edge_index: Tensor,
-    rowptr: Tensor,
-    block: list[int],
-    starts: list[int],
-    sizes: list[int],
-    grad: Tensor,
-) -> list[Tensor]:
+def _(*args: Any) -> list[Tensor]:
+    *_, sizes, grad = args
     return [grad.new_empty(n, *grad.shape[1:]) for n in sizes]
 
 
 @correlate.register_fake
-def _(
-    weight: Tensor,
-    edge_id: Tensor | None,
-    edge_index: Tensor,
-    rowptr: Tensor,
-    block: list[int],
-    starts: list[int],
-    states: list[Tensor],
-    grad: Tensor,
-) -> Tensor:
+def _(weight: Tensor, *args: Any) -> Tensor:
     return torch.empty_like(weight)
 
 

@@ -13,11 +13,12 @@ from PIL import Image
 from models import list_models
 from train.evaluate import evaluate
 from train.imagenet import main, train
-from train.loop import Training, make_fabric
+from train.loop import Training
 from train.options import Options
 from train.predict import Predictor
 from train.predict import main as predict_main
 from train.run import RunFolder, embedded_config
+from train.setup import make_fabric
 
 SMALL = {  # a network that trains in seconds
     "graph": "mbv1",

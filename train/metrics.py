@@ -1,0 +1,96 @@
+"""What is measured of a network, and shown while it trains."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassAccuracy
+from tqdm import tqdm
+
+from dnw_graph import NeuralGraph
+from train.run import RunConfig
+
+
+class Normalize(nn.Module):
+    """Turns bytes ``[B, 3, H, W]`` into floats of mean 0 and deviation 1, on the device."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__()
+        self.register_buffer("mean", 255 * torch.tensor(config.mean).view(3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(config.std).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the normalised images."""
+        return (images - self.mean) / self.std
+
+
+def evaluate(
+    model: nn.Module,
+    normalize: Normalize,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int,
+) -> dict[str, float]:
+    """Return loss, top-1 and top-5 (top-n for fewer classes) of a network in evaluation mode.
+
+    Args:
+        model: From normalised images to logits.
+        normalize: From bytes to what the network takes; its device is used.
+        batches: Images ``[B, 3, H, W]``, uint8, and labels ``[B]``.
+        num_classes: Number of classes.
+    """
+    device = normalize.mean.device
+    loss = MeanMetric().to(device)
+    top1, top5 = (accuracy_metric(k, num_classes).to(device) for k in (1, 5))
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for images, labels in batches:
+            logits, labels = model(normalize(images.to(device))), labels.to(device)
+            loss.update(F.cross_entropy(logits.float(), labels), len(labels))
+            top1.update(logits, labels)
+            top5.update(logits, labels)
+    model.train(was_training)
+    return {
+        "loss": float(loss.compute()),
+        "top1": float(top1.compute()),
+        "top5": float(top5.compute()),
+    }
+
+
+def accuracy_metric(k: int, num_classes: int) -> Metric:
+    """Return the share of images with the right class among the first ``k``."""
+    return MulticlassAccuracy(
+        num_classes, top_k=min(k, num_classes), average="micro", validate_args=False
+    )
+
+
+def masks(model: nn.Module) -> list[Tensor]:
+    """Return which candidates are real, graph by graph."""
+    return [m.wiring().mask for m in model.modules() if isinstance(m, NeuralGraph)]
+
+
+def edges_changed(before: list[Tensor], now: list[Tensor]) -> int:
+    """Return how many edges became real that were not."""
+    return sum(int((new & ~old).sum()) for old, new in zip(before, now, strict=True))
+
+
+def progress(title: str, images: int) -> "tqdm[Any]":
+    """Return a progress bar in images."""
+    return tqdm(total=images, desc=title, unit=" images", leave=False, disable=None)
+
+
+def show(
+    bar: "tqdm[Any]", loss: MeanMetric, accuracy: Metric, before: list[Tensor], model: nn.Module
+) -> None:
+    """Write the state of an epoch beside its progress bar."""
+    changed = edges_changed(before, masks(model))
+    bar.set_postfix_str(
+        f"loss {float(loss.compute()):.3f}, top-1 {float(accuracy.compute()):.1%}, "
+        f"edges changed {changed:,}"
+    )
