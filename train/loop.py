@@ -48,7 +48,7 @@ class Training:
         self.fabric = make_fabric(options.run.device, options.run.precision)
         resumed = RunFolder(options.run.resume) if options.run.resume else None
         state = check_resume(resumed, options) if resumed else None
-        if options.run.init:
+        if options.run.init and resumed is None:
             RunFolder(options.run.init).load_config()
         seed_everything(options.run.seed, verbose=False)
         folder = Path(options.run.out or default_folder(options))
@@ -61,7 +61,7 @@ class Training:
         self.batches = make_batches(source, options, self.fabric.device)
         self.total_steps = options.optimization.epochs * self.batches.steps
         model = self.config.build()
-        if options.run.init:
+        if options.run.init and resumed is None:
             initialize(model, RunFolder(options.run.init))
         image_size = options.data.image_size
         cost(model, image_size)  # an image that does not fit is noticed here

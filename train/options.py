@@ -1,6 +1,8 @@
 """What a training run is told: typed, frozen, and the same from flags, recipes and Python."""
 
 import dataclasses
+import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -86,15 +88,27 @@ class Options:
         for name, least in (("epochs", 1), ("batch_size", 1)):
             if getattr(optimization, name) < least:
                 raise ValueError(f"{name} must be {least} or more")
-        for name in ("lr", "momentum", "weight_decay"):
-            if getattr(optimization, name) < 0:
-                raise ValueError(f"{name} must not be negative")
+        for name, below in (("lr", math.inf), ("momentum", 1.0), ("weight_decay", math.inf)):
+            if not 0 <= getattr(optimization, name) < below:
+                limit = "a finite number" if below == math.inf else f"below {below:g}"
+                raise ValueError(f"{name} must be {limit}, and not negative")
         if self.data.workers != "auto" and self.data.workers < 0:
             raise ValueError("workers must be 0 or more")
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any]) -> "Options":
-        """Build options from ``{"graph": …, "epochs": …}``; what is missing keeps its default."""
+        """Build options from ``{"graph": …, "epochs": …}``; what is missing keeps its default.
+
+        Raises:
+            ValueError: An unknown option, or a value out of range.
+        """
+        options = {f.name for f in dataclasses.fields(cls)}
+        everything = [k for name in options for k in vars(getattr(cls(), name))]
+        for key in values:
+            if key not in everything:
+                close = difflib.get_close_matches(key, everything, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"unknown option {key!r}{hint}")
         groups = {f.name: f.default_factory for f in dataclasses.fields(cls)}
         built = {}
         for name, make in groups.items():

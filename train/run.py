@@ -127,8 +127,19 @@ class RunFolder:
                     f"{path} exists: continue it with --resume {path}, replace it with "
                     "--overwrite, or choose another folder with --out"
                 )
-            if not (path / "config.yaml").exists() and any(path.iterdir()):
-                raise ValueError(f"{path} is not a run folder and is not overwritten; choose --out")
+            foreign = (
+                [path]
+                if not path.is_dir() or path.is_symlink()
+                else [
+                    file
+                    for file in path.iterdir()
+                    if file.name.strip(".").split(".")[0] not in _OWN
+                ]
+            )
+            if foreign:
+                raise ValueError(
+                    f"{path} is not overwritten: {foreign[0]} is not part of a run; choose --out"
+                )
             shutil.rmtree(path)
         path.mkdir(parents=True)
         return cls(path)
@@ -236,6 +247,20 @@ def embedded_config(path: Path) -> RunConfig:
     """Return the configuration inside a file of weights."""
     with safe_open(path, "pt") as file:
         return RunConfig.from_dict(json.loads(file.metadata()["config"]))
+
+
+_OWN = {
+    "config",
+    "initial",
+    "last",
+    "best",
+    "resume",
+    "metrics",
+    "summary",
+    "tensorboard",
+    "wiring",
+}
+"""What a run folder holds, by the first part of the name."""
 
 
 def _atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -39,6 +39,11 @@ def test_options_survive_being_flattened() -> None:
     assert set(differences(options, Options())) == {"epochs", "stem_stride", "overwrite", "data"}
 
 
+def test_unknown_options_are_refused_in_python_too() -> None:
+    with pytest.raises(ValueError, match="unknown option 'epoch'; did you mean 'epochs'"):
+        Options.from_flat({"epoch": 1})
+
+
 def test_flags_override_a_recipe(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("epochs: 7\nlr: 0.05\noverwrite: true\ngraph: mbv1\n")
@@ -113,7 +118,9 @@ def test_a_recipe_value_of_the_wrong_type_names_the_option(
     ("args", "message"),
     [
         (["--epochs", "0"], "epochs must be 1 or more"),
-        (["--lr", "-1"], "lr must not be negative"),
+        (["--lr", "-1"], "lr must be a finite number, and not negative"),
+        (["--lr", "nan"], "lr must be a finite number"),
+        (["--momentum", "1"], "momentum must be below 1"),
         (["--workers", "-1"], "workers must be 0 or more"),
     ],
 )

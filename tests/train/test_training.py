@@ -127,7 +127,8 @@ def test_a_run_is_never_overwritten_unasked(finished: Path, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"exists: continue it with --resume .* --overwrite"):
         train(options(finished))
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(ValueError, match="is not a run folder and is not overwritten"):
+    (tmp_path / "config.yaml").write_text("mine: too")
+    with pytest.raises(ValueError, match=r"is not overwritten: .*thesis.txt is not part of a run"):
         train(options(tmp_path, overwrite=True))
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
@@ -137,6 +138,12 @@ def test_init_takes_the_network_and_not_the_classifier(finished: Path, tmp_path:
     ours, theirs = started.plain_model.state_dict(), RunFolder(finished).load_weights("last")
     apart = {name for name in ours if not torch.equal(ours[name], theirs[name])}
     assert apart == {"classifier.weight", "classifier.bias"}
+    started.advance()
+    del started
+    (tmp_path / "new" / "config.yaml").write_text(
+        (tmp_path / "new" / "config.yaml").read_text().replace(str(finished), "moved-away")
+    )
+    main(["--resume", str(tmp_path / "new")])
     with pytest.raises(ValueError, match=r"is mbv1 at width 0.25, another network"):
         Training(options(tmp_path / "other", init=str(finished), width=0.5))
 
