@@ -65,7 +65,7 @@ class RunOptions:
     precision: Literal["32", "bf16"] = "32"
     """Bits of activations; bf16 is automatic mixed precision with bfloat16."""
     out: str | None = None
-    """Run folder to write; runs/<graph>-<width>-seed<seed> unless given."""
+    """Run folder to write; runs/<graph>[-<rule>]-<width>-seed<seed> unless given."""
     resume: str | None = None
     """Run folder to continue; its options are kept."""
     init: str | None = None
