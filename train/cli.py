@@ -1,6 +1,7 @@
 """Turns flags and recipes into options, and errors into one line."""
 
-import difflib
+import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,43 +10,55 @@ from typing import Any
 import tyro
 import yaml
 
-from train.options import Options
+from train.options import Options, check_names
+from train.run import RunFolder
 
 
-def parse_options(
-    args: Sequence[str], prog: str, description: str, default: Options | None = None
-) -> Options:
-    """Return the options that flags and ``--recipe FILE`` give; a flag overrides the recipe.
+def parse_options(args: Sequence[str], prog: str, description: str) -> Options:
+    """Return the options that flags give; they override ``--recipe FILE``, and it ``--resume RUN``.
 
     Args:
         args: The flags.
         prog: What the command is called.
         description: What it does, for ``--help``.
-        default: What is not given.
 
     Raises:
-        ValueError: A recipe that cannot be read, or has an unknown key.
+        ValueError: A recipe that cannot be read, or has an unknown key; not a run folder.
         SystemExit: Unknown or malformed flags, after printing why; or ``--help``.
     """
-    rest, recipe = list(args), []
-    while "--recipe" in rest:
-        at = rest.index("--recipe")
-        if at + 1 == len(rest):
-            raise ValueError("--recipe needs a file")
-        recipe += recipe_flags(Path(rest[at + 1]))
-        del rest[at : at + 2]
-    return tyro.cli(
-        Options,
-        args=[*recipe, *rest],
-        prog=prog,
-        description=f"{description}\n\n--recipe FILE reads options from YAML; flags override it.",
-        default=default or Options(),
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", type=Path, action="append", default=[])
+    first.add_argument("--resume")
+    found, rest = first.parse_known_args(args)
+    recipes = [(path, read_recipe(path)) for path in found.recipe]
+    resume = found.resume
+    for _, values in recipes:
+        resume = resume or values.pop("resume", None)
+    options = RunFolder(resume).load_config().options if resume else Options()
+    options = dataclasses.replace(options, run=dataclasses.replace(options.run, resume=resume))
+
+    description += "\n\n--recipe FILE reads options from YAML; flags override it."
+
+    def parse(flags: Sequence[str]) -> Options:
+        return tyro.cli(
+            Options,
+            args=flags,
+            prog=prog,
+            description=description,
+            default=options,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+
+    for path, values in recipes:
+        try:
+            options = parse(as_flags(values))
+        except SystemExit as error:
+            raise ValueError(f"recipe {path} has the mistake above") from error
+    return parse(rest)
 
 
-def recipe_flags(path: Path) -> list[str]:
-    """Return a YAML recipe ``{option: value}`` as flags.
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Return a YAML recipe ``{option: value}``.
 
     Raises:
         ValueError: No such file, not a mapping, or a key that is no option; the message shows the
@@ -63,37 +76,43 @@ def recipe_flags(path: Path) -> list[str]:
         raise ValueError(f"recipe {path} cannot be read as YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"recipe {path} must be a mapping from options to values")
-    known = list(Options().flat())
+    try:
+        check_names(values)
+    except ValueError as error:
+        raise ValueError(f"recipe {path}: {error}") from None
+    return values
+
+
+def as_flags(values: dict[str, Any]) -> list[str]:
+    """Return options as flags, so that both are checked and converted by the same rules."""
     flags = []
-    for key, value in values.items():
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(
-                f"recipe {path}: unknown key {key!r}{hint} (known: {', '.join(known)})"
-            )
-        flag = key.replace("_", "-")
+    for name, value in values.items():
+        flag = name.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            flags += [f"--{flag}", str(value)]
+            flags.append(f"--{flag}={value}")
     return flags
+
+
+def as_text(name: str, value: Any) -> str:
+    """Return a result as people read it: shares of images as percentages, digits in groups."""
+    if "top" in name:
+        return f"{value:.2%}"
+    if isinstance(value, float):
+        return f"{value:,.1f}" if value > 10 else f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def run_command(command: Callable[[], Any]) -> None:
     """Run a command; print an error that a user can mend as one line, and exit with status 2."""
     try:
         command()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
     except BrokenPipeError:  # what reads the output has seen enough
         sys.stderr.close()
         sys.exit(0)
-
-
-def differences(one: Options, other: Options) -> dict[str, tuple[Any, Any]]:
-    """Return the options in which two differ, with both values."""
-    ours, theirs = one.flat(), other.flat()
-    return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

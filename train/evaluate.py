@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from train.cli import run_command
+from train.cli import as_text, run_command
 from train.data import open_source
 from train.metrics import Normalize
 from train.metrics import evaluate as measure
@@ -25,15 +25,16 @@ def evaluate(
         device: As for training.
 
     Raises:
-        ValueError: Not a run folder, no data, other classes, or a device that is not there.
+        ValueError: Not a run folder, no data (only ``val`` or ``test`` is looked at), other
+            classes, or a device that is not there.
     """
     folder = RunFolder(run)
     config = folder.load_config()
     fabric = make_fabric(device, config.options.run.precision)
     model = fabric.setup(folder.load_model(weights))
-    source = open_source(data or config.options.data.data)
-    check_classes(folder, source)
-    batches = make_batches(source, config.options, fabric.device)
+    source = open_source(data or config.options.data.data, training=False)
+    check_classes(folder, config.classes, source.classes)
+    batches = make_batches(source, config, fabric.device)
     normalize = Normalize(config).to(fabric.device)
     return measure(model, normalize, batches.validation(), len(config.classes))
 
@@ -56,7 +57,7 @@ def main() -> None:
     """Run the command."""
     arguments = tyro.cli(Arguments, prog="python -m train.evaluate")
     for name, value in evaluate(**vars(arguments)).items():
-        print(f"{name:>5}  {value:.4f}")
+        print(f"{name:>5}  {as_text(name, value)}")
 
 
 if __name__ == "__main__":

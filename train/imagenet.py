@@ -7,9 +7,10 @@ The defaults are the protocol of the paper for ImageNet. To see it work in a min
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from train.cli import parse_options, run_command
+from train.cli import as_text, parse_options, run_command
 from train.loop import Training
 from train.options import Options
 from train.run import RunFolder
@@ -24,27 +25,31 @@ def train(options: Options) -> dict[str, Any]:
     return Training(options).fit()
 
 
+def resume(run: str | Path, **changes: Any) -> dict[str, Any]:
+    """Continue a run with its own options to the end, and return what ``summary.json`` holds.
+
+    Args:
+        run: The run folder.
+        changes: ``data``, ``workers`` or ``device``, where these are others than before.
+
+    Raises:
+        ValueError: Not a run folder, other changes, or other images.
+    """
+    own = RunFolder(run).load_config().options
+    return train(Options.from_flat({**changes, "resume": str(run)}, own))
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = sys.argv[1:] if args is None else args
     description = (__doc__ or "").strip()
-    default = None
-    if "--resume" in args[:-1]:
-        default = RunFolder(args[list(args).index("--resume") + 1]).load_config().options
-    options = parse_options(args, "python -m train.imagenet", description, default)
+    options = parse_options(args, "python -m train.imagenet", description)
     training = Training(options)
     print(f"training {options.network.graph} into {training.folder.path}")
     summary = training.fit()
     for name, value in summary.items():
-        print(f"{name:>18}  {show(value)}")
+        print(f"{name:>18}  {as_text(name, value)}")
     print(f"\nnext: python -m train.evaluate {training.folder.path}")
-
-
-def show(value: Any) -> str:
-    """Return a value of a summary as people read it."""
-    if isinstance(value, float):
-        return f"{value:,.1f}" if value > 1 else f"{value:.4f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The training loop: set everything up, fit, measure, leave a run folder."""
 
+import math
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,12 +26,16 @@ from train.options import Options
 from train.run import RunConfig, RunFolder
 from train.setup import (
     check_classes,
+    check_images,
     check_resume,
     default_folder,
     initialize,
     make_batches,
     make_fabric,
 )
+
+LOOK_EVERY = 10
+"""Steps between looks at the loss, for which a GPU has to be waited for."""
 
 
 class Training:
@@ -45,42 +49,45 @@ class Training:
     """
 
     def __init__(self, options: Options) -> None:
-        self.fabric = make_fabric(options.run.device, options.run.precision)
-        resumed = RunFolder(options.run.resume) if options.run.resume else None
+        run = options.run
+        self.fabric = make_fabric(run.device, run.precision)
+        resumed = RunFolder(run.resume) if run.resume else None
         state = check_resume(resumed, options) if resumed else None
-        if options.run.init and resumed is None:
-            RunFolder(options.run.init).load_config()
-        seed_everything(options.run.seed, verbose=False)
-        folder = Path(options.run.out or default_folder(options))
-        if resumed is None and folder.exists() and not options.run.overwrite:
-            RunFolder.create(folder, overwrite=False)  # says why not, before data are read
+        self.folder = resumed or RunFolder(run.out or default_folder(options))
+        start = RunFolder(run.init) if run.init and not resumed else None
+        if start:
+            start.load_config()  # says before data are read if it is no run
+        if not resumed:
+            self.folder.check_free(run.overwrite)
         source = open_source(options.data.data)
+        if resumed and state:
+            check_classes(resumed, resumed.load_config().classes, source.classes)
+            check_images(resumed, state, source)
         self.options, self.config = options, RunConfig.of(options, source)
-        if resumed:
-            check_classes(resumed, source)
-        self.batches = make_batches(source, options, self.fabric.device)
-        self.total_steps = options.optimization.epochs * self.batches.steps
+        self.batches = make_batches(source, self.config, self.fabric.device)
+        self.batches.check()
+        seed_everything(run.seed, verbose=False)
         model = self.config.build()
-        if options.run.init and resumed is None:
-            initialize(model, RunFolder(options.run.init))
-        image_size = options.data.image_size
-        cost(model, image_size)  # an image that does not fit is noticed here
+        if start:
+            initialize(model, start)
+        cost(model, options.data.image_size)  # an image that does not fit is noticed here
         self.normalize = Normalize(self.config).to(self.fabric.device)
         fit = options.optimization
         optimizer = torch.optim.SGD(
             model.parameters(), lr=fit.lr, momentum=fit.momentum, weight_decay=fit.weight_decay
         )
         self.model, self.optimizer = self.fabric.setup(model, optimizer)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.total_steps)
+        total_steps = fit.epochs * self.batches.steps
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total_steps)
         self.rows: list[dict[str, Any]] = []
         self.best = 0.0
         self.epoch = 0
-        if resumed is not None and state is not None:
-            self.folder = resumed
+        if state:
             self.load_state_dict(state)
         else:
-            self.folder = RunFolder.create(folder, options.run.overwrite)
-            self.folder.save_config(self.config)
+            self.folder.create(run.overwrite)
+        self.folder.save_config(self.config)
+        if not state:
             self.folder.save_weights("initial", self.plain_model, self.config)
 
     @property
@@ -95,6 +102,7 @@ class Training:
             "model": self.plain_model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "images": self.batches.num_train,
             "epoch": self.epoch,
             "best": self.best,
             "rows": self.rows,
@@ -102,12 +110,22 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where :meth:`state_dict` was called."""
-        self.plain_model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.epoch, self.best, self.rows = state["epoch"], state["best"], state["rows"]
-        torch.set_rng_state(state["random"])
+        """Take up where :meth:`state_dict` was called.
+
+        Raises:
+            ValueError: The state is not one of this run.
+        """
+        try:
+            self.plain_model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.epoch, self.best, self.rows = state["epoch"], state["best"], state["rows"]
+            torch.set_rng_state(state["random"])
+        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{self.folder.path / 'resume.pt'} is not the state of this run "
+                f"({' '.join(str(error).split()[:20])})"
+            ) from error
 
     def fit(self) -> dict[str, Any]:
         """Train to the end, and return the summary."""
@@ -141,7 +159,7 @@ class Training:
         start = time.perf_counter()
         device = self.fabric.device
         before = masks(self.plain_model)
-        loss_mean = MeanMetric().to(device)
+        loss_mean = MeanMetric(nan_strategy="disable").to(device)
         accuracy = accuracy_metric(1, len(self.config.classes)).to(device)
         stepping = 0.0
         self.model.train()
@@ -154,8 +172,10 @@ class Training:
                 loss_mean.update(loss.detach())
                 accuracy.update(logits.detach(), labels.to(device))
                 bar.update(len(images))
-                if not bar.disable and (step % 10 == 0 or step == self.batches.steps):
-                    show(bar, loss_mean, accuracy, before, self.plain_model)
+                if step % LOOK_EVERY == 0 or step == self.batches.steps:
+                    self.check_loss(float(loss_mean.compute()), step)
+                    if not bar.disable:
+                        show(bar, loss_mean, accuracy, before, self.plain_model)
         trained = time.perf_counter() - start
         measured = evaluate(
             self.model, self.normalize, self.batches.validation(), len(self.config.classes)
@@ -173,6 +193,15 @@ class Training:
             "seconds_training": trained,
             "seconds_stepping": stepping,
         }
+
+    def check_loss(self, loss: float, step: int) -> None:
+        """Raise a ``ValueError`` where the mean loss up to a step is not finite."""
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss} in epoch {self.epoch + 1} by step {step}, at a learning rate "
+                f"of {self.schedule.get_last_lr()[0]:.3g}; {self.folder.path} keeps the epochs "
+                "before. Give a lower --lr"
+            )
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Do one step of the optimizer, and return loss and logits."""

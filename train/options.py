@@ -3,9 +3,11 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
+
+from typeguard import TypeCheckError, check_type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,37 +87,60 @@ class Options:
 
     def __post_init__(self) -> None:
         optimization = self.optimization
-        for name, least in (("epochs", 1), ("batch_size", 1)):
-            if getattr(optimization, name) < least:
-                raise ValueError(f"{name} must be {least} or more")
+        if optimization.epochs < 1:
+            raise ValueError("epochs must be 1 or more")
+        if optimization.batch_size < 2:
+            raise ValueError("batch_size must be 2 or more: normalisation needs a variance")
         for name, below in (("lr", math.inf), ("momentum", 1.0), ("weight_decay", math.inf)):
             if not 0 <= getattr(optimization, name) < below:
                 limit = "a finite number" if below == math.inf else f"below {below:g}"
                 raise ValueError(f"{name} must be {limit}, and not negative")
         if self.data.workers != "auto" and self.data.workers < 0:
             raise ValueError("workers must be 0 or more")
+        if not 0 <= self.run.seed < 2**32:
+            raise ValueError("seed must be from 0 to 2**32 - 1")
 
     @classmethod
-    def from_flat(cls, values: Mapping[str, Any]) -> "Options":
-        """Build options from ``{"graph": …, "epochs": …}``; what is missing keeps its default.
+    def from_flat(cls, values: Mapping[str, Any], base: "Options | None" = None) -> "Options":
+        """Build options from ``{"graph": …, "epochs": …}``.
+
+        Args:
+            values: Options by name.
+            base: What is missing in ``values``; the defaults unless given.
 
         Raises:
-            ValueError: An unknown option, or a value out of range.
+            ValueError: An unknown option, or a value of the wrong type or out of range.
         """
-        options = {f.name for f in dataclasses.fields(cls)}
-        everything = [k for name in options for k in vars(getattr(cls(), name))]
-        for key in values:
-            if key not in everything:
-                close = difflib.get_close_matches(key, everything, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"unknown option {key!r}{hint}")
-        groups = {f.name: f.default_factory for f in dataclasses.fields(cls)}
+        check_names(values)
+        base = base or cls()
         built = {}
-        for name, make in groups.items():
-            known = {f.name for f in dataclasses.fields(make)}  # type: ignore[arg-type]
-            built[name] = make(**{k: v for k, v in values.items() if k in known})  # type: ignore
+        for field_ in dataclasses.fields(cls):
+            group = getattr(base, field_.name)
+            hints = get_type_hints(type(group))
+            ours = {name: value for name, value in values.items() if name in hints}
+            for name, value in ours.items():
+                try:
+                    check_type(value, hints[name])
+                except TypeCheckError as error:
+                    raise ValueError(f"{name} is {value!r}, but {error}") from error
+            built[field_.name] = dataclasses.replace(group, **ours)
         return cls(**built)
 
     def flat(self) -> dict[str, Any]:
         """Return every option by name."""
         return {k: v for group in dataclasses.asdict(self).values() for k, v in group.items()}
+
+    def differences(self, other: "Options") -> dict[str, tuple[Any, Any]]:
+        """Return the options in which two differ, with both values."""
+        ours, theirs = self.flat(), other.flat()
+        return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise a ``ValueError`` where a name is no option; it shows the nearest one."""
+    known = list(Options().flat())
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"unknown option {name!r}{hint} (known: {', '.join(known)})")

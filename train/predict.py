@@ -73,6 +73,8 @@ class Arguments:
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command; a file that is no picture is said and skipped, and the exit status is 1."""
     arguments = tyro.cli(Arguments, args=args, prog="python -m train.predict")
+    if not arguments.images:
+        raise ValueError(f"no pictures given: python -m train.predict {arguments.run} IMAGE…")
     predict = Predictor(arguments.run, arguments.weights, arguments.device)
     failed = False
     for path in arguments.images:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -114,35 +114,31 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    @classmethod
-    def create(cls, path: Path, overwrite: bool) -> "RunFolder":
-        """Make an empty run folder.
-
-        Raises:
-            ValueError: Something is there and may not be overwritten.
-        """
-        if path.exists():
-            if not overwrite:
-                raise ValueError(
-                    f"{path} exists: continue it with --resume {path}, replace it with "
-                    "--overwrite, or choose another folder with --out"
-                )
-            foreign = (
-                [path]
-                if not path.is_dir() or path.is_symlink()
-                else [
-                    file
-                    for file in path.iterdir()
-                    if file.name.strip(".").split(".")[0] not in _OWN
-                ]
+    def check_free(self, overwrite: bool) -> None:
+        """Raise a ``ValueError`` where something is there that may not be overwritten."""
+        path = self.path
+        if not path.exists() and not path.is_symlink():
+            return
+        if not overwrite:
+            raise ValueError(
+                f"{path} exists: continue it with --resume {path}, replace it with "
+                "--overwrite, or choose another folder with --out"
             )
-            if foreign:
-                raise ValueError(
-                    f"{path} is not overwritten: {foreign[0]} is not part of a run; choose --out"
-                )
-            shutil.rmtree(path)
-        path.mkdir(parents=True)
-        return cls(path)
+        if not path.is_dir() or path.is_symlink():
+            foreign = [path]
+        else:
+            foreign = [f for f in path.iterdir() if f.name.strip(".").split(".")[0] not in _OWN]
+        if foreign:
+            raise ValueError(
+                f"{path} is not overwritten: {foreign[0]} is not part of a run; choose --out"
+            )
+
+    def create(self, overwrite: bool) -> None:
+        """Make the folder, empty; see :meth:`check_free`."""
+        self.check_free(overwrite)
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True)
 
     def save_config(self, config: RunConfig) -> None:
         """Write ``config.yaml``."""
@@ -160,8 +156,11 @@ class RunFolder:
             raise ValueError(f"{self.path} is not a run folder: it has no config.yaml")
         try:
             return RunConfig.from_dict(yaml.safe_load(path.read_text()))
-        except (KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"{path} is damaged or of another version: {error!r}") from error
+        except KeyError as error:
+            raise ValueError(f"{path} is damaged or of another version: no {error}") from error
+        except (TypeError, AttributeError, ValueError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} is damaged or of another version: {reason}") from error
 
     def save_weights(self, name: Weights, model: nn.Module, config: RunConfig) -> None:
         """Write ``<name>.safetensors``, with the configuration inside."""
@@ -190,10 +189,18 @@ class RunFolder:
         """Return the run's network in evaluation mode.
 
         Raises:
-            ValueError: A file is missing or damaged.
+            ValueError: A file is missing or damaged, or the weights are of another network.
         """
-        model = self.load_config().build()
-        model.load_state_dict(self.load_weights(weights))
+        config = self.load_config()
+        model = config.build()
+        try:
+            model.load_state_dict(self.load_weights(weights))
+        except RuntimeError as error:
+            network = config.options.network
+            raise ValueError(
+                f"{self.path / weights}.safetensors does not fit {network.graph} at width "
+                f"{network.width}, which config.yaml asks for: {' '.join(str(error).split()[:40])}"
+            ) from error
         return model.eval()
 
     def save_state(self, state: Mapping[str, Any]) -> None:
@@ -211,8 +218,11 @@ class RunFolder:
             raise ValueError(f"{self.path} has nothing to resume: it stopped before its first save")
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(f"{path} is damaged and cannot be resumed: {error}") from error
+        except Exception as error:  # whatever PyTorch makes of a file that is not its own
+            raise ValueError(
+                f"{path} cannot be resumed: it is damaged, or more than the tensors and plain "
+                "values that are read without executing code"
+            ) from error
         return state
 
     def save_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -243,12 +253,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def embedded_config(path: Path) -> RunConfig:
-    """Return the configuration inside a file of weights."""
-    with safe_open(path, "pt") as file:
-        return RunConfig.from_dict(json.loads(file.metadata()["config"]))
-
-
 _OWN = {
     "config",
     "initial",
@@ -266,7 +270,10 @@ _OWN = {
 def _atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under another name, then rename it: whatever happens, no half is left."""
     half = path.with_name(f".{path.name}.half")
-    write(half)
-    with half.open("rb+") as file:
-        os.fsync(file.fileno())
-    half.replace(path)
+    try:
+        write(half)
+        with half.open("rb+") as file:
+            os.fsync(file.fileno())
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)

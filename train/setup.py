@@ -1,4 +1,4 @@
-"""What has to be right before training starts: device, folder, classes, what a run begins from."""
+"""What has to be right before training starts: device, folder, images, what a run begins from."""
 
 from typing import Any
 
@@ -6,12 +6,11 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from train.cli import differences
 from train.data import Batches, Source
 from train.options import Options
-from train.run import RunFolder
+from train.run import RunConfig, RunFolder
 
-FREE_ON_RESUME = {"data", "workers", "device", "resume", "out", "overwrite"}
+FREE_ON_RESUME = {"data", "workers", "device", "resume"}
 """Options that may differ from those of the run that is continued."""
 
 
@@ -35,10 +34,12 @@ def make_fabric(device: str, precision: str) -> Fabric:
     )
 
 
-def make_batches(source: Source, options: Options, device: torch.device) -> Batches:
-    """Return the batches of a run."""
+def make_batches(source: Source, config: RunConfig, device: torch.device) -> Batches:
+    """Return the batches of a run, on its own images or others."""
+    options = config.options
     return Batches(
         source,
+        natural=config.natural,
         image_size=options.data.image_size,
         batch_size=options.optimization.batch_size,
         seed=options.run.seed,
@@ -61,25 +62,42 @@ def check_resume(folder: RunFolder, options: Options) -> dict[str, Any]:
         ValueError: The run is of other options, or has nothing to resume.
     """
     theirs = folder.load_config().options
-    apart = {k: v for k, v in differences(options, theirs).items() if k not in FREE_ON_RESUME}
+    apart = options.differences(theirs)
+    for name in FREE_ON_RESUME:
+        apart.pop(name, None)
+    if apart.keys() & {"out", "overwrite"}:
+        raise ValueError(
+            f"{folder.path} is continued where it is: give --resume without --out and --overwrite"
+        )
     if apart:
         listed = ", ".join(
             f"{k} {theirs!r} (asked: {ours!r})" for k, (ours, theirs) in apart.items()
         )
         raise ValueError(
             f"{folder.path} was trained with {listed}; resume with its own options (just "
-            f"--resume {folder.path}), or start a new run from it with --init {folder.path}"
+            f"--resume {folder.path}), or start a new run from its network with "
+            f"--init {folder.path}"
         )
     return folder.load_state()
 
 
-def check_classes(folder: RunFolder, source: Source) -> None:
-    """Raise where the images have other classes than the run that is continued."""
-    theirs = folder.load_config().classes
-    if theirs != source.classes:
+def check_classes(folder: RunFolder, theirs: tuple[str, ...], ours: tuple[str, ...]) -> None:
+    """Raise a ``ValueError`` where images have other classes than those a run was trained on."""
+    if theirs != ours:
+        at = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), None)
+        which = "" if at is None else f"; the first to differ are {theirs[at]!r} and {ours[at]!r}"
         raise ValueError(
-            f"{folder.path} was trained on {len(theirs)} classes ({', '.join(theirs[:3])}, …), "
-            f"the data have {len(source.classes)} ({', '.join(source.classes[:3])}, …)"
+            f"{folder.path} was trained on {len(theirs)} classes, the data have {len(ours)}{which}"
+        )
+
+
+def check_images(folder: RunFolder, state: dict[str, Any], source: Source) -> None:
+    """Raise a ``ValueError`` where a run is to be continued on another number of images."""
+    if state.get("images") != len(source.train):
+        raise ValueError(
+            f"{folder.path} was trained on {state.get('images')} images, the data have "
+            f"{len(source.train)}: order and learning rate would change; resume with the images "
+            f"it had, or start a new run from its network with --init {folder.path}"
         )
 
 

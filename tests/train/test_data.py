@@ -1,13 +1,15 @@
 """Images: found, checked, read, batched."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
-from train.data import Batches, open_source, read_image
+from train.data import Batches, evaluation_transform, open_source, read_image
 from train.data.images import FileImages, MemoryImages
 from train.data.sources import Source
 
@@ -29,11 +31,12 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_folder_of_classes(root: Path) -> None:
+def test_a_folder_of_classes(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     (root / "train" / ".hidden").mkdir()
     (root / "train" / "cat" / "notes.txt").write_text("no picture")
     source = open_source(str(root))
     assert source.classes == ("cat", "dog")
+    assert "train: 1 files are left out as no pictures (1 .txt)" in caplog.text
     assert source.split == "val"
     assert source.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert torch.equal(source.train[4], read_image(root / "train" / "dog" / "1.png"))
@@ -88,9 +91,15 @@ def break_empty(root: Path) -> str:
     return r"train/dog holds no pictures"
 
 
+def break_single(root: Path) -> str:
+    for split in ("train", "val"):
+        shutil.rmtree(root / split / "dog")
+    return r"train has one class"
+
+
 def break_classes(root: Path) -> str:
     (root / "val" / "dog").rename(root / "val" / "dingo")
-    return r"classes differ: dingo, dog"
+    return r"classes differ: dog in \S+/train only"
 
 
 def break_file(root: Path) -> str:
@@ -119,7 +128,8 @@ def break_flat(root: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "damage", [break_empty, break_classes, break_file, break_end, break_layout, break_flat]
+    "damage",
+    [break_empty, break_single, break_classes, break_file, break_end, break_layout, break_flat],
 )
 def test_folders_with_mistakes(root: Path, damage) -> None:  # noqa: ANN001
     message = damage(root)
@@ -163,7 +173,7 @@ def test_digits_are_split_the_same_way_always() -> None:
 
 
 def batches(source: Source, **options: object) -> Batches:
-    return Batches(source, **{"image_size": 12, "batch_size": 2, **options})
+    return Batches(source, **{"natural": True, "image_size": 12, "batch_size": 2, **options})
 
 
 def test_batches_depend_on_seed_epoch_and_place_alone(root: Path) -> None:
@@ -207,4 +217,41 @@ def test_loading_leaves_the_global_generator_alone(root: Path) -> None:
 
 def test_a_batch_larger_than_the_data(root: Path) -> None:
     with pytest.raises(ValueError, match="--batch-size 7 is larger than the 6 training images"):
-        batches(open_source(str(root)), batch_size=7)
+        batches(open_source(str(root)), batch_size=7).check()
+
+
+def test_only_the_held_out_images_are_needed_to_measure(root: Path) -> None:
+    shutil.rmtree(root / "train")
+    source = open_source(str(root), training=False)
+    assert source.classes == ("cat", "dog")
+    assert len(source.train) == 0
+    assert sum(len(labels) for _, labels in batches(source).validation()) == 4
+    with pytest.raises(ValueError, match=r"must hold train/<class>/\*"):
+        open_source(str(root))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_breaks_later_is_named_without_a_traceback(
+    root: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.data.sources.MEMORY_SHARE", 0.0)
+    source = open_source(str(root))
+    break_file(root)
+    with pytest.raises(ValueError, match=r"^\S+train/dog/1.png cannot be read") as raised:
+        list(batches(source, workers=workers).train(epoch=0))
+    assert "Traceback" not in str(raised.value)
+
+
+def test_a_strip_is_cropped_rather_than_enlarged(tmp_path: Path) -> None:
+    Image.new("RGB", (200_000, 1)).save(tmp_path / "strip.png")
+    assert evaluation_transform(224)(read_image(tmp_path / "strip.png")).shape == (3, 224, 224)
+    image = torch.randint(0, 255, (3, 40, 60), dtype=torch.uint8)
+    plain = v2.Compose([v2.Resize(37), v2.CenterCrop(32)])
+    assert torch.equal(evaluation_transform(32)(image), plain(image))
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pictures_of_unknown_range_are_refused(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (4, 4)).save(tmp_path / "x.tif")
+    with pytest.raises(ValueError, match=r"x.tif cannot be read as a picture \(32 bits a channel"):
+        read_image(tmp_path / "x.tif")

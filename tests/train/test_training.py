@@ -1,6 +1,7 @@
 """Runs from start to end: fit, resume, evaluate, predict, and refuse in time."""
 
 import csv
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -9,15 +10,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from models import list_models
+from train.data import open_source
+from train.data.images import MemoryImages
 from train.evaluate import evaluate
-from train.imagenet import main, train
+from train.imagenet import main, resume, train
 from train.loop import Training
 from train.options import Options
 from train.predict import Predictor
 from train.predict import main as predict_main
-from train.run import RunFolder, embedded_config
+from train.run import RunConfig, RunFolder
 from train.setup import make_fabric
 
 SMALL = {  # a network that trains in seconds
@@ -78,7 +83,8 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert float(rows[-1]["top1"]) == summary["top1"]
-    config = embedded_config(finished / "last.safetensors")
+    with safe_open(finished / "last.safetensors", "pt") as file:
+        config = RunConfig.from_dict(json.loads(file.metadata()["config"]))
     assert config.options.network.graph == "mbv1"
     assert config.classes == tuple("0123456789")
     assert "torch" in (finished / "config.yaml").read_text()
@@ -119,6 +125,7 @@ def test_a_resumed_run_ends_as_if_never_stopped(tmp_path: Path, graph: str) -> N
 
 def test_resuming_a_finished_run_changes_nothing(finished: Path) -> None:
     before = (finished / "last.safetensors").read_bytes()
+    assert resume(finished) == json.loads((finished / "summary.json").read_text())
     main(["--resume", str(finished)])
     assert (finished / "last.safetensors").read_bytes() == before
 
@@ -172,7 +179,39 @@ def test_errors_come_before_anything_is_written(
 
 def test_a_run_of_another_model_is_not_resumed(finished: Path) -> None:
     with pytest.raises(ValueError, match=r"was trained with graph 'mbv1' \(asked: 'mbv1_dnw'\)"):
-        main(["--resume", str(finished), "--graph", "mbv1_dnw"])
+        main([f"--resume={finished}", "--graph", "mbv1_dnw"])
+    with pytest.raises(ValueError, match=r"was trained with epochs 2 \(asked: 3\)"):
+        resume(finished, epochs=3)
+    with pytest.raises(ValueError, match=r"is continued where it is"):
+        main(["--resume", str(finished), "--out", "elsewhere"])
+
+
+def test_a_run_is_not_resumed_on_other_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Training(options(tmp_path / "run")).advance()
+    whole = open_source("digits")
+    fewer = dataclasses.replace(
+        whole, train=MemoryImages(list(whole.train)[:-1], whole.train.labels[:-1])
+    )
+    monkeypatch.setattr("train.loop.open_source", lambda _: fewer)
+    with pytest.raises(ValueError, match=r"was trained on 1438 images, the data have 1437"):
+        resume(tmp_path / "run")
+    other = dataclasses.replace(whole, classes=("zero", *whole.classes[1:]))
+    monkeypatch.setattr("train.loop.open_source", lambda _: other)
+    with pytest.raises(ValueError, match=r"the first to differ are '0' and 'zero'"):
+        resume(tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_before_anything_is_overwritten(tmp_path: Path) -> None:
+    training = Training(options(tmp_path / "run"))
+    training.advance()
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
+    for group in training.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = 1e30
+    with pytest.raises(ValueError, match=r"the loss is nan in epoch 2 by step \d+.*lower --lr"):
+        training.advance()
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()} == before
 
 
 class Bomb:
@@ -187,18 +226,25 @@ def test_damaged_and_hostile_files_are_refused(
         (tmp_path / name).write_bytes((finished / name).read_bytes())
     folder = RunFolder(tmp_path)
     (tmp_path / "resume.pt").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(ValueError, match=r"resume.pt is damaged"):
+    with pytest.raises(ValueError, match=r"resume.pt cannot be resumed: it is damaged, or"):
         folder.load_state()
     torch.save({"model": Bomb()}, tmp_path / "resume.pt")
-    with pytest.raises(ValueError, match=r"resume.pt is damaged"):
+    with pytest.raises(ValueError, match=r"resume.pt cannot be resumed: it is damaged, or"):
         folder.load_state()
     assert "boom" not in capsys.readouterr().out
     (tmp_path / "last.safetensors").write_bytes(b"\x10\x00garbage")
     with pytest.raises(ValueError, match=r"last.safetensors is damaged"):
         folder.load_model()
-    (tmp_path / "config.yaml").write_text("options: {}")
-    with pytest.raises(ValueError, match=r"config.yaml is damaged or of another version"):
-        folder.load_config()
+    save_file({"weight": torch.zeros(3)}, tmp_path / "last.safetensors")
+    with pytest.raises(ValueError, match=r"last.safetensors does not fit mbv1 at width 0.25"):
+        folder.load_model()
+    torch.save({"images": 1438, "model": 7}, tmp_path / "resume.pt")
+    with pytest.raises(ValueError, match=r"resume.pt is not the state of this run"):
+        resume(tmp_path)
+    for text in ("options: {}", "", "7", "options: [", "options: {epochs: many}\nclasses: 3"):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(ValueError, match=r"config.yaml is damaged or of another version"):
+            folder.load_config()
 
 
 def test_a_half_written_file_is_never_seen(
@@ -216,8 +262,6 @@ def test_a_half_written_file_is_never_seen(
 def test_predict_names_the_likeliest_classes(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from train.data import open_source
-
     source = open_source("digits")
     image = Image.fromarray(source.validation[7].permute(1, 2, 0).numpy())
     image.save(tmp_path / "seven.png")

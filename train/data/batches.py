@@ -11,13 +11,14 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision.transforms import v2
 
 from train.data.images import Images, MemoryImages
 from train.data.sources import Source
 
 Key = tuple[int, int]  # epoch, index
+Loaded = tuple[Tensor, int] | ValueError  # image and label, or why there is none
 
 
 class Batches:
@@ -25,20 +26,19 @@ class Batches:
 
     Args:
         source: The images.
+        natural: Whether pictures are cropped, in training at random and mirrored, or squeezed.
         image_size: Height and width to return, in pixels.
         batch_size: Images a batch; the last of an epoch is left out of training if smaller.
         seed: Of order and augmentation.
         workers: Processes that load images; see :class:`train.options.DataOptions`.
         on_cpu: Whether training itself runs on the CPU.
-
-    Raises:
-        ValueError: Fewer training images than one batch has.
     """
 
     def __init__(
         self,
         source: Source,
         *,
+        natural: bool,
         image_size: int,
         batch_size: int,
         seed: int = 0,
@@ -48,19 +48,15 @@ class Batches:
         self.batch_size, self.seed = batch_size, seed
         self.num_train, self.num_validation = len(source.train), len(source.validation)
         self.steps = self.num_train // batch_size
-        if self.steps == 0:
-            raise ValueError(
-                f"--batch-size {batch_size} is larger than the {self.num_train} training images; "
-                "give a smaller one"
-            )
         idle = on_cpu and isinstance(source.train, MemoryImages)
         automatic = 0 if idle else min(8, os.cpu_count() or 1)
         processes = automatic if workers == "auto" else workers
-        train, held_out = _transforms(source.natural, image_size)
+        train, held_out = _transforms(natural, image_size)
         self._order = _Order(self.num_train, batch_size, seed)
         self._train = DataLoader(
             _Transformed(source.train, train, seed),
             batch_sampler=self._order,
+            collate_fn=_collate,
             num_workers=processes,
             persistent_workers=processes > 0,
             pin_memory=not on_cpu,
@@ -71,18 +67,35 @@ class Batches:
                 [(0, i) for i in range(at, min(at + batch_size, self.num_validation))]
                 for at in range(0, self.num_validation, batch_size)
             ],
+            collate_fn=_collate,
             num_workers=processes,
             pin_memory=not on_cpu,
         )
 
+    def check(self) -> None:
+        """Raise a ``ValueError`` where there are fewer training images than one batch has."""
+        if self.steps == 0:
+            raise ValueError(
+                f"--batch-size {self.batch_size} is larger than the {self.num_train} training "
+                "images; give a smaller one"
+            )
+
     def train(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images ``[B, 3, H, W]``, uint8, and labels ``[B]`` of an epoch, from a step on."""
+        """Yield images ``[B, 3, H, W]``, uint8, and labels ``[B]`` of an epoch, from a step on.
+
+        Raises:
+            ValueError: A file that cannot be read; the message names it.
+        """
         self._order.epoch, self._order.first_step = epoch, first_step
-        yield from self._train
+        yield from map(_unpack, self._train)
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield every validation image once, in order; the last batch may be smaller."""
-        yield from self._validation
+        """Yield every validation image once, in order; the last batch may be smaller.
+
+        Raises:
+            ValueError: A file that cannot be read; the message names it.
+        """
+        yield from map(_unpack, self._validation)
 
 
 class _Order(Sampler[list[Key]]):
@@ -102,7 +115,7 @@ class _Order(Sampler[list[Key]]):
             yield [(self.epoch, int(i)) for i in chosen]
 
 
-class _Transformed(Dataset[tuple[Tensor, int]]):
+class _Transformed(Dataset[Loaded]):
     """Images by key, augmented by random numbers that depend on seed, epoch and the first index."""
 
     def __init__(self, images: Images, transform: v2.Transform, seed: int) -> None:
@@ -111,15 +124,33 @@ class _Transformed(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, keys: list[Key]) -> list[tuple[Tensor, int]]:
+    def __getitems__(self, keys: list[Key]) -> list[Loaded]:
         """Return a batch; called by PyTorch's loader, in whichever process."""
         entropy = np.random.SeedSequence([self.seed, *keys[0]]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(entropy[0]) >> 1)
-            return [
-                (self.transform(self.images[index]), int(self.images.labels[index]))
-                for _, index in keys
-            ]
+            return [self._load(index) for _, index in keys]
+
+    def _load(self, index: int) -> Loaded:
+        try:
+            return self.transform(self.images[index]), int(self.images.labels[index])
+        except ValueError as error:
+            return error
+
+
+def _collate(items: list[Loaded]) -> tuple[Tensor, Tensor] | ValueError:
+    """Return a batch, or what went wrong: raised in a worker, it would arrive as a traceback."""
+    for item in items:
+        if isinstance(item, ValueError):
+            return item
+    images, labels = default_collate(items)
+    return images, labels
+
+
+def _unpack(batch: tuple[Tensor, Tensor] | ValueError) -> tuple[Tensor, Tensor]:
+    if isinstance(batch, ValueError):
+        raise batch
+    return batch
 
 
 def _transforms(natural: bool, size: int) -> tuple[v2.Transform, v2.Transform]:
@@ -132,4 +163,15 @@ def _transforms(natural: bool, size: int) -> tuple[v2.Transform, v2.Transform]:
 
 def evaluation_transform(size: int) -> v2.Transform:
     """Return the paper's: the shorter side to 256 / 224 of the size, then the centre."""
-    return v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
+    return v2.Compose([_shorten, v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
+
+
+def _shorten(image: Tensor) -> Tensor:
+    """Cut a strip to its centre, or enlarging it would fill the memory with what is cropped."""
+    height, width = image.shape[-2:]
+    limit = LONGEST * min(height, width)
+    return v2.functional.center_crop(image, [min(height, limit), min(width, limit)])
+
+
+LONGEST = 16
+"""Longer side over shorter side up to which a picture is resized whole."""

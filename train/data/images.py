@@ -55,7 +55,7 @@ class MemoryImages:
         self._starts = [0]
         for p in pictures:
             self._starts.append(self._starts[-1] + p.numel())
-        self._bytes = torch.cat([p.flatten() for p in pictures])
+        self._bytes = torch.cat([torch.empty(0, dtype=torch.uint8), *map(torch.ravel, pictures)])
 
     def __len__(self) -> int:
         return len(self._shapes)

@@ -18,7 +18,8 @@ def read_image(path: Path) -> Tensor:
     """Return a picture as RGB.
 
     Rotated as its EXIF tag says; transparent parts on white; 16 bits a channel scaled to 8; of an
-    animation the first frame.
+    animation the first frame. Pictures of 32 bits a channel say nothing of their range, and are
+    refused.
 
     Args:
         path: The file.
@@ -31,8 +32,9 @@ def read_image(path: Path) -> Tensor:
     """
     with _naming(path), Image.open(path) as opened:
         picture: Image.Image = ImageOps.exif_transpose(opened)
-        if picture.mode.startswith("I"):  # 16 bits of grey, or 32 that hold 16
-            picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
+        _check_mode(opened)
+        if picture.mode.startswith("I;16"):
+            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -47,8 +49,14 @@ def image_bytes(path: Path) -> int:
         ValueError: The file is no picture; the message names it.
     """
     with _naming(path), Image.open(path) as opened:
+        _check_mode(opened)
         width, height = opened.size
     return 3 * width * height
+
+
+def _check_mode(picture: Image.Image) -> None:
+    if picture.mode in ("I", "F"):
+        raise ValueError("32 bits a channel, of unknown range; save it with 8 or 16")
 
 
 @contextmanager

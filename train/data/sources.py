@@ -1,7 +1,8 @@
 """Where images come from: a folder of classes, or scikit-learn's digits."""
 
+import logging
 import os
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from train.data.read import SUFFIXES
 
 MEMORY_SHARE = 0.25
 """Images are kept decoded in memory where they take at most this share of what is free."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +41,18 @@ class Source:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
-def open_source(data: str | None) -> Source:
+def open_source(data: str | None, training: bool = True) -> Source:
     """Find and check the images of a run.
 
     Args:
         data: As in :class:`train.options.DataOptions`.
+        training: Whether there have to be images to learn from; else there are none.
 
     Raises:
         ValueError: No such folder, an empty class, classes that differ between the splits, a file
             that is no picture; the message names it.
     """
-    return digits() if data == "digits" else folder(_find(data))
+    return digits() if data == "digits" else folder(_find(data), training)
 
 
 def digits() -> Source:
@@ -70,22 +74,26 @@ def digits() -> Source:
     )
 
 
-def folder(root: Path) -> Source:
+def folder(root: Path, training: bool = True) -> Source:
     """Return the images of a folder ``train/<class>/*`` and ``val/<class>/*`` (or ``test/``)."""
     split = next((name for name in ("val", "test") if (root / name).is_dir()), None)
-    if not (root / "train").is_dir() or split is None:
+    if split is None or (training and not (root / "train").is_dir()):
         there = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
+        wanted = "train/<class>/* and " if training else ""
         raise ValueError(
-            f"{root} must hold train/<class>/* and val/<class>/* (or test/<class>/*), "
-            f"but holds {there}"
+            f"{root} must hold {wanted}val/<class>/* (or test/<class>/*), but holds {there}"
         )
-    train, held_out = _files(root / "train"), _files(root / split)
-    if train.keys() != held_out.keys():
-        apart = sorted(train.keys() ^ held_out.keys())
-        raise ValueError(
-            f"classes differ: {', '.join(apart[:5])} in {root / 'train'} or {root / split} only; "
-            "give both the same folders"
-        )
+    train = _files(root / "train") if training else {}
+    held_out = _files(root / split)
+    train = train or {name: [] for name in held_out}
+    for one, other, place in ((train, held_out, "train"), (held_out, train, split)):
+        if alone := sorted(one.keys() - other.keys()):
+            raise ValueError(
+                f"classes differ: {', '.join(alone[:5])} in {root / place} only; give "
+                f"{root / 'train'} and {root / split} the same folders"
+            )
+    if training and len(train) < 2:
+        raise ValueError(f"{root / 'train'} has one class; there is nothing to tell apart")
     memory = int(MEMORY_SHARE * psutil.virtual_memory().available)
     images = []
     for files in (train, held_out):
@@ -123,21 +131,23 @@ _WAYS = (
 )
 
 
-def _files(split: Path) -> Mapping[str, list[Path]]:
+def _files(split: Path) -> dict[str, list[Path]]:
     """Return the pictures of each class; folders and files that begin with a dot do not count."""
     classes = sorted(p for p in split.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
         raise ValueError(f"{split} has no class folders; images go into {split}/<class>/")
     files: dict[str, list[Path]] = {}
+    others: Counter[str] = Counter()
     for folder in classes:
-        files[folder.name] = sorted(
-            p
-            for p in folder.rglob("*")
-            if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
-        )
+        found = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+        files[folder.name] = [p for p in found if p.suffix.lower() in SUFFIXES]
+        others.update(p.suffix.lower() for p in found if p.suffix.lower() not in SUFFIXES)
         if not files[folder.name]:
             raise ValueError(
                 f"class folder {folder} holds no pictures ({', '.join(sorted(SUFFIXES))}); "
                 "fill it or remove it"
             )
+    if others:
+        kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in others.most_common())
+        _log.warning("%s: %d files are left out as no pictures (%s)", split, others.total(), kinds)
     return files
