@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+import numpy as np
 import torch
 from numba.core import types
 from numba.core.typing.templates import Signature
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
+from torch import Tensor
 
 _launching = threading.Lock()
 _in_forked_child = False
@@ -67,3 +69,63 @@ def pointer(typing_context: Any, address: Any, like: Any) -> tuple[Signature, An
         return builder.inttoptr(args[0], context.get_value_type(result))
 
     return result(address, like), generate
+
+
+def array(x: Tensor) -> np.ndarray:
+    """Return a contiguous tensor for a kernel; bfloat16 as 16-bit integers, for load and store."""
+    x = x.detach()
+    return x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
+
+
+# Numba wants the four signatures below alike, so they have no annotations.
+# ruff: noqa: ANN001, ANN202
+
+
+def load(row, i):  # type: ignore[no-untyped-def]
+    """Return an element as a float, in a kernel."""
+    raise NotImplementedError
+
+
+def store(row, i, value):  # type: ignore[no-untyped-def]
+    """Write a float as an element, in a kernel."""
+    raise NotImplementedError
+
+
+@overload(load)
+def _load(row, i):  # type: ignore[no-untyped-def]
+    if row.dtype == types.uint16:
+        return lambda row, i: _as_float(np.uint32(row[i]) << np.uint32(16))
+    return lambda row, i: row[i]
+
+
+@overload(store)
+def _store(row, i, value):  # type: ignore[no-untyped-def]
+    if row.dtype != types.uint16:
+
+        def plain(row, i, value):  # type: ignore[no-untyped-def]
+            row[i] = value
+
+        return plain
+
+    def rounded(row, i, value):  # type: ignore[no-untyped-def]  # to nearest even; NaN stays
+        bits = _as_bits(np.float32(value))
+        nearest = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+        row[i] = np.uint16((nearest if value == value else bits) >> np.uint32(16))
+
+    return rounded
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _as_float(typing_context: Any, bits: Any) -> tuple[Signature, Any]:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(types.float32))
+
+    return types.float32(types.uint32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _as_bits(typing_context: Any, value: Any) -> tuple[Signature, Any]:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(types.uint32))
+
+    return types.uint32(types.float32), generate

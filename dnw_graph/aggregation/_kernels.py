@@ -14,7 +14,7 @@ from numba import carray
 from torch import Tensor
 
 from dnw_graph import _jit
-from dnw_graph._jit import pointer
+from dnw_graph._jit import load, pointer, store
 from dnw_graph.aggregation._matmul import matrix
 
 _TILE = 512  # columns of a tile: 2 kB a row in float32
@@ -99,9 +99,9 @@ def correlate(
     """
     ptr, source, place = _edges_into(edge_id, edge_index, rowptr, block)
     rows, grads = [_matrix(z, weight) for z in states], _matrix(grad, weight)
-    found = grads.new_empty(len(source))
+    found = torch.empty(len(source), dtype=_wide(weight))
     target = np.repeat(np.arange(len(grads)), np.diff(ptr))
-    _dots(source, target, _addresses(starts, rows, source), grads.numpy(), found.numpy())
+    _dots(source, target, _addresses(starts, rows, source), _jit.array(grads), found.numpy())
     return torch.zeros_like(weight).index_put_((place,), found.to(weight.dtype))
 
 
@@ -135,17 +135,20 @@ def _edges_into(
 
 
 def _values(weight: Tensor, place: Tensor) -> np.ndarray:
-    return _at_least_single(weight.detach()[place]).numpy()
+    return weight.detach()[place].to(_wide(weight)).numpy()
 
 
 def _matrix(x: Tensor, weight: Tensor) -> Tensor:
-    """Return ``[nodes, N]``, contiguous, in the type that sums are formed in."""
-    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    return matrix(x.detach().to(wide)).contiguous()
+    """Return ``[nodes, N]``, contiguous: bfloat16 as it is, else in the type of the sums."""
+    wide = _wide(weight)
+    if x.dtype != torch.bfloat16 or wide == torch.float64:
+        x = x.to(wide)
+    return matrix(x.detach()).contiguous()
 
 
-def _at_least_single(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+def _wide(weight: Tensor) -> torch.dtype:
+    """Return the type that sums are formed in."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
 def _addresses(
@@ -178,63 +181,68 @@ def _multiply(
 ) -> None:
     """Run :func:`_spmm`, cut into enough tasks for the threads."""
     columns = inputs[1][0][0].numel()
-    zero = np.float64(0) if value.dtype == np.float64 else np.float32(0)
+    like = _jit.array(inputs[1][0][:0]).dtype.type(0)
     tiles = max(1, -(-columns // _TILE))
     parts = max(1, -(-4 * _jit.threads() // tiles))
     rows = max(1, -(-(len(ptr) - 1) // parts))
     sources, targets = _addresses(*inputs, index), _addresses(*outputs)
-    _spmm(ptr, index, value, sources, targets, columns, zero, _TILE, rows)
+    _spmm(ptr, index, value, sources, targets, columns, like, _TILE, rows)
 
 
 # The arrays below have no annotations: Numba derives their types.
 # ruff: noqa: ANN001, ANN202
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 
 @_jit.Kernel
-def _spmm(ptr, index, value, inputs, outputs, columns, zero, tile, rows):
+def _spmm(ptr, index, value, inputs, outputs, columns, like, tile, rows):
     """outputs[v] = sum over e of value[e] * inputs[index[e]], e from ptr[v] to ptr[v + 1]."""
     tiles = (columns + tile - 1) // tile
     parts = (len(ptr) - 1 + rows - 1) // rows
-    width = value.itemsize
+    width = np.array([like]).itemsize
     for task in numba.prange(tiles * parts):
         first = (task % tiles) * tile
         n = min(tile, columns - first)
         offset = first * width
         top = (task // tiles) * rows
+        total = np.empty(tile, dtype=value.dtype)
         for v in range(top, min(top + rows, len(ptr) - 1)):
             if outputs[v] == 0:
                 continue
-            out = carray(pointer(outputs[v] + offset, zero), n)
             for i in range(n):
-                out[i] = zero
+                total[i] = 0
             e, last = ptr[v], ptr[v + 1]
             while e + 4 <= last:  # four messages at a time: the sum is loaded and stored once
                 w0, w1, w2, w3 = value[e], value[e + 1], value[e + 2], value[e + 3]
-                z0 = carray(pointer(inputs[index[e]] + offset, zero), n)
-                z1 = carray(pointer(inputs[index[e + 1]] + offset, zero), n)
-                z2 = carray(pointer(inputs[index[e + 2]] + offset, zero), n)
-                z3 = carray(pointer(inputs[index[e + 3]] + offset, zero), n)
+                z0 = carray(pointer(inputs[index[e]] + offset, like), n)
+                z1 = carray(pointer(inputs[index[e + 1]] + offset, like), n)
+                z2 = carray(pointer(inputs[index[e + 2]] + offset, like), n)
+                z3 = carray(pointer(inputs[index[e + 3]] + offset, like), n)
                 for i in range(n):
-                    out[i] += w0 * z0[i] + w1 * z1[i] + w2 * z2[i] + w3 * z3[i]
+                    total[i] += (
+                        w0 * load(z0, i) + w1 * load(z1, i) + w2 * load(z2, i) + w3 * load(z3, i)
+                    )
                 e += 4
             while e < last:
-                w0, z0 = value[e], carray(pointer(inputs[index[e]] + offset, zero), n)
+                w0, z0 = value[e], carray(pointer(inputs[index[e]] + offset, like), n)
                 for i in range(n):
-                    out[i] += w0 * z0[i]
+                    total[i] += w0 * load(z0, i)
                 e += 1
+            out = carray(pointer(outputs[v] + offset, like), n)
+            for i in range(n):
+                store(out, i, total[i])
 
 
 @_jit.Kernel
 def _dots(source, target, inputs, grad, out):
     """out[e] = <inputs[source[e]], grad[target[e]]>."""
     n = grad.shape[1]
-    zero = out.dtype.type(0)
+    like = grad.dtype.type(0)
     for e in numba.prange(len(source)):
-        z, g = carray(pointer(inputs[source[e]], zero), n), grad[target[e]]
-        total = zero
+        z, g = carray(pointer(inputs[source[e]], like), n), grad[target[e]]
+        total = out.dtype.type(0)
         for i in range(n):
-            total += z[i] * g[i]
+            total += load(z, i) * load(g, i)
         out[e] = total
 
 

@@ -1,0 +1,1 @@
+"""Measurements: ``python -m benchmarks.training_step``, and so on; results lie beside them."""

@@ -1,0 +1,231 @@
+"""CPU kernels of ``norm_relu_conv``: a node's maps are read once forward and twice backward.
+
+One thread has one node at a time: its maps are a row of memory, which stays in cache between the
+statistics and what follows. Images are laid out padded, one behind the other with rows of
+``W + 2``, so that the 3x3 filter is one long loop over nine shifted copies; what it makes of the
+padding is left out afterwards. A stride is taken the same way, from the outputs of stride 1.
+
+Maps of 16-bit integers hold bfloat16; sums are formed in the type of the scales.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+from dnw_graph import _jit
+from dnw_graph._jit import load, store
+
+_AT_ONCE = 4096  # padded pixels that go through the filter together: they fit into a core's cache
+
+# The arrays below have no annotations: Numba derives their types.
+# ruff: noqa: ANN001, ANN202
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+
+def _inline(function: Callable[..., Any]) -> Any:
+    return numba.njit(fastmath={"contract", "reassoc"}, error_model="numpy")(function)
+
+
+@_inline
+def _statistics(maps, start, n, eps, mean, rstd, g):
+    """Write mean and ``1 / sqrt(variance + eps)`` of some images ``[B, H, W]`` at ``g``."""
+    B, H, W = maps.shape
+    rows = maps.reshape(B, H * W)
+    total = np.float64(0)
+    for i in range(start, start + n):
+        row, part = rows[i], mean.dtype.type(0)
+        for j in range(H * W):
+            part += load(row, j)
+        total += part
+    mean[g] = total / (n * H * W)
+    centre, total = mean[g], np.float64(0)
+    for i in range(start, start + n):
+        row, part = rows[i], mean.dtype.type(0)
+        for j in range(H * W):
+            part += (load(row, j) - centre) * (load(row, j) - centre)
+        total += part
+    rstd[g] = 1 / np.sqrt(total / (n * H * W) + eps)
+
+
+@_inline
+def _normalize(maps, start, n, a, b, padded):
+    """Write ``max(a I + b, 0)`` inside the padding."""
+    _, H, W = maps.shape
+    zero = padded.dtype.type(0)
+    for i in range(n):
+        for y in range(H):
+            row, at = maps[start + i, y], i * (H + 2) * (W + 2) + (y + 1) * (W + 2) + 1
+            to = padded[at : at + W]
+            for j in range(W):
+                value = a * load(row, j) + b
+                to[j] = zero if value < zero else value  # NaN stays
+
+
+@_inline
+def _centre(maps, start, n, mean, padded):
+    """Write ``I - mean`` inside the padding."""
+    _, H, W = maps.shape
+    for i in range(n):
+        for y in range(H):
+            row, at = maps[start + i, y], i * (H + 2) * (W + 2) + (y + 1) * (W + 2) + 1
+            to = padded[at : at + W]
+            for j in range(W):
+                to[j] = load(row, j) - mean
+
+
+@_inline
+def _put(maps, start, n, padded, pitch, plane, stride):
+    """Write gradients inside the padding, ``stride`` apart; the zeros between stay."""
+    _, H, W = maps.shape
+    for i in range(n):
+        for y in range(H):
+            row, at = maps[start + i, y], i * plane + (y * stride + 1) * pitch + 1
+            for j in range(W):
+                padded[at + j * stride] = load(row, j)
+
+
+@_inline
+def _take(out, maps, start, n, pitch, plane, stride):
+    """Read the outputs that are not padding, ``stride`` apart."""
+    _, H, W = maps.shape
+    for i in range(n):
+        for y in range(H):
+            row, at = maps[start + i, y], i * plane + y * stride * pitch
+            for j in range(W):
+                store(row, j, out[at + j * stride])
+
+
+@_inline
+def _filter(padded, taps, out, length, pitch, flipped):
+    """``out[i] = sum over a, b of taps[a, b] padded[i + a pitch + b]``, or with taps turned."""
+    k = taps.copy().reshape(9)
+    if flipped:
+        k = k[::-1].copy()
+    k0, k1, k2, k3, k4, k5, k6, k7, k8 = k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8]
+    p0, p1, p2 = padded, padded[1:], padded[2:]
+    p3, p4, p5 = padded[pitch:], padded[pitch + 1 :], padded[pitch + 2 :]
+    p6, p7, p8 = padded[2 * pitch :], padded[2 * pitch + 1 :], padded[2 * pitch + 2 :]
+    for i in range(length):
+        out[i] = (
+            k0 * p0[i] + k1 * p1[i] + k2 * p2[i]
+            + k3 * p3[i] + k4 * p4[i] + k5 * p5[i]
+            + k6 * p6[i] + k7 * p7[i] + k8 * p8[i]
+        )  # fmt: skip
+
+
+@_inline
+def _correlate(upstream, padded, taps, length, pitch):
+    """``taps[a, b] += sum over i of upstream[i] padded[i + a pitch + b]``."""
+    for a in range(3):
+        p0, p1, p2 = padded[a * pitch :], padded[a * pitch + 1 :], padded[a * pitch + 2 :]
+        s0 = s1 = s2 = padded.dtype.type(0)
+        for i in range(length):
+            s0 += upstream[i] * p0[i]
+            s1 += upstream[i] * p1[i]
+            s2 += upstream[i] * p2[i]
+        taps[a, 0] += s0
+        taps[a, 1] += s1
+        taps[a, 2] += s2
+
+
+@_inline
+def _through_relu(rectified, centred, grad, length):
+    """Zero gradients where ReLU did; return their sum, and that of ``g (I - mean)``."""
+    zero = grad.dtype.type(0)
+    total = along = zero
+    for i in range(length):
+        passed = zero if rectified[i] <= zero else grad[i]
+        grad[i] = passed
+        total += passed
+        along += passed * centred[i]
+    return total, along
+
+
+@_inline
+def _to_input(maps, start, n, passed, a, slope, base, to):
+    """``to = a passed + slope I + base``."""
+    _, H, W = maps.shape
+    slope, base = passed.dtype.type(slope), passed.dtype.type(base)
+    for i in range(n):
+        for y in range(H):
+            at = i * (H + 2) * (W + 2) + y * (W + 2)
+            row, out, g = maps[start + i, y], to[start + i, y], passed[at : at + W]
+            for j in range(W):
+                store(out, j, a * g[j] + slope * load(row, j) + base)
+
+
+@_jit.Kernel
+def forward(x, scale, shift, filters, mean, rstd, z, stride, given, eps, chunks):
+    """Write states ``z [V, B, Ho, Wo]`` of ``x [V, B, H, W]``; see :mod:`dnw_graph.node.fused`.
+
+    ``mean`` and ``rstd`` ``[V, G]`` are read where ``given``, else written: of all ``B`` images
+    where ``G`` is 1, of each where it is ``B``.
+    """
+    V, B, H, W = x.shape
+    G = mean.shape[1]
+    together = B // G
+    plane = (H + 2) * (W + 2)
+    at_once = max(1, min(together, _AT_ONCE // plane))
+    for c in numba.prange(chunks):
+        padded = np.zeros(at_once * plane, dtype=scale.dtype)
+        out = np.empty(at_once * plane, dtype=scale.dtype)
+        for v in range(c * V // chunks, (c + 1) * V // chunks):
+            for g in range(G):
+                if not given:
+                    _statistics(x[v], g * together, together, eps, mean[v], rstd[v], g)
+                a = scale[v] * rstd[v, g]
+                b = shift[v] - mean[v, g] * a
+                for start in range(g * together, (g + 1) * together, at_once):
+                    n = min(at_once, (g + 1) * together - start)
+                    _normalize(x[v], start, n, a, b, padded)
+                    _filter(padded, filters[v], out, n * plane - 2 * W - 6, W + 2, False)
+                    _take(out, z[v], start, n, W + 2, plane, stride)
+
+
+@_jit.Kernel
+def backward(
+    grad, x, scale, shift, filters, mean, rstd, dx, dscale, dshift, dfilters, stride, given, chunks
+):
+    """Write the gradients to ``x [V, B, H, W]``, scales, shifts and filters ``[V, 3, 3]``."""
+    V, B, H, W = x.shape
+    G = mean.shape[1]
+    together = B // G
+    P, plane = W + 2, (H + 2) * (W + 2)
+    at_once = max(1, min(together, _AT_ONCE // plane))
+    size = at_once * plane
+    for c in numba.prange(chunks):
+        padded = np.zeros(size, dtype=scale.dtype)
+        centred = np.zeros(size, dtype=scale.dtype)
+        upstream = np.zeros(size, dtype=scale.dtype)
+        passed = np.empty(together * plane, dtype=scale.dtype)  # gradient to the normalised maps
+        for v in range(c * V // chunks, (c + 1) * V // chunks):
+            dfilters[v] = 0
+            dscale[v] = 0
+            dshift[v] = 0
+            for g in range(G):
+                a = scale[v] * rstd[v, g]
+                b = shift[v] - mean[v, g] * a
+                total, along = np.float64(0), np.float64(0)
+                for start in range(g * together, (g + 1) * together, at_once):
+                    n = min(at_once, (g + 1) * together - start)
+                    length = n * plane - 2 * P - 2
+                    out = passed[(start - g * together) * plane :]
+                    _normalize(x[v], start, n, a, b, padded)
+                    _centre(x[v], start, n, mean[v, g], centred)
+                    _put(grad[v], start, n, upstream, P, plane, stride)
+                    _correlate(upstream[P + 1 :], padded, dfilters[v], length, P)
+                    _filter(upstream, filters[v], out, length, P, True)
+                    part, part_along = _through_relu(padded[P + 1 :], centred[P + 1 :], out, length)
+                    total += part
+                    along += part_along
+                along *= rstd[v, g]
+                dshift[v] += total
+                dscale[v] += along
+                # With n the normalised input: dL/dI = a (g - mean(g) - n mean(g n)).
+                slope, base = np.float64(0), np.float64(0)
+                if not given:
+                    slope = -a * rstd[v, g] * along / (together * H * W)
+                    base = -a * total / (together * H * W) - slope * mean[v, g]
+                _to_input(x[v], g * together, together, passed, a, slope, base, dx[v])
