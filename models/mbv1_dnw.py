@@ -27,6 +27,12 @@ class Stage(NamedTuple):
         """Return its candidates: any block may feed any later one; the last is the output."""
         return Topology.layered([self.inputs, *[self.width] * self.blocks])
 
+    @property
+    def num_candidates(self) -> int:
+        """Number of candidate edges."""
+        hidden = self.blocks * (self.blocks - 1) // 2 * self.width
+        return self.width * (self.inputs * self.blocks + hidden)
+
     def num_edges(self, d: Fraction) -> int:
         """Return the edges MobileNetV1 has there at width ``d``: ``(I C + (L - 1) C^2) d^2``."""
         edges = self.inputs * self.width + (self.blocks - 1) * self.width**2
@@ -71,6 +77,7 @@ class MobileNetV1DNW(nn.Module):
             num_edges += [math.ceil(features * config.num_classes * d)] if small else []
         if len(num_edges) != len(stages) + small:
             raise ValueError(f"num_edges needs {len(stages) + small} numbers, got {len(num_edges)}")
+        self._check_budgets(stages, num_edges, config.width)
         self.stem = nn.Conv2d(3, stages[0].inputs, 3, config.stride, padding=1, bias=False)
         self.graphs = nn.Sequential(
             *(
@@ -98,6 +105,16 @@ class MobileNetV1DNW(nn.Module):
                 node="identity",
                 backend=config.backend,
             )
+
+    @staticmethod
+    def _check_budgets(stages: Sequence[Stage], num_edges: Sequence[int], width: float) -> None:
+        for number, (stage, k) in enumerate(zip(stages, num_edges, strict=False)):
+            most = stage.num_candidates
+            if k > most:
+                raise ValueError(
+                    f"width {width} asks for {k:,} edges in graph {number}, which has {most:,} "
+                    "candidates; give a smaller one, or the rule complete"
+                )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[B, num_classes]`` of images ``[B, 3, H, W]``."""

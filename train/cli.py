@@ -1,15 +1,16 @@
 """Turns flags and recipes into options, and errors into one line."""
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 import yaml
 
+from models import list_models
 from train.options import Options, check_names
 from train.run import RunFolder
 
@@ -30,14 +31,18 @@ def parse_options(args: Sequence[str], prog: str, description: str) -> Options:
     first.add_argument("--recipe", type=Path, action="append", default=[])
     first.add_argument("--resume")
     found, rest = first.parse_known_args(args)
-    recipes = [(path, read_recipe(path)) for path in found.recipe]
-    resume = found.resume
-    for _, values in recipes:
-        resume = resume or values.pop("resume", None)
-    options = RunFolder(resume).load_config().options if resume else Options()
-    options = dataclasses.replace(options, run=dataclasses.replace(options.run, resume=resume))
+    recipes = [(path, read_recipe(path)) for path in map(_find_recipe, found.recipe)]
+    resume = [values.pop("resume") for _, values in recipes if "resume" in values]
+    resume += [found.resume] if found.resume is not None else []
+    options = Options()
+    if resume:
+        options = options.replace(resume=resume[-1])  # says so if it is empty
+        options = RunFolder(resume[-1]).load_config().options.replace(resume=resume[-1])
 
-    description += "\n\n--recipe FILE reads options from YAML; flags override it."
+    description += (
+        f"\n\nModels: {', '.join(list_models())}.\n\n--recipe FILE reads options from YAML, or "
+        "names a recipe of train/recipes; flags override it."
+    )
 
     def parse(flags: Sequence[str]) -> Options:
         return tyro.cli(
@@ -57,6 +62,12 @@ def parse_options(args: Sequence[str], prog: str, description: str) -> Options:
     return parse(rest)
 
 
+def _find_recipe(path: Path) -> Path:
+    """Return one of the recipes that come along if its name is given, else the path."""
+    ours = Path(__file__).parent / "recipes" / f"{path}.yaml"
+    return ours if ours.is_file() and not path.exists() else path
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
     """Return a YAML recipe ``{option: value}``.
 
@@ -69,8 +80,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         ours = sorted(p.stem for p in (Path(__file__).parent / "recipes").glob("*.yaml"))
         raise ValueError(
-            f"there is no recipe {path}; those that come along are in train/recipes: "
-            f"{', '.join(ours)}"
+            f"there is no recipe {path}; those that come along: {', '.join(ours)}"
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"recipe {path} cannot be read as YAML: {error}") from error
@@ -113,6 +123,9 @@ def run_command(command: Callable[[], Any]) -> None:
         sys.exit(0)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except torch.OutOfMemoryError as error:
+        print(f"error: out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from train.data import open_source
 from train.metrics import (
     Normalize,
     accuracy_metric,
+    as_line,
     edges_changed,
     evaluate,
     masks,
@@ -25,13 +27,12 @@ from train.metrics import (
 from train.options import Options
 from train.run import RunConfig, RunFolder
 from train.setup import (
-    check_classes,
-    check_images,
+    check_network,
+    check_new,
     check_resume,
-    default_folder,
-    initialize,
     make_batches,
     make_fabric,
+    network_weights,
 )
 
 LOOK_EVERY = 10
@@ -51,25 +52,21 @@ class Training:
     def __init__(self, options: Options) -> None:
         run = options.run
         self.fabric = make_fabric(run.device, run.precision)
-        resumed = RunFolder(run.resume) if run.resume else None
-        state = check_resume(resumed, options) if resumed else None
-        self.folder = resumed or RunFolder(run.out or default_folder(options))
-        start = RunFolder(run.init) if run.init and not resumed else None
-        if start:
-            start.load_config()  # says before data are read if it is no run
-        if not resumed:
-            self.folder.check_free(run.overwrite)
+        network = check_network(options)
+        past = check_resume(options)
+        self.folder = past.folder if past else check_new(options, network)
         source = open_source(options.data.data)
-        if resumed and state:
-            check_classes(resumed, resumed.load_config().classes, source.classes)
-            check_images(resumed, state, source)
-        self.options, self.config = options, RunConfig.of(options, source)
+        if past:
+            past.check_images(source)
+        options = options.replace(resume=None, out=options.run.out or str(self.folder.path))
+        self.config = RunConfig.of(options, source)
+        self.options, self.images = self.config.options, source.fingerprint()
         self.batches = make_batches(source, self.config, self.fabric.device)
         self.batches.check()
         seed_everything(run.seed, verbose=False)
         model = self.config.build()
-        if start:
-            initialize(model, start)
+        if run.init and not past:
+            model.load_state_dict(network_weights(RunFolder(run.init), model), strict=False)
         cost(model, options.data.image_size)  # an image that does not fit is noticed here
         self.normalize = Normalize(self.config).to(self.fabric.device)
         fit = options.optimization
@@ -80,14 +77,13 @@ class Training:
         total_steps = fit.epochs * self.batches.steps
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total_steps)
         self.rows: list[dict[str, Any]] = []
-        self.best = 0.0
         self.epoch = 0
-        if state:
-            self.load_state_dict(state)
+        if past:
+            self.load_state_dict(past.state)
+            if self.epoch < fit.epochs and self.options != past.config.options:
+                self.folder.save_config(self.config)
         else:
-            self.folder.create(run.overwrite)
-        self.folder.save_config(self.config)
-        if not state:
+            self.folder.create(self.config, run.overwrite)
             self.folder.save_weights("initial", self.plain_model, self.config)
 
     @property
@@ -102,9 +98,9 @@ class Training:
             "model": self.plain_model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "images": self.batches.num_train,
+            "options": self.options.flat(),
+            "images": self.images,
             "epoch": self.epoch,
-            "best": self.best,
             "rows": self.rows,
             "random": torch.get_rng_state(),
         }
@@ -119,7 +115,7 @@ class Training:
             self.plain_model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
-            self.epoch, self.best, self.rows = state["epoch"], state["best"], state["rows"]
+            self.epoch, self.rows = state["epoch"], state["rows"]
             torch.set_rng_state(state["random"])
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise ValueError(
@@ -129,8 +125,12 @@ class Training:
 
     def fit(self) -> dict[str, Any]:
         """Train to the end, and return the summary."""
-        while self.epoch < self.options.optimization.epochs:
+        epochs = self.options.optimization.epochs
+        if self.epoch == epochs:
+            print(f"{self.folder.path} is finished already: {epochs} of {epochs} epochs")
+        while self.epoch < epochs:
             self.advance()
+            print(as_line(self.rows[-1], epochs))
         summary = self.summary()
         self.folder.save_summary(summary)
         return summary
@@ -140,16 +140,25 @@ class Training:
         row = self.train_epoch()
         self.epoch += 1
         self.rows.append(row)
-        with SummaryWriter(self.folder.path / "tensorboard", purge_step=self.epoch) as writer:
-            for name, value in row.items():
-                writer.add_scalar(name, value, self.epoch)
+        for name, value in row.items():
+            self.curves.add_scalar(name, value, self.epoch)
+        self.curves.flush()
         self.save()
+
+    @cached_property
+    def curves(self) -> SummaryWriter:
+        """The curves for TensorBoard; those past the present epoch are dropped."""
+        return SummaryWriter(self.folder.path / "tensorboard", purge_step=self.epoch)
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The metrics of the epoch with the highest top-1, the last of equals."""
+        return max(self.rows, key=lambda row: (row["top1"], row["epoch"]))
 
     def save(self) -> None:
         """Write weights, metrics, and the state to resume from, last."""
         self.folder.save_weights("last", self.plain_model, self.config)
-        if self.rows[-1]["top1"] >= self.best:
-            self.best = self.rows[-1]["top1"]
+        if self.rows[-1] is self.best:
             self.folder.save_weights("best", self.plain_model, self.config)
         self.folder.save_metrics(self.rows)
         self.folder.save_state(self.state_dict())
@@ -180,10 +189,11 @@ class Training:
         measured = evaluate(
             self.model, self.normalize, self.batches.validation(), len(self.config.classes)
         )
+        self.check_loss(measured["loss"], self.batches.steps)
         now = masks(self.plain_model)
         return {
             "epoch": self.epoch + 1,
-            "lr": self.schedule.get_last_lr()[0],
+            "lr": self.last_lr,
             "train_loss": float(loss_mean.compute()),
             "train_top1": float(accuracy.compute()),
             **measured,
@@ -197,17 +207,19 @@ class Training:
     def check_loss(self, loss: float, step: int) -> None:
         """Raise a ``ValueError`` where the mean loss up to a step is not finite."""
         if not math.isfinite(loss):
+            kept = f"the {self.epoch} epochs before are kept" if self.epoch else "nothing is kept"
             raise ValueError(
                 f"the loss is {loss} in epoch {self.epoch + 1} by step {step}, at a learning rate "
-                f"of {self.schedule.get_last_lr()[0]:.3g}; {self.folder.path} keeps the epochs "
-                "before. Give a lower --lr"
+                f"of {self.last_lr:.3g}; {kept} in {self.folder.path}. Start again with a lower "
+                "--lr, and another --out or --overwrite"
             )
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Do one step of the optimizer, and return loss and logits."""
+        self.last_lr: float = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.zero_grad(set_to_none=True)
         logits: Tensor = self.model(self.normalize(images))
         loss = F.cross_entropy(logits, labels)
-        self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
         self.optimizer.step()
         self.schedule.step()
@@ -215,8 +227,7 @@ class Training:
 
     def summary(self) -> dict[str, Any]:
         """Return the result of a finished run."""
-        last = self.rows[-1]
-        best = max(self.rows, key=lambda row: (row["top1"], row["epoch"]))
+        last, best = self.rows[-1], self.best
         counted = cost(self.plain_model, self.options.data.image_size)
         return {
             "top1": last["top1"],

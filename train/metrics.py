@@ -1,6 +1,6 @@
 """What is measured of a network, and shown while it trains."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ def evaluate(
         num_classes: Number of classes.
     """
     device = normalize.mean.device
-    loss = MeanMetric().to(device)
+    loss = MeanMetric(nan_strategy="disable").to(device)
     top1, top5 = (accuracy_metric(k, num_classes).to(device) for k in (1, 5))
     was_training = model.training
     model.eval()
@@ -78,6 +78,15 @@ def masks(model: nn.Module) -> list[Tensor]:
 def edges_changed(before: list[Tensor], now: list[Tensor]) -> int:
     """Return how many edges became real that were not."""
     return sum(int((new & ~old).sum()) for old, new in zip(before, now, strict=True))
+
+
+def as_line(row: Mapping[str, Any], epochs: int) -> str:
+    """Return what was measured in an epoch, as it is printed."""
+    return (
+        f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.3f}, top-1 {row['top1']:.2%} "
+        f"(training {row['train_top1']:.2%}), edges changed {row['edges_changed']:,}, "
+        f"{row['images_per_second']:,.0f} images/s, {row['seconds']:,.1f} s"
+    )
 
 
 def progress(title: str, images: int) -> "tqdm[Any]":

@@ -5,6 +5,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from typeguard import TypeCheckError, check_type
@@ -86,6 +87,11 @@ class Options:
     run: RunOptions = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
+        for name in ("data", "out", "resume", "init"):
+            if self.flat()[name] == "":
+                raise ValueError(f"{name} is empty: name a folder, or leave it out")
+        if not 0 < self.network.norm_eps < math.inf:
+            raise ValueError("norm_eps must be a finite number above 0")
         optimization = self.optimization
         if optimization.epochs < 1:
             raise ValueError("epochs must be 1 or more")
@@ -117,7 +123,7 @@ class Options:
         for field_ in dataclasses.fields(cls):
             group = getattr(base, field_.name)
             hints = get_type_hints(type(group))
-            ours = {name: value for name, value in values.items() if name in hints}
+            ours = {name: _plain(value) for name, value in values.items() if name in hints}
             for name, value in ours.items():
                 try:
                     check_type(value, hints[name])
@@ -130,10 +136,21 @@ class Options:
         """Return every option by name."""
         return {k: v for group in dataclasses.asdict(self).values() for k, v in group.items()}
 
+    def replace(self, **changes: Any) -> "Options":
+        """Return the same options but for some."""
+        return Options.from_flat(changes, self)
+
     def differences(self, other: "Options") -> dict[str, tuple[Any, Any]]:
         """Return the options in which two differ, with both values."""
         ours, theirs = self.flat(), other.flat()
         return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as YAML can hold it: paths as text, NumPy's float64 as float."""
+    if isinstance(value, Path):
+        return str(value)
+    return float(value) if isinstance(value, float) else value
 
 
 def check_names(names: Iterable[str]) -> None:

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import torch
 import tyro
-from torchvision.transforms import v2
 
 from train.cli import run_command
 from train.data import evaluation_transform, read_image
@@ -39,15 +38,16 @@ class Predictor:
         self._model = fabric.setup(folder.load_model(weights))
         self._normalize = Normalize(self.config).to(fabric.device)
         size = self.config.options.data.image_size
-        squeeze = v2.Resize((size, size))
-        self._transform = evaluation_transform(size) if self.config.natural else squeeze
+        self._transform = evaluation_transform(self.config.natural, size)
 
     def __call__(self, path: str | Path, most: int = 5) -> list[Guess]:
         """Return the likeliest classes of a picture with their probabilities, best first.
 
         Raises:
-            ValueError: The file is no picture; the message names it.
+            ValueError: The file is no picture, and the message names it; or ``most`` is below 1.
         """
+        if most < 1:
+            raise ValueError(f"most must be 1 or more, got {most}")
         image = self._transform(read_image(Path(path))).unsqueeze(0).to(self._device)
         with torch.inference_mode():
             probabilities = self._model(self._normalize(image)).float().softmax(1)[0]

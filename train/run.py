@@ -19,13 +19,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from typeguard import TypeCheckError, check_type
 
 from models import create_model
 from train.data import Source
@@ -56,9 +57,9 @@ class RunConfig:
 
     @classmethod
     def of(cls, options: Options, source: Source) -> "RunConfig":
-        """Return the configuration of a run on some images."""
+        """Return the configuration of a run on some images, and keep where these are."""
         return cls(
-            options=options,
+            options=options.replace(data=source.place),
             classes=source.classes,
             mean=source.mean,
             std=source.std,
@@ -68,15 +69,17 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
-        """Undo :meth:`to_dict`."""
-        return cls(
-            options=Options.from_flat(values["options"]),
-            classes=tuple(values["classes"]),
-            mean=tuple(values["mean"]),
-            std=tuple(values["std"]),
-            natural=values["natural"],
-            split=values["split"],
-        )
+        """Undo :meth:`to_dict`.
+
+        Raises:
+            ValueError: Something is missing or of the wrong type.
+        """
+        given = {name: values[name] for name in ("natural", "split")}
+        given |= {name: tuple(values[name]) for name in ("classes", "mean", "std")}
+        for name, hint in get_type_hints(cls).items():
+            if name in given:
+                check_type(given[name], hint)
+        return cls(options=Options.from_flat(values["options"]), **given)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, with the versions of what runs now."""
@@ -92,16 +95,25 @@ class RunConfig:
 
     def build(self) -> nn.Module:
         """Return the run's network with new weights."""
-        network = self.options.network
-        return create_model(
-            network.graph,
-            width=network.width,
-            rule=network.rule,
-            norm_eps=network.norm_eps,
-            stem_stride=network.stem_stride,
-            image_size=self.options.data.image_size,
-            num_classes=len(self.classes),
-        )
+        return build_network(self.options, len(self.classes))
+
+
+def build_network(options: Options, num_classes: int) -> nn.Module:
+    """Return the network of some options with new weights.
+
+    Raises:
+        ValueError: An unknown model or rule, or a size it cannot have.
+    """
+    network = options.network
+    return create_model(
+        network.graph,
+        width=network.width,
+        rule=network.rule,
+        norm_eps=network.norm_eps,
+        stem_stride=network.stem_stride,
+        image_size=options.data.image_size,
+        num_classes=num_classes,
+    )
 
 
 class RunFolder:
@@ -120,29 +132,37 @@ class RunFolder:
         if not path.exists() and not path.is_symlink():
             return
         if not overwrite:
+            begun = f"continue it with --resume {path}, " if (path / "resume.pt").exists() else ""
             raise ValueError(
-                f"{path} exists: continue it with --resume {path}, replace it with "
-                "--overwrite, or choose another folder with --out"
+                f"{path} exists: {begun}replace it with --overwrite, or choose another folder "
+                "with --out"
             )
         if not path.is_dir() or path.is_symlink():
-            foreign = [path]
-        else:
-            foreign = [f for f in path.iterdir() if f.name.strip(".").split(".")[0] not in _OWN]
+            raise ValueError(f"{path} is not overwritten: it is no run folder; choose --out")
+        names = {entry.name for entry in path.iterdir()}
+        foreign = sorted(names - _OWN - {f".{name}.half" for name in _OWN})
         if foreign:
             raise ValueError(
-                f"{path} is not overwritten: {foreign[0]} is not part of a run; choose --out"
+                f"{path} is not overwritten: {path / foreign[0]} is not part of a run; choose --out"
             )
+        if names:
+            try:
+                self.load_config()
+            except ValueError as error:
+                raise ValueError(f"{path} is not overwritten: {error}; choose --out") from error
 
-    def create(self, overwrite: bool) -> None:
-        """Make the folder, empty; see :meth:`check_free`."""
+    def create(self, config: RunConfig, overwrite: bool) -> None:
+        """Make the folder, with nothing but ``config.yaml``; see :meth:`check_free`."""
         self.check_free(overwrite)
+        text = _as_yaml(config)  # nothing is deleted before what takes its place is there
         if self.path.exists():
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True)
+        _atomically(self.path / "config.yaml", lambda path: path.write_text(text))
 
     def save_config(self, config: RunConfig) -> None:
         """Write ``config.yaml``."""
-        text = yaml.safe_dump(config.to_dict(), sort_keys=False)
+        text = _as_yaml(config)
         _atomically(self.path / "config.yaml", lambda path: path.write_text(text))
 
     def load_config(self) -> RunConfig:
@@ -158,7 +178,7 @@ class RunFolder:
             return RunConfig.from_dict(yaml.safe_load(path.read_text()))
         except KeyError as error:
             raise ValueError(f"{path} is damaged or of another version: no {error}") from error
-        except (TypeError, AttributeError, ValueError, yaml.YAMLError) as error:
+        except (TypeError, AttributeError, ValueError, TypeCheckError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{path} is damaged or of another version: {reason}") from error
 
@@ -175,11 +195,15 @@ class RunFolder:
         Raises:
             ValueError: The file is missing or damaged.
         """
+        if name not in get_args(Weights):
+            raise ValueError(f"weights are {', '.join(get_args(Weights))}, got {name!r}")
         path = self.path / f"{name}.safetensors"
         if not path.exists():
             raise ValueError(
                 f"{self.path} has no weights {name!r}: it stopped before they were saved"
             )
+        with path.open("rb"):  # else what keeps it from being read would be called damage
+            pass
         try:
             return load_file(path)
         except SafetensorError as error:
@@ -254,26 +278,40 @@ def versions() -> dict[str, str]:
 
 
 _OWN = {
-    "config",
-    "initial",
-    "last",
-    "best",
-    "resume",
-    "metrics",
-    "summary",
+    "config.yaml",
+    "initial.safetensors",
+    "last.safetensors",
+    "best.safetensors",
+    "resume.pt",
+    "metrics.csv",
+    "summary.json",
     "tensorboard",
-    "wiring",
+    "wiring.png",
 }
-"""What a run folder holds, by the first part of the name."""
+"""What a run folder may hold."""
+
+
+def _as_yaml(config: RunConfig) -> str:
+    text: str = yaml.safe_dump(config.to_dict(), sort_keys=False)
+    return text
 
 
 def _atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under another name, then rename it: whatever happens, no half is left."""
     half = path.with_name(f".{path.name}.half")
     try:
+        half.touch()
+        mode = half.stat().st_mode  # some writers make files that nobody else may read
         write(half)
+        half.chmod(mode)
         with half.open("rb+") as file:
             os.fsync(file.fileno())
         half.replace(path)
+    except (SafetensorError, RuntimeError) as error:  # how these writers say what the system said
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(
+            f"{path} could not be written ({str(error).splitlines()[0]}; {free / 1e6:,.0f} MB are "
+            "free there); what it held before is still there"
+        ) from error
     finally:
         half.unlink(missing_ok=True)

@@ -1,14 +1,16 @@
 """What has to be right before training starts: device, folder, images, what a run begins from."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from train.data import Batches, Source
 from train.options import Options
-from train.run import RunConfig, RunFolder
+from train.run import RunConfig, RunFolder, build_network
 
 FREE_ON_RESUME = {"data", "workers", "device", "resume"}
 """Options that may differ from those of the run that is continued."""
@@ -55,30 +57,90 @@ def default_folder(options: Options) -> str:
     return f"runs/{network.graph}{rule}-{network.width}-seed{options.run.seed}"
 
 
-def check_resume(folder: RunFolder, options: Options) -> dict[str, Any]:
-    """Return the state of a run to be continued.
+@dataclass(frozen=True)
+class Past:
+    """A run that is continued: its folder, configuration and state."""
+
+    folder: RunFolder
+    config: RunConfig
+    state: dict[str, Any]
+
+    def check_images(self, source: Source) -> None:
+        """Raise a ``ValueError`` where images are not those of the run."""
+        check_classes(self.folder, self.config.classes, source.classes)
+        seen = self.state.get("images")
+        if seen != source.fingerprint():
+            raise ValueError(
+                f"{self.folder.path} was trained on other images ({seen}; the data given: "
+                f"{source.fingerprint()}): order and learning rate would change. Resume with the "
+                f"images it had, or start a new run from its network with --init {self.folder.path}"
+            )
+
+
+def check_resume(options: Options) -> Past | None:
+    """Return the run that options continue, if they do.
 
     Raises:
         ValueError: The run is of other options, or has nothing to resume.
     """
-    theirs = folder.load_config().options
-    apart = options.differences(theirs)
-    for name in FREE_ON_RESUME:
-        apart.pop(name, None)
+    if options.run.resume is None:
+        return None
+    folder = RunFolder(options.run.resume)
+    config, state = folder.load_config(), folder.load_state()
+    begun = _differences(Options.from_flat(state.get("options", {})), config.options)
+    if begun.keys() - {"init", "out"}:
+        raise ValueError(
+            f"{folder.path}/config.yaml was changed after training began: {_listed(begun)}; "
+            "a run goes on as it was, so change that back"
+        )
+    apart = _differences(config.options, options)
     if apart.keys() & {"out", "overwrite"}:
         raise ValueError(
             f"{folder.path} is continued where it is: give --resume without --out and --overwrite"
         )
     if apart:
-        listed = ", ".join(
-            f"{k} {theirs!r} (asked: {ours!r})" for k, (ours, theirs) in apart.items()
-        )
         raise ValueError(
-            f"{folder.path} was trained with {listed}; resume with its own options (just "
+            f"{folder.path} was trained with {_listed(apart)}; resume with its own options (just "
             f"--resume {folder.path}), or start a new run from its network with "
             f"--init {folder.path}"
         )
-    return folder.load_state()
+    return Past(folder, config, state)
+
+
+def _differences(theirs: Options, ours: Options) -> dict[str, tuple[Any, Any]]:
+    """Return the options that differ and may not."""
+    apart = theirs.differences(ours)
+    return {name: both for name, both in apart.items() if name not in FREE_ON_RESUME}
+
+
+def _listed(apart: dict[str, tuple[Any, Any]]) -> str:
+    return ", ".join(f"{k} {theirs!r} (asked: {ours!r})" for k, (theirs, ours) in apart.items())
+
+
+def check_network(options: Options) -> nn.Module:
+    """Return the network without memory for its weights, to see that it can be built at all.
+
+    Raises:
+        ValueError: An unknown model or rule, a size it cannot have.
+    """
+    with torch.device("meta"):
+        return build_network(options, num_classes=2)
+
+
+def check_new(options: Options, network: nn.Module) -> RunFolder:
+    """Return the folder of a new run.
+
+    Raises:
+        ValueError: The folder is taken, or ``--init`` names no run, or one of another network.
+    """
+    run = options.run
+    folder = RunFolder(run.out or default_folder(options))
+    if run.init is not None:
+        if folder.path.resolve() == Path(run.init).resolve():
+            raise ValueError(f"--init {run.init} would be overwritten by the run; choose --out")
+        network_weights(RunFolder(run.init), network)
+    folder.check_free(run.overwrite)
+    return folder
 
 
 def check_classes(folder: RunFolder, theirs: tuple[str, ...], ours: tuple[str, ...]) -> None:
@@ -91,32 +153,22 @@ def check_classes(folder: RunFolder, theirs: tuple[str, ...], ours: tuple[str, .
         )
 
 
-def check_images(folder: RunFolder, state: dict[str, Any], source: Source) -> None:
-    """Raise a ``ValueError`` where a run is to be continued on another number of images."""
-    if state.get("images") != len(source.train):
-        raise ValueError(
-            f"{folder.path} was trained on {state.get('images')} images, the data have "
-            f"{len(source.train)}: order and learning rate would change; resume with the images "
-            f"it had, or start a new run from its network with --init {folder.path}"
-        )
-
-
-def initialize(model: nn.Module, folder: RunFolder) -> None:
-    """Copy the trained network of a run, all but its classifier.
+def network_weights(folder: RunFolder, network: nn.Module) -> dict[str, Tensor]:
+    """Return the trained weights of a run for a network, all but its classifier.
 
     Raises:
         ValueError: The run's network is another one.
     """
-    theirs, ours = folder.load_weights("last"), model.state_dict()
+    theirs, ours = folder.load_weights("last"), network.state_dict()
     taken = {k: v for k, v in theirs.items() if not k.startswith("classifier.")}
     kept = {k for k in ours if k.startswith("classifier.")}
     apart = sorted((taken.keys() | kept) ^ ours.keys())
     apart += [k for k in taken if k in ours and taken[k].shape != ours[k].shape]
     if apart:
-        network = folder.load_config().options.network
+        given = folder.load_config().options.network
         raise ValueError(
-            f"--init {folder.path} is {network.graph} at width {network.width}, another network "
+            f"--init {folder.path} is {given.graph} at width {given.width}, another network "
             f"than the one to train (they differ at {', '.join(apart[:3])}); give the same "
-            "--graph, --rule and --stem-stride"
+            "--graph, --width and --rule"
         )
-    model.load_state_dict(taken, strict=False)
+    return taken

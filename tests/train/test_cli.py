@@ -87,6 +87,9 @@ def test_recipes_with_mistakes(tmp_path: Path, text: str, message: str) -> None:
         parse("--recipe", "nowhere.yaml")
     with pytest.raises(SystemExit):
         parse("--recipe")
+    with pytest.raises(ValueError, match="resume is empty"):
+        parse("--resume", "")
+    assert parse("--recipe", "table3_dnw_0.49").network.width == 0.49
 
 
 @pytest.mark.parametrize(
@@ -126,6 +129,8 @@ def test_a_recipe_value_of_the_wrong_type_names_the_option(
         (["--workers", "-1"], "workers must be 0 or more"),
         (["--batch-size", "1"], "batch_size must be 2 or more"),
         (["--seed", "-1"], "seed must be from 0"),
+        (["--norm-eps", "inf"], "norm_eps must be a finite number"),
+        (["--init", ""], "init is empty"),
     ],
 )
 def test_values_out_of_range(

@@ -34,9 +34,12 @@ def root(tmp_path: Path) -> Path:
 def test_a_folder_of_classes(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     (root / "train" / ".hidden").mkdir()
     (root / "train" / "cat" / "notes.txt").write_text("no picture")
+    (root / "train" / "readme.txt").write_text("in no class")
     source = open_source(str(root))
     assert source.classes == ("cat", "dog")
-    assert "train: 1 files are left out as no pictures (1 .txt)" in caplog.text
+    assert (
+        "train: 2 files are left out, as no pictures or in no class folder (2 .txt)" in caplog.text
+    )
     assert source.split == "val"
     assert source.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert torch.equal(source.train[4], read_image(root / "train" / "dog" / "1.png"))
@@ -107,6 +110,11 @@ def break_file(root: Path) -> str:
     return r"train/dog/1.png cannot be read as a picture"
 
 
+def break_link(root: Path) -> str:
+    (root / "train" / "dog" / "9.png").symlink_to(root / "gone.png")
+    return r"there is no file \S+train/dog/9.png"
+
+
 def break_end(root: Path) -> str:
     file = root / "val" / "cat" / "0.png"
     file.write_bytes(file.read_bytes()[:-200])
@@ -129,7 +137,16 @@ def break_flat(root: Path) -> str:
 
 @pytest.mark.parametrize(
     "damage",
-    [break_empty, break_single, break_classes, break_file, break_end, break_layout, break_flat],
+    [
+        break_empty,
+        break_single,
+        break_classes,
+        break_file,
+        break_link,
+        break_end,
+        break_layout,
+        break_flat,
+    ],
 )
 def test_folders_with_mistakes(root: Path, damage) -> None:  # noqa: ANN001
     message = damage(root)
@@ -244,10 +261,14 @@ def test_a_file_that_breaks_later_is_named_without_a_traceback(
 
 def test_a_strip_is_cropped_rather_than_enlarged(tmp_path: Path) -> None:
     Image.new("RGB", (200_000, 1)).save(tmp_path / "strip.png")
-    assert evaluation_transform(224)(read_image(tmp_path / "strip.png")).shape == (3, 224, 224)
+    assert evaluation_transform(True, 224)(read_image(tmp_path / "strip.png")).shape == (
+        3,
+        224,
+        224,
+    )
     image = torch.randint(0, 255, (3, 40, 60), dtype=torch.uint8)
     plain = v2.Compose([v2.Resize(37), v2.CenterCrop(32)])
-    assert torch.equal(evaluation_transform(32)(image), plain(image))
+    assert torch.equal(evaluation_transform(True, 32)(image), plain(image))
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from models import list_models
@@ -138,6 +139,14 @@ def test_a_run_is_never_overwritten_unasked(finished: Path, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"is not overwritten: .*thesis.txt is not part of a run"):
         train(options(tmp_path, overwrite=True))
     assert (tmp_path / "thesis.txt").read_text() == "precious"
+    (tmp_path / "thesis.txt").unlink()
+    with pytest.raises(ValueError, match=r"is not overwritten: .*config.yaml is damaged or of"):
+        train(options(tmp_path, overwrite=True))
+    assert (tmp_path / "config.yaml").read_text() == "mine: too"
+    with pytest.raises(ValueError, match=r"--init .* would be overwritten"):
+        train(options(finished, init=str(finished), overwrite=True))
+    train(options(tmp_path / "again", epochs=1))
+    train(options(tmp_path / "again", epochs=1, overwrite=True))
 
 
 def test_init_takes_the_network_and_not_the_classifier(finished: Path, tmp_path: Path) -> None:
@@ -167,6 +176,7 @@ def test_init_takes_the_network_and_not_the_classifier(finished: Path, tmp_path:
         ({"device": "gpu"}, r"--device gpu is not there"),
         ({"resume": "nowhere"}, r"nowhere is not a run folder"),
         ({"init": "nowhere"}, r"nowhere has no weights|nowhere is not a run folder"),
+        ({"graph": "mbv1_dnw", "width": 100.0}, r"width 100.0 asks for .* edges in graph 0"),
     ],
 )
 def test_errors_come_before_anything_is_written(
@@ -195,7 +205,13 @@ def test_a_run_is_not_resumed_on_other_images(
         whole, train=MemoryImages(list(whole.train)[:-1], whole.train.labels[:-1])
     )
     monkeypatch.setattr("train.loop.open_source", lambda _: fewer)
-    with pytest.raises(ValueError, match=r"was trained on 1438 images, the data have 1437"):
+    with pytest.raises(ValueError, match=r"other images \(1438 images, .* given: 1437 images"):
+        resume(tmp_path / "run")
+    inverted = dataclasses.replace(
+        whole, train=MemoryImages([255 - x for x in whole.train], whole.train.labels)
+    )
+    monkeypatch.setattr("train.loop.open_source", lambda _: inverted)
+    with pytest.raises(ValueError, match=r"other images \(1438 images, .* given: 1438 images"):
         resume(tmp_path / "run")
     other = dataclasses.replace(whole, classes=("zero", *whole.classes[1:]))
     monkeypatch.setattr("train.loop.open_source", lambda _: other)
@@ -209,9 +225,56 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_overwritten(tmp_path
     before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
     for group in training.optimizer.param_groups:
         group["lr"] = group["initial_lr"] = 1e30
-    with pytest.raises(ValueError, match=r"the loss is nan in epoch 2 by step \d+.*lower --lr"):
+    message = r"the loss is nan in epoch 2 by step \d+.*1 epochs before are kept.*lower --lr"
+    with pytest.raises(ValueError, match=message):
         training.advance()
     assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()} == before
+    with pytest.raises(ValueError, match=r"the loss is nan in epoch 1 by step 1,"):
+        train(options(tmp_path / "one-step", batch_size=1400, lr=1e30))
+
+
+def test_a_run_whose_configuration_was_edited_is_not_resumed(tmp_path: Path) -> None:
+    Training(options(tmp_path / "run")).advance()
+    file = tmp_path / "run" / "config.yaml"
+    file.write_text(file.read_text().replace("epochs: 2", "epochs: 9"))
+    with pytest.raises(ValueError, match=r"config.yaml was changed .* epochs 2 \(asked: 9\)"):
+        resume(tmp_path / "run")
+
+
+def test_the_configuration_says_where_everything_is(finished: Path) -> None:
+    kept = RunFolder(finished).load_config().options
+    assert kept.data.data == "digits"
+    assert kept.run.out == str(finished)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs permissions as on Unix")
+def test_others_may_read_a_run_as_the_umask_says(finished: Path) -> None:
+    modes = {p.name: p.stat().st_mode & 0o777 for p in finished.iterdir() if p.is_file()}
+    assert set(modes.values()) == {modes["config.yaml"]}
+
+
+@pytest.mark.parametrize("writer", ["safetensors", "torch"])
+def test_a_full_disk_is_said_in_one_line(
+    finished: Path, tmp_path: Path, writer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, model = RunFolder(tmp_path), RunFolder(finished).load_model()
+    config = RunFolder(finished).load_config()
+    folder.save_weights("last", model, config)
+    before = (tmp_path / "last.safetensors").read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("No space left") if writer == "safetensors" else RuntimeError("zip")
+
+    monkeypatch.setattr("train.run.save_file", full)
+    monkeypatch.setattr("torch.save", full)
+    save = {
+        "safetensors": lambda: folder.save_weights("last", model, config),
+        "torch": lambda: folder.save_state({}),
+    }
+    with pytest.raises(OSError, match=r"could not be written .* MB are free there"):
+        save[writer]()
+    assert [p.name for p in tmp_path.iterdir()] == ["last.safetensors"]
+    assert (tmp_path / "last.safetensors").read_bytes() == before
 
 
 class Bomb:
@@ -238,7 +301,8 @@ def test_damaged_and_hostile_files_are_refused(
     save_file({"weight": torch.zeros(3)}, tmp_path / "last.safetensors")
     with pytest.raises(ValueError, match=r"last.safetensors does not fit mbv1 at width 0.25"):
         folder.load_model()
-    torch.save({"images": 1438, "model": 7}, tmp_path / "resume.pt")
+    state = torch.load(finished / "resume.pt", weights_only=True)
+    torch.save({**state, "model": 7}, tmp_path / "resume.pt")
     with pytest.raises(ValueError, match=r"resume.pt is not the state of this run"):
         resume(tmp_path)
     for text in ("options: {}", "", "7", "options: [", "options: {epochs: many}\nclasses: 3"):

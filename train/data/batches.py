@@ -51,7 +51,8 @@ class Batches:
         idle = on_cpu and isinstance(source.train, MemoryImages)
         automatic = 0 if idle else min(8, os.cpu_count() or 1)
         processes = automatic if workers == "auto" else workers
-        train, held_out = _transforms(natural, image_size)
+        train = _training_transform(natural, image_size)
+        held_out = evaluation_transform(natural, image_size)
         self._order = _Order(self.num_train, batch_size, seed)
         self._train = DataLoader(
             _Transformed(source.train, train, seed),
@@ -153,16 +154,22 @@ def _unpack(batch: tuple[Tensor, Tensor] | ValueError) -> tuple[Tensor, Tensor]:
     return batch
 
 
-def _transforms(natural: bool, size: int) -> tuple[v2.Transform, v2.Transform]:
-    """Return the transforms of training and validation, from bytes to bytes."""
+def _training_transform(natural: bool, size: int) -> v2.Transform:
+    """Return the transform of training images, from bytes to bytes."""
     if not natural:
-        return v2.Resize((size, size)), v2.Resize((size, size))
-    train = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()])
-    return train, evaluation_transform(size)
+        return v2.Resize((size, size))
+    return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()])
 
 
-def evaluation_transform(size: int) -> v2.Transform:
-    """Return the paper's: the shorter side to 256 / 224 of the size, then the centre."""
+def evaluation_transform(natural: bool, size: int) -> v2.Transform:
+    """Return the paper's: the shorter side to 256 / 224 of the size, then the centre.
+
+    Args:
+        natural: Whether pictures may be cropped; else they are squeezed.
+        size: Height and width to return, in pixels.
+    """
+    if not natural:
+        return v2.Resize((size, size))
     return v2.Compose([_shorten, v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
 
 

@@ -2,10 +2,13 @@
 
 import logging
 import os
+import zlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 
@@ -26,6 +29,7 @@ class Source:
         train: Images to learn from.
         validation: Images to measure on.
         split: What the validation split is called.
+        place: Where the images are: a folder, absolute, or the name of a data set.
         classes: Names, by label.
         natural: Whether pictures may be cropped and mirrored.
         mean: Of each channel, for pixels from 0 to 1.
@@ -35,10 +39,18 @@ class Source:
     train: Images
     validation: Images
     split: str
+    place: str
     classes: tuple[str, ...]
     natural: bool
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def fingerprint(self) -> str:
+        """Return how many training images there are, and a checksum over labels and a few."""
+        checksum = zlib.crc32(self.train.labels.numpy().tobytes())
+        for i in np.linspace(0, len(self.train) - 1, 16).astype(int) if len(self.train) else ():
+            checksum = zlib.crc32(self.train[int(i)].numpy().tobytes(), checksum)
+        return f"{len(self.train)} images, checksum {checksum:08x}"
 
 
 def open_source(data: str | None, training: bool = True) -> Source:
@@ -67,6 +79,7 @@ def digits() -> Source:
         train=MemoryImages(list(pictures[~held_out]), labels[~held_out]),
         validation=MemoryImages(list(pictures[held_out]), labels[held_out]),
         split="every fifth digit",
+        place="digits",
         classes=tuple(str(name) for name in bunch.target_names),
         natural=False,
         mean=(0.3, 0.3, 0.3),
@@ -106,6 +119,7 @@ def folder(root: Path, training: bool = True) -> Source:
         train=images[0],
         validation=images[1],
         split=split,
+        place=str(root.resolve()),
         classes=tuple(sorted(train)),
         natural=True,
     )
@@ -133,13 +147,14 @@ _WAYS = (
 
 def _files(split: Path) -> dict[str, list[Path]]:
     """Return the pictures of each class; folders and files that begin with a dot do not count."""
-    classes = sorted(p for p in split.iterdir() if p.is_dir() and not p.name.startswith("."))
+    entries = [p for p in split.iterdir() if not p.name.startswith(".")]
+    classes = sorted(p for p in entries if p.is_dir())
     if not classes:
         raise ValueError(f"{split} has no class folders; images go into {split}/<class>/")
     files: dict[str, list[Path]] = {}
-    others: Counter[str] = Counter()
+    others = Counter(p.suffix.lower() for p in entries if not p.is_dir())
     for folder in classes:
-        found = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+        found = sorted(_walk(folder))
         files[folder.name] = [p for p in found if p.suffix.lower() in SUFFIXES]
         others.update(p.suffix.lower() for p in found if p.suffix.lower() not in SUFFIXES)
         if not files[folder.name]:
@@ -149,5 +164,18 @@ def _files(split: Path) -> dict[str, list[Path]]:
             )
     if others:
         kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in others.most_common())
-        _log.warning("%s: %d files are left out as no pictures (%s)", split, others.total(), kinds)
+        _log.warning(
+            "%s: %d files are left out, as no pictures or in no class folder (%s)",
+            *(split, others.total(), kinds),
+        )
     return files
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder; a folder that may not be read is an error."""
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    for place, _, names in os.walk(folder, onerror=refuse, followlinks=True):
+        yield from (Path(place) / name for name in names if not name.startswith("."))
