@@ -160,7 +160,7 @@ class NeuralGraph(nn.Module):
         """
         wiring, topology = self.wiring(), self.topology
         data = Data(
-            edge_index=topology.edge_index[:, wiring.edge_id.cpu()],
+            edge_index=topology.edges(wiring.edge_id.cpu()),
             edge_weight=wiring.edge_weight.cpu(),
             block=topology.block.clone(),
             role=topology.role.clone(),
@@ -182,7 +182,7 @@ class NeuralGraph(nn.Module):
                 f"every edge weight must be finite, but {len(broken):,} are not, "
                 f"the first with id {int(broken[0])}"
             )
-        self.wiring().validate(self.topology)
+        self.wiring().validate()
 
     def extra_repr(self) -> str:
         """Show the topology, the rule and the budget."""

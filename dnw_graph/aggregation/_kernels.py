@@ -28,7 +28,7 @@ Edges = tuple[Tensor | None, Tensor, Tensor, list[int], list[int]]
 def gather(
     weight: Tensor,
     edge_id: Tensor | None,
-    edge_index: Tensor,
+    sources: Tensor,
     rowptr: Tensor,
     block: list[int],
     starts: list[int],
@@ -39,8 +39,8 @@ def gather(
     Args:
         weight: Candidate weights of the block ``[E of the block]``.
         edge_id: Ids of the edges of the whole graph ``[k]``, ascending; all candidates if missing.
-        edge_index: Their sources and targets ``[2, k]``.
-        rowptr: Where the edges into each node begin in those two ``[V + 1]``.
+        sources: Source of every candidate of the whole graph ``[E]``.
+        rowptr: Where the edges into each node begin, among those given ``[V + 1]``.
         block: First node of the block, one past its last, id of its first candidate.
         starts: Number of the first node of each state.
         states: States of the source blocks, each ``[nodes, *features]``.
@@ -48,7 +48,7 @@ def gather(
     Raises:
         ValueError: States of different features, or an edge from a node that has no state.
     """
-    ptr, source, place = _edges_into(edge_id, edge_index, rowptr, block)
+    ptr, source, place = _edges_into(edge_id, sources, rowptr, block)
     rows = [_matrix(z, weight) for z in states]
     out = rows[0].new_empty(block[1] - block[0], *states[0].shape[1:])
     _multiply(ptr, source, _values(weight, place), (starts, rows), ([0], [out]))
@@ -59,7 +59,7 @@ def gather(
 def spread(
     weight: Tensor,
     edge_id: Tensor | None,
-    edge_index: Tensor,
+    sources: Tensor,
     rowptr: Tensor,
     block: list[int],
     starts: list[int],
@@ -71,7 +71,7 @@ def spread(
     Args as for :func:`gather`, and ``sizes``, the number of nodes of each source block, and
     ``grad``, ``dL/dI`` ``[targets, *features]``.
     """
-    ptr, source, place = _edges_into(edge_id, edge_index, rowptr, block)
+    ptr, source, place = _edges_into(edge_id, sources, rowptr, block)
     rows = _matrix(grad, weight)
     outs = [rows.new_empty(n, *grad.shape[1:]) for n in sizes]
     by_source = np.empty(starts[-1] + sizes[-1] + 1, dtype=np.int64)
@@ -86,7 +86,7 @@ def spread(
 def correlate(
     weight: Tensor,
     edge_id: Tensor | None,
-    edge_index: Tensor,
+    sources: Tensor,
     rowptr: Tensor,
     block: list[int],
     starts: list[int],
@@ -97,7 +97,7 @@ def correlate(
 
     Args as for :func:`gather`, and ``grad``, ``dL/dI`` ``[targets, *features]``.
     """
-    ptr, source, place = _edges_into(edge_id, edge_index, rowptr, block)
+    ptr, source, place = _edges_into(edge_id, sources, rowptr, block)
     rows, grads = [_matrix(z, weight) for z in states], _matrix(grad, weight)
     found = torch.empty(len(source), dtype=_wide(weight))
     target = np.repeat(np.arange(len(grads)), np.diff(ptr))
@@ -124,14 +124,14 @@ def _(weight: Tensor, *args: Any) -> Tensor:
 
 
 def _edges_into(
-    edge_id: Tensor | None, edge_index: Tensor, rowptr: Tensor, block: list[int]
+    edge_id: Tensor | None, sources: Tensor, rowptr: Tensor, block: list[int]
 ) -> tuple[np.ndarray, np.ndarray, Tensor]:
     """Return row pointers, sources, and places among the block's candidates."""
     first_node, past_node, first_edge = block
     ptr = rowptr[first_node : past_node + 1].numpy()
     first, past = int(ptr[0]), int(ptr[-1])
     ids = torch.arange(first, past) if edge_id is None else edge_id[first:past]
-    return ptr - first, edge_index[0, first:past].numpy(), ids - first_edge
+    return ptr - first, sources[ids].long().numpy(), ids - first_edge
 
 
 def _values(weight: Tensor, place: Tensor) -> np.ndarray:

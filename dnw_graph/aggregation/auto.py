@@ -26,7 +26,7 @@ class Auto(Aggregation):
 
     def choose(self, pull: Pull, weight: Tensor) -> Aggregation:
         """Return the backend for one block."""
-        real, candidates = pull.wiring.edge_index.shape[1], pull.wiring.candidate_index.shape[1]
+        real, candidates = len(pull.wiring.edge_id), len(pull.wiring.weight)
         if weight.device.type == "cpu" and real < DENSE_FROM * candidates:
             return self._sparse
         if self._dense.supports(pull.block):

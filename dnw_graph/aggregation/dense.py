@@ -55,6 +55,6 @@ class Dense(Aggregation):
         return pull.wiring.mask[pull.block.edges.start : pull.block.edges.stop]
 
     def _matrix(self, pull: Pull, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        if len(pull.wiring.edge_id) < pull.wiring.candidate_index.shape[1]:
+        if len(pull.wiring.edge_id) < len(pull.wiring.weight):
             weight = torch.where(self._mask(pull), weight, 0)
         return weight.to(dtype).view(len(pull.block.nodes), -1)

@@ -48,9 +48,8 @@ class Reference(Aggregation):
     ) -> Tensor:
         """See :meth:`Aggregation.gradient_to_weight`."""
         if pull.wiring.straight_through:
-            edges = slice(pull.block.edges.start, pull.block.edges.stop)
-            edge_index = self._renumbered(pull, pull.wiring.candidate_index[:, edges])
-            edge_id = torch.arange(len(pull.block.edges), device=weight.device)
+            start, edge_id = pull.block.edges.start, torch.arange(len(weight), device=weight.device)
+            edge_index = self._renumbered(pull, pull.wiring.topology.edges(start + edge_id))
         else:
             edge_index, edge_id = self._real_edges(pull)
         x, grad = torch.cat(list(states)).to(weight.dtype), grad.to(weight.dtype)
@@ -89,7 +88,8 @@ class Reference(Aggregation):
         rowptr, nodes = pull.wiring.rowptr, pull.block.nodes
         edges = slice(int(rowptr[nodes.start]), int(rowptr[nodes.stop]))
         edge_id = pull.wiring.edge_id[edges] - pull.block.edges.start
-        return self._renumbered(pull, pull.wiring.edge_index[:, edges]), edge_id
+        edge_index = pull.wiring.topology.edges(pull.wiring.edge_id[edges])
+        return self._renumbered(pull, edge_index), edge_id
 
     @staticmethod
     def _renumbered(pull: Pull, edge_index: Tensor) -> Tensor:

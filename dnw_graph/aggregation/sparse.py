@@ -40,12 +40,12 @@ class Sparse(Aggregation):
     @staticmethod
     def _real_edges(pull: Pull) -> _kernels.Edges:
         wiring = pull.wiring
-        return wiring.edge_id, wiring.edge_index, wiring.rowptr, *_place(pull)
+        return wiring.edge_id, wiring.topology.source, wiring.rowptr, *_place(pull)
 
     @staticmethod
     def _all_candidates(pull: Pull) -> _kernels.Edges:
-        wiring = pull.wiring
-        return None, wiring.candidate_index, wiring.candidate_rowptr, *_place(pull)
+        topology = pull.wiring.topology
+        return None, topology.source, topology.rowptr, *_place(pull)
 
 
 def _place(pull: Pull) -> tuple[list[int], list[int]]:

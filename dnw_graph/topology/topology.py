@@ -93,9 +93,11 @@ class Topology:
         self.block, self.role = torch.unique_consecutive(block, return_inverse=True)[1], role
         self.inputs = self._nodes_of(Role.INPUT, inputs)
         self.outputs = self._nodes_of(Role.OUTPUT, outputs)
-        self.edge_index = _order.sorted_edges(edge_index, self.num_nodes, self.describe)
-        self.num_candidates = self.edge_index.shape[1]
-        counts = torch.bincount(self.edge_index[1], minlength=self.num_nodes)
+        edge_index = _order.sorted_edges(edge_index, self.num_nodes, self.describe)
+        #: Source of each candidate ``[E]``, int32; with :attr:`rowptr` all there is to keep of it.
+        self.source = edge_index[0].int()
+        self.num_candidates = len(self.source)
+        counts = torch.bincount(edge_index[1], minlength=self.num_nodes)
         #: Candidates into node ``v`` are ``rowptr[v]`` to ``rowptr[v + 1]`` - 1. ``[V + 1]``
         self.rowptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         self.blocks = tuple(self._blocks())
@@ -186,13 +188,24 @@ class Topology:
             outputs=number[outputs],
         )
 
+    @property
+    def edge_index(self) -> Tensor:
+        """Candidates ``[2, E]``, int64, sorted by ``(target, source)``; made when asked for."""
+        return self.edges(torch.arange(self.num_candidates, device="cpu"))
+
+    def edges(self, edge_id: Tensor) -> Tensor:
+        """Return sources and targets ``[2, n]``, int64, of candidates ``[n]`` by id."""
+        source, rowptr = self.on(edge_id.device)
+        target = torch.searchsorted(rowptr, edge_id, right=True) - 1
+        return torch.stack([source[edge_id].long(), target])
+
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return :attr:`edge_index` and :attr:`rowptr` on a device, copied there once."""
+        """Return :attr:`source` and :attr:`rowptr` on a device, copied there once."""
         if device.type == "cpu":
-            return self.edge_index, self.rowptr
+            return self.source, self.rowptr
         name = str(device)
         if name not in self._copies:
-            self._copies[name] = self.edge_index.to(device), self.rowptr.to(device)
+            self._copies[name] = self.source.to(device), self.rowptr.to(device)
         return self._copies[name]
 
     @property
@@ -208,7 +221,7 @@ class Topology:
     @property
     def num_sources(self) -> int:
         """Number of nodes with a candidate edge out, the ``n`` of the initial distribution."""
-        return int(torch.bincount(self.edge_index[0]).count_nonzero())
+        return int(torch.bincount(self.source).count_nonzero())
 
     @cached_property
     def depth(self) -> int | None:
@@ -279,7 +292,7 @@ class Topology:
             nodes = range(int(starts[j]), int(starts[j + 1]))
             edges = range(int(self.rowptr[nodes.start]), int(self.rowptr[nodes.stop]))
             fed_by = torch.bincount(
-                member[self.edge_index[0, edges.start : edges.stop]], minlength=len(sizes)
+                member[self.source[edges.start : edges.stop]], minlength=len(sizes)
             )
             sources = tuple(fed_by.nonzero().flatten().tolist())
             possible = len(nodes) * sum(int(sizes[i]) for i in sources)

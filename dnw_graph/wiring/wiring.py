@@ -13,23 +13,19 @@ class Wiring:
     """The real edges, decided once per forward pass and handed down.
 
     Attributes:
-        edge_index: Sources and targets ``[2, k]``, sorted by ``(target, source)``.
-        edge_id: Their places among the candidates ``[k]``, ascending.
+        edge_id: Places of the real edges among the candidates ``[k]``, ascending.
         rowptr: Real edges into node ``v`` are ``rowptr[v]`` to ``rowptr[v + 1] - 1``. ``[V + 1]``
         mask: Which candidates are real ``[E]``, boolean.
         weight: Weights of all candidates ``[E]``, without a gradient.
-        candidate_index: All candidate edges ``[2, E]``, in the same order.
-        candidate_rowptr: Like ``rowptr``, of all candidates.
+        topology: The candidates.
         straight_through: Whether hallucinated edges have a gradient too.
     """
 
-    edge_index: Tensor
     edge_id: Tensor
     rowptr: Tensor
     mask: Tensor
     weight: Tensor
-    candidate_index: Tensor
-    candidate_rowptr: Tensor
+    topology: Topology
     straight_through: bool
 
     @classmethod
@@ -49,47 +45,42 @@ class Wiring:
                 no candidate (a GPU is not made to wait for that; :meth:`validate` does).
         """
         _check_ids(edge_id, topology.num_candidates)
-        candidates, candidate_rowptr = topology.on(weight.device)
-        everything = len(edge_id) == len(weight)
         return cls(
-            edge_index=candidates if everything else candidates[:, edge_id],
             edge_id=edge_id,
-            rowptr=torch.searchsorted(edge_id, candidate_rowptr),
+            rowptr=torch.searchsorted(edge_id, topology.on(weight.device)[1]),
             mask=torch.zeros_like(weight, dtype=torch.bool).index_fill_(0, edge_id, True),
             weight=weight.detach(),
-            candidate_index=candidates,
-            candidate_rowptr=candidate_rowptr,
+            topology=topology,
             straight_through=straight_through,
         )
+
+    @property
+    def edge_index(self) -> Tensor:
+        """Sources and targets ``[2, k]``, sorted by ``(target, source)``."""
+        return self.topology.edges(self.edge_id)
 
     @property
     def edge_weight(self) -> Tensor:
         """Weights of the real edges ``[k]``, for reading; gradients go through the aggregation."""
         return self.weight[self.edge_id]
 
-    def validate(self, topology: Topology) -> "Wiring":
-        """Check every promise above against a topology, and return the wiring.
+    def validate(self) -> "Wiring":
+        """Check every promise above, and return the wiring; waits for the device.
 
         Raises:
             ValueError: Naming the promise that is broken.
         """
-        ids = self.edge_id.cpu()
-        _check_ids(ids, topology.num_candidates)
-        mask = torch.zeros(topology.num_candidates, dtype=torch.bool).index_fill_(0, ids, True)
+        number, ids = self.topology.num_candidates, self.edge_id.cpu()
+        _check_ids(ids, number)
         expected = {
-            "edge_index": topology.edge_index[:, ids],
-            "rowptr": torch.searchsorted(ids, topology.rowptr),
-            "mask": mask,
-            "candidate_index": topology.edge_index,
-            "candidate_rowptr": topology.rowptr,
+            "rowptr": torch.searchsorted(ids, self.topology.rowptr),
+            "mask": torch.zeros(number, dtype=torch.bool).index_fill_(0, ids, True),
         }
         for name, value in expected.items():
             if not torch.equal(getattr(self, name).cpu(), value):
                 raise ValueError(f"{name} of the wiring is not that of the edges in edge_id")
-        if self.weight.shape != (topology.num_candidates,):
-            raise ValueError(
-                f"weights must be [{topology.num_candidates}], got {list(self.weight.shape)}"
-            )
+        if self.weight.shape != (number,):
+            raise ValueError(f"weights must be [{number}], got {list(self.weight.shape)}")
         return self
 
 
