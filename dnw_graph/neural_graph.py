@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from dnw_graph import whole_graph
 from dnw_graph.aggregation import BACKENDS, Aggregation
 from dnw_graph.aggregation.base import Pull
 from dnw_graph.node import make_node
@@ -146,7 +147,9 @@ class NeuralGraph(nn.Module):
         # Node-major inside: a graph's output is a view, which the next graph takes without a copy.
         x = x.transpose(0, 1)
         x = x.contiguous() if self.input_order is None else x[self.input_order]
-        y = self.schedule.run(self.topology, x, list(self.nodes), pull)
+        nodes = list(self.nodes)
+        whole = whole_graph.run(wiring, self.weight, x, nodes, self.schedule, self.aggregation)
+        y = self.schedule.run(self.topology, x, nodes, pull) if whole is None else whole
         y = y if self.output_order is None else y[self.output_order]
         return y.transpose(0, 1)
 

@@ -20,14 +20,14 @@ from dnw_graph.aggregation._matmul import matrix
 _TILE = 512  # columns of a tile: 2 kB a row in float32
 
 
-Edges = tuple[Tensor | None, Tensor, Tensor, list[int], list[int]]
+Edges = tuple[Tensor, Tensor, Tensor, list[int], list[int]]
 """Which edges, as :func:`gather` takes them: ``edge_id`` to ``starts``."""
 
 
 @torch.library.custom_op("dnw_graph::gather", mutates_args=(), device_types="cpu")
 def gather(
     weight: Tensor,
-    edge_id: Tensor | None,
+    edge_id: Tensor,
     sources: Tensor,
     rowptr: Tensor,
     block: list[int],
@@ -38,8 +38,8 @@ def gather(
 
     Args:
         weight: Candidate weights of the block ``[E of the block]``.
-        edge_id: Ids of the edges of the whole graph ``[k]``, ascending; all candidates if missing.
-        sources: Source of every candidate of the whole graph ``[E]``.
+        edge_id: Ids of the edges ``[k]``, ascending.
+        sources: Their sources ``[k]``.
         rowptr: Where the edges into each node begin, among those given ``[V + 1]``.
         block: First node of the block, one past its last, id of its first candidate.
         starts: Number of the first node of each state.
@@ -58,7 +58,7 @@ def gather(
 @torch.library.custom_op("dnw_graph::spread", mutates_args=(), device_types="cpu")
 def spread(
     weight: Tensor,
-    edge_id: Tensor | None,
+    edge_id: Tensor,
     sources: Tensor,
     rowptr: Tensor,
     block: list[int],
@@ -85,7 +85,7 @@ def spread(
 @torch.library.custom_op("dnw_graph::correlate", mutates_args=(), device_types="cpu")
 def correlate(
     weight: Tensor,
-    edge_id: Tensor | None,
+    edge_id: Tensor,
     sources: Tensor,
     rowptr: Tensor,
     block: list[int],
@@ -101,8 +101,98 @@ def correlate(
     rows, grads = [_matrix(z, weight) for z in states], _matrix(grad, weight)
     found = torch.empty(len(source), dtype=_wide(weight))
     target = np.repeat(np.arange(len(grads)), np.diff(ptr))
-    _dots(source, target, _addresses(starts, rows, source), _jit.array(grads), found.numpy())
+    inputs, outputs = _addresses(starts, rows, source), _addresses([0], [grads], target)
+    _dots(source, target, inputs, outputs, grads.shape[1], _like(grads), found.numpy())
     return torch.zeros_like(weight).index_put_((place,), found.to(weight.dtype))
+
+
+@torch.library.custom_op("dnw_graph::by_source", mutates_args=(), device_types="cpu")
+def by_source(edge_id: Tensor, sources: Tensor, rowptr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the edges sorted by ``(source, target)``.
+
+    Args:
+        edge_id: Their ids ``[k]``, ascending.
+        sources: Their sources ``[k]``.
+        rowptr: Where the edges into each node begin ``[V + 1]``.
+
+    Returns:
+        Where the edges out of each node begin ``[V + 1]``, targets ``[k]``, ids ``[k]``.
+    """
+    ptr, (target, order) = torch.empty_like(rowptr), torch.empty(2, len(edge_id), dtype=torch.int64)
+    arrays = [x.numpy() for x in (rowptr, sources, ptr, target, order)]
+    if not _transpose(*arrays):
+        raise ValueError("an edge comes from a node that does not exist")
+    return ptr, target, edge_id[order]
+
+
+@torch.library.custom_op("dnw_graph::push", mutates_args=(), device_types="cpu")
+def push(
+    weight: Tensor,
+    ptr: Tensor,
+    target: Tensor,
+    edge_id: Tensor,
+    block: list[int],
+    starts: list[int],
+    grads: list[Tensor],
+) -> Tensor:
+    """Return ``dL/dZ_u``, the sum of ``w_uv dL/dI_v`` over all edges out of the nodes of a block.
+
+    Args:
+        weight: Candidate weights of the whole graph ``[E]``.
+        ptr: With the next two, what :func:`by_source` returns.
+        target: See there.
+        edge_id: See there.
+        block: First node of the block, one past its last.
+        starts: Number of the first node of each block in ``grads``.
+        grads: ``dL/dI``, each ``[nodes, *features]``.
+    """
+    rows = [_matrix(g, weight) for g in grads]
+    out = rows[0].new_empty(block[1] - block[0], *grads[0].shape[1:])
+    local, at = _edges_out_of(ptr, block)
+    values = _values(weight, edge_id[at])
+    _multiply(local, target[at].numpy(), values, (starts, rows), ([0], [out]))
+    return out.to(grads[0].dtype)
+
+
+@torch.library.custom_op("dnw_graph::dots", mutates_args=("out",), device_types="cpu")
+def dots(
+    out: Tensor,
+    ptr: Tensor,
+    target: Tensor,
+    edge_id: Tensor,
+    block: list[int],
+    state: Tensor,
+    starts: list[int],
+    grads: list[Tensor],
+) -> None:
+    """Write ``<Z_u, dL/dI_v>`` of the edges out of the nodes of a block into ``out [E]``.
+
+    Other args as for :func:`push`, and ``state``, ``Z`` of the block ``[nodes, *features]``.
+    """
+    local, at = _edges_out_of(ptr, block)
+    source, to = np.repeat(np.arange(len(state)), np.diff(local)), target[at].numpy()
+    z, rows = _matrix(state, out), [_matrix(g, out) for g in grads]
+    found = torch.empty(len(source), dtype=_wide(out))
+    inputs, outputs = _addresses([0], [z], source), _addresses(starts, rows, to)
+    _dots(source, to, inputs, outputs, z.shape[1], _like(z), found.numpy())
+    out[edge_id[at]] = found.to(out.dtype)
+
+
+@by_source.register_fake
+def _(edge_id: Tensor, sources: Tensor, rowptr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(rowptr), torch.empty_like(edge_id), torch.empty_like(edge_id)
+
+
+@push.register_fake
+def _(*args: Any) -> Tensor:
+    *_, block, _, grads = args
+    empty: Tensor = grads[0].new_empty(block[1] - block[0], *grads[0].shape[1:])
+    return empty
+
+
+def _edges_out_of(ptr: Tensor, block: list[int]) -> tuple[np.ndarray, slice]:
+    rows = ptr[block[0] : block[1] + 1].numpy()
+    return rows - rows[0], slice(int(rows[0]), int(rows[-1]))
 
 
 @gather.register_fake
@@ -124,14 +214,13 @@ def _(weight: Tensor, *args: Any) -> Tensor:
 
 
 def _edges_into(
-    edge_id: Tensor | None, sources: Tensor, rowptr: Tensor, block: list[int]
+    edge_id: Tensor, sources: Tensor, rowptr: Tensor, block: list[int]
 ) -> tuple[np.ndarray, np.ndarray, Tensor]:
     """Return row pointers, sources, and places among the block's candidates."""
     first_node, past_node, first_edge = block
     ptr = rowptr[first_node : past_node + 1].numpy()
     first, past = int(ptr[0]), int(ptr[-1])
-    ids = torch.arange(first, past) if edge_id is None else edge_id[first:past]
-    return ptr - first, sources[ids].long().numpy(), ids - first_edge
+    return ptr - first, sources[first:past].numpy(), edge_id[first:past] - first_edge
 
 
 def _values(weight: Tensor, place: Tensor) -> np.ndarray:
@@ -172,6 +261,11 @@ def _addresses(
     return address
 
 
+def _like(rows: Tensor) -> Any:
+    """Return a number of the type that a kernel reads rows as."""
+    return _jit.array(rows[:0]).dtype.type(0)
+
+
 Rows = tuple[list[int], list[Tensor]]
 """Numbers of first nodes, and the rows of the nodes from there on."""
 
@@ -181,7 +275,7 @@ def _multiply(
 ) -> None:
     """Run :func:`_spmm`, cut into enough tasks for the threads."""
     columns = inputs[1][0][0].numel()
-    like = _jit.array(inputs[1][0][:0]).dtype.type(0)
+    like = _like(inputs[1][0])
     tiles = max(1, -(-columns // _TILE))
     parts = max(1, -(-4 * _jit.threads() // tiles))
     rows = max(1, -(-(len(ptr) - 1) // parts))
@@ -234,12 +328,11 @@ def _spmm(ptr, index, value, inputs, outputs, columns, like, tile, rows):
 
 
 @_jit.Kernel
-def _dots(source, target, inputs, grad, out):
-    """out[e] = <inputs[source[e]], grad[target[e]]>."""
-    n = grad.shape[1]
-    like = grad.dtype.type(0)
+def _dots(source, target, inputs, grads, n, like, out):
+    """out[e] = <inputs[source[e]], grads[target[e]]>, of ``n`` numbers each."""
     for e in numba.prange(len(source)):
-        z, g = carray(pointer(inputs[source[e]], like), n), grad[target[e]]
+        z = carray(pointer(inputs[source[e]], like), n)
+        g = carray(pointer(grads[target[e]], like), n)
         total = out.dtype.type(0)
         for i in range(n):
             total += load(z, i) * load(g, i)

@@ -8,6 +8,8 @@ from dnw_graph.aggregation.base import BACKENDS, Aggregation, Pull
 from dnw_graph.aggregation.dense import Dense
 from dnw_graph.aggregation.reference import Reference
 from dnw_graph.aggregation.sparse import Sparse
+from dnw_graph.aggregation.whole import WholeGraph
+from dnw_graph.wiring import Wiring
 
 DENSE_FROM = 0.2
 """Share of real edges from which a dense product beats the sparse kernels on a CPU.
@@ -26,12 +28,23 @@ class Auto(Aggregation):
 
     def choose(self, pull: Pull, weight: Tensor) -> Aggregation:
         """Return the backend for one block."""
-        real, candidates = len(pull.wiring.edge_id), len(pull.wiring.weight)
-        if weight.device.type == "cpu" and real < DENSE_FROM * candidates:
+        if self._few(pull.wiring):
             return self._sparse
         if self._dense.supports(pull.block):
             return self._dense
         return self._sparse if weight.device.type == "cpu" else self._reference
+
+    def whole_graph(self, wiring: Wiring) -> WholeGraph | None:
+        """See :meth:`Aggregation.whole_graph`."""
+        if type(self) is not Auto:
+            return None
+        return (self._sparse if self._few(wiring) else self._dense).whole_graph(wiring)
+
+    @staticmethod
+    def _few(wiring: Wiring) -> bool:
+        """Return whether sums over real edges cost less than dense products."""
+        share = len(wiring.edge_id) / len(wiring.weight)
+        return wiring.weight.device.type == "cpu" and share < DENSE_FROM
 
     def forward(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
         """See :meth:`Aggregation.forward`."""

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch_geometric.nn import MessagePassing
 
 from dnw_graph._registry import PartRegistry
+from dnw_graph.aggregation.whole import WholeGraph
 from dnw_graph.topology import Block
 from dnw_graph.wiring import Wiring
 
@@ -86,6 +87,13 @@ class Aggregation(MessagePassing):  # type: ignore[misc]
 
         Of every candidate where ``pull.wiring.straight_through``, else of real edges, 0 elsewhere.
         """
+
+    def whole_graph(self, wiring: Wiring) -> WholeGraph | None:
+        """Return the same products for a whole graph of complete blocks, where there are any.
+
+        A backend that is derived from another has none of its own until it says so.
+        """
+        return None
 
     def supports(self, block: Block) -> bool:
         """Return whether the backend can serve this block."""

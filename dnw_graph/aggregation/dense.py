@@ -7,7 +7,9 @@ from torch import Tensor
 
 from dnw_graph.aggregation import _matmul
 from dnw_graph.aggregation.base import BACKENDS, Aggregation, Pull
+from dnw_graph.aggregation.whole import DenseWholeGraph, WholeGraph
 from dnw_graph.topology import Block
+from dnw_graph.wiring import Wiring
 
 
 @BACKENDS.register("dense")
@@ -49,6 +51,10 @@ class Dense(Aggregation):
         """See :meth:`Aggregation.gradient_to_weight`."""
         out = _matmul.outer(list(states), grad, weight.dtype)
         return out if pull.wiring.straight_through else out * self._mask(pull)
+
+    def whole_graph(self, wiring: Wiring) -> WholeGraph | None:
+        """See :meth:`Aggregation.whole_graph`."""
+        return DenseWholeGraph(wiring) if type(self) is Dense else None
 
     @staticmethod
     def _mask(pull: Pull) -> Tensor:

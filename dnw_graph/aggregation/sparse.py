@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from dnw_graph.aggregation import _kernels, _matmul
 from dnw_graph.aggregation.base import BACKENDS, Aggregation, Pull
+from dnw_graph.aggregation.whole import SparseWholeGraph, WholeGraph
+from dnw_graph.wiring import Wiring
 
 
 @BACKENDS.register("sparse")
@@ -37,15 +40,21 @@ class Sparse(Aggregation):
             return _matmul.outer(list(states), grad, weight.dtype)
         return _kernels.correlate(weight, *self._all_candidates(pull), list(states), grad)
 
+    def whole_graph(self, wiring: Wiring) -> WholeGraph | None:
+        """See :meth:`Aggregation.whole_graph`."""
+        return SparseWholeGraph(wiring) if type(self) is Sparse else None
+
     @staticmethod
     def _real_edges(pull: Pull) -> _kernels.Edges:
         wiring = pull.wiring
-        return wiring.edge_id, wiring.topology.source, wiring.rowptr, *_place(pull)
+        return wiring.edge_id, wiring.edge_index[0], wiring.rowptr, *_place(pull)
 
     @staticmethod
     def _all_candidates(pull: Pull) -> _kernels.Edges:
-        topology = pull.wiring.topology
-        return None, topology.source, topology.rowptr, *_place(pull)
+        topology, edges = pull.wiring.topology, pull.block.edges
+        edge_id = torch.arange(edges.start, edges.stop)
+        rowptr = topology.rowptr - edges.start
+        return edge_id, topology.edges(edge_id)[0], rowptr, *_place(pull)
 
 
 def _place(pull: Pull) -> tuple[list[int], list[int]]:

@@ -186,9 +186,26 @@ def forward(x, scale, shift, filters, mean, rstd, z, stride, given, eps, chunks)
 
 @_jit.Kernel
 def backward(
-    grad, x, scale, shift, filters, mean, rstd, dx, dscale, dshift, dfilters, stride, given, chunks
+    grad,
+    x,
+    scale,
+    shift,
+    filters,
+    mean,
+    rstd,
+    dx,
+    dscale,
+    dshift,
+    dfilters,
+    z,
+    stride,
+    given,
+    chunks,
 ):
-    """Write the gradients to ``x [V, B, H, W]``, scales, shifts and filters ``[V, 3, 3]``."""
+    """Write the gradients to ``x [V, B, H, W]``, scales, shifts and filters ``[V, 3, 3]``.
+
+    And the states ``z`` again, unless that is empty: their inputs are at hand anyway.
+    """
     V, B, H, W = x.shape
     G = mean.shape[1]
     together = B // G
@@ -213,6 +230,9 @@ def backward(
                     length = n * plane - 2 * P - 2
                     out = passed[(start - g * together) * plane :]
                     _normalize(x[v], start, n, a, b, padded)
+                    if len(z):
+                        _filter(padded, filters[v], out, length, P, False)
+                        _take(out, z[v], start, n, P, plane, stride)
                     _centre(x[v], start, n, mean[v, g], centred)
                     _put(grad[v], start, n, upstream, P, plane, stride)
                     _correlate(upstream[P + 1 :], padded, dfilters[v], length, P)

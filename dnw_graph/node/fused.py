@@ -1,5 +1,6 @@
 """``norm_relu_conv`` as one operator: a block's maps cross memory as few times as they can."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,37 +17,57 @@ Statistics = tuple[Tensor, Tensor]
 """Means and reciprocal standard deviations of the nodes ``[V, G]``."""
 
 
-def norm_relu_conv(
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    filters: Tensor,
-    *,
-    stride: int,
-    eps: float,
-    groups: int = 1,
-    given: Statistics | None = None,
-) -> tuple[Tensor, Statistics]:
-    """Return ``K * max(s (I - mean) / sqrt(var + eps) + b, 0)`` and the statistics.
+def available(x: Tensor, scale: Tensor) -> bool:
+    """Return whether there are kernels for inputs and scales like these."""
+    return x.is_cpu and accepted(x) in TYPES and scale.dtype in (torch.float32, torch.float64)
 
-    Args:
-        x: Inputs of the nodes ``[V, B, H, W]``, contiguous.
+
+def accepted(x: Tensor) -> torch.dtype:
+    """Return the type that inputs are computed in: their own, or autocast's where that is on."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the operator needs besides inputs.
+
+    Attributes:
         scale: ``s`` ``[V]``.
         shift: ``b`` ``[V]``.
         filters: ``K`` ``[V, 3, 3]``, applied with padding 1.
-        stride: Of the filter.
+        stride: Of the filters.
         eps: Added to variances.
-        groups: Statistics are taken over all images (1) or of each (``B``).
-        given: Statistics to use instead of those of ``x``.
+        mean: Means ``[V, G]`` over all images (``G`` is 1) or of each (``G`` is ``B``); to be
+            found where not ``given``.
+        rstd: Likewise ``1 / sqrt(var + eps)``.
+        given: Whether these statistics are used, rather than those of the inputs.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    filters: Tensor
+    stride: int
+    eps: float
+    mean: Tensor
+    rstd: Tensor
+    given: bool
+
+
+def norm_relu_conv(x: Tensor, plan: Plan) -> tuple[Tensor, Statistics]:
+    """Return ``K * max(s (I - mean) / sqrt(var + eps) + b, 0)`` and the statistics.
+
+    Args:
+        x: Inputs ``I`` of the nodes ``[V, B, H, W]``, contiguous, of one of :data:`TYPES`.
+        plan: Everything else.
 
     Returns:
         States ``[V, B, ceil(H / stride), ceil(W / stride)]`` and the statistics in use, of which no
         gradient is taken.
     """
-    mean, rstd = given or (scale.new_empty(len(x), groups), scale.new_empty(len(x), groups))
-    z, mean, rstd = _Function.apply(
-        x, scale, shift, filters, mean, rstd, stride, eps, given is not None
-    )
+    tensors = plan.scale, plan.shift, plan.filters, plan.mean, plan.rstd
+    z, mean, rstd = _Function.apply(x, *tensors, plan.stride, plan.eps, plan.given)
     return z, (mean, rstd)
 
 
@@ -64,10 +85,7 @@ class _Function(torch.autograd.Function):
         eps: float,
         given: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if given:
-            z, _, _ = _forward(x, scale, shift, filters, mean, rstd, stride, eps, given)
-        else:
-            z, mean, rstd = _forward(x, scale, shift, filters, mean, rstd, stride, eps, given)
+        z, mean, rstd = forward(x, scale, shift, filters, mean, rstd, stride, eps, given)
         ctx.save_for_backward(x, scale, shift, filters, mean, rstd)
         ctx.stride, ctx.given = stride, given
         ctx.mark_non_differentiable(mean, rstd)
@@ -77,12 +95,12 @@ class _Function(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        grads = _backward(grad.contiguous(), *saved, ctx.stride, ctx.given)
+        *grads, _ = backward(grad.contiguous(), *saved, ctx.stride, ctx.given, states=False)
         return (*grads, None, None, None, None, None)
 
 
 @torch.library.custom_op("dnw_graph::norm_relu_conv", mutates_args=(), device_types="cpu")
-def _forward(
+def forward(
     x: Tensor,
     scale: Tensor,
     shift: Tensor,
@@ -93,6 +111,7 @@ def _forward(
     eps: float,
     given: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return states, means and ``1 / sqrt(var + eps)``; see :class:`Plan`."""
     z = x.new_empty(_shape(x, stride))
     mean, rstd = mean.clone(), rstd.clone()
     if z.numel():
@@ -102,7 +121,7 @@ def _forward(
 
 
 @torch.library.custom_op("dnw_graph::norm_relu_conv_backward", mutates_args=(), device_types="cpu")
-def _backward(
+def backward(
     grad: Tensor,
     x: Tensor,
     scale: Tensor,
@@ -112,27 +131,29 @@ def _backward(
     rstd: Tensor,
     stride: int,
     given: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    states: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients to the first four of :func:`forward`, and the states again if wanted."""
     grads = (torch.empty_like(x), *(torch.zeros_like(t) for t in (scale, shift, filters)))
+    z = x.new_empty(_shape(x, stride) if states else (0, 0, 0, 0))
     if grad.numel():
-        arrays = [
-            _jit.array(t.contiguous()) for t in (grad, x, scale, shift, filters, mean, rstd, *grads)
-        ]
+        tensors = (grad, x, scale, shift, filters, mean, rstd, *grads, z)
+        arrays = [_jit.array(t.contiguous()) for t in tensors]
         _kernels.backward(*arrays, stride, given, _chunks(x))
-    return grads  # type: ignore[return-value]
+    return *grads, z  # type: ignore[return-value]
 
 
-@_forward.register_fake
+@forward.register_fake
 def _(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     _, _, _, mean, rstd, stride, _, _ = args
     return x.new_empty(_shape(x, stride)), torch.empty_like(mean), torch.empty_like(rstd)
 
 
-@_backward.register_fake
-def _(
-    grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, filters: Tensor, *_: Any
-) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(t) for t in (x, scale, shift, filters))
+@backward.register_fake
+def _(grad: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    scale, shift, filters, _, _, stride, _, states = args
+    z = x.new_empty(_shape(x, stride) if states else (0, 0, 0, 0))
+    return *(torch.empty_like(t) for t in (x, scale, shift, filters)), z
 
 
 def _shape(x: Tensor, stride: int) -> tuple[int, ...]:

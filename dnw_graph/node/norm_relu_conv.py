@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnw_graph.node import fused as fused_ops
+from dnw_graph.node import fused
 from dnw_graph.node.base import NODES, NodeFunction
 
 
@@ -24,7 +24,7 @@ class NormReluConv(NodeFunction):
         eps: Added to the variance. A node that has lost its last real edge has variance 0, and its
             hallucinated edges gradients that are ``1 / sqrt(eps)`` times as large as others': 32
             times for MobileNetV1's own 1e-3, 316 times for PyTorch's 1e-5.
-        fused: Whether kernels of our own do it all at once where there are any; else PyTorch's
+        use_fused: Whether kernels of our own do it all at once where there are any; else PyTorch's
             layers do, one after the other, and define what is right.
 
     Raises:
@@ -40,16 +40,16 @@ class NormReluConv(NodeFunction):
         stride: int = 1,
         norm: Literal["batch", "instance"] = "batch",
         eps: float = 1e-5,
-        fused: bool = True,
+        use_fused: bool = True,
     ) -> None:
         if stride < 1:
             raise ValueError(f"stride must be 1 or more, got {stride}")
         if not eps > 0:
             raise ValueError(f"eps must be above 0, got {eps}")
         super().__init__(num_nodes, stride)
-        self.fused = fused
+        self.use_fused = use_fused
         if norm == "batch":
-            self.norm: nn.Module = nn.BatchNorm2d(num_nodes, eps=eps)
+            self.norm: Any = nn.BatchNorm2d(num_nodes, eps=eps)
         elif norm == "instance":
             self.norm = nn.InstanceNorm2d(num_nodes, eps=eps, affine=True)
         else:
@@ -65,8 +65,11 @@ class NormReluConv(NodeFunction):
                 f"norm_relu_conv needs feature maps [B, C, H, W], got {x.dim()} dimensions; "
                 'use node="relu" for vectors'
             )
-        if self.fused and x.is_cpu and type(self.norm) in (nn.BatchNorm2d, nn.InstanceNorm2d):
-            return self._fused(x)
+        plan = self.plan(x)
+        if plan is not None:
+            z, statistics = fused.norm_relu_conv(x.to(fused.accepted(x)), plan)
+            self.learn(*statistics, x[0].numel())
+            return z
         nodes, batch, height, width = x.shape
         if isinstance(self.norm, nn.InstanceNorm2d):
             x = self.norm(x.transpose(0, 1))
@@ -74,40 +77,53 @@ class NormReluConv(NodeFunction):
             x = self.norm(x.reshape(1, nodes, batch * height, width)).view_as(x).transpose(0, 1)
         return self.conv(F.relu(x)).transpose(0, 1).contiguous()
 
-    def _fused(self, x: Tensor) -> Tensor:
-        """Do the same in one operator, and keep the running statistics."""
-        norm: Any = self.norm
-        dtype, count = x.dtype, x[0].numel()
-        if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(x.device.type)
-        batch = isinstance(norm, nn.BatchNorm2d)
+    def plan(self, x: Tensor) -> fused.Plan | None:
+        """Return what one operator needs to do it all at once; None where PyTorch's layers must.
+
+        Only type and shape of the inputs ``x [V, B, H, W]`` matter.
+
+        Raises:
+            ValueError: Statistics of a single value.
+        """
+        norm, kind = self.norm, type(self.norm)
+        batch = kind is nn.BatchNorm2d
+        known = batch or kind is nn.InstanceNorm2d
+        if not (self.use_fused and known and fused.available(x, norm.weight)):
+            return None
         learns = batch and norm.training
-        if learns and count == 1:
+        if learns and x[0].numel() == 1:
             raise ValueError(
                 "batch norm in training needs more than one value a node, got feature maps "
                 f"{list(x.shape)}: give a larger batch or larger images"
             )
-        given = None
         if batch and not learns:
-            given = norm.running_mean[:, None], (norm.running_var + norm.eps).rsqrt()[:, None]
-        z, statistics = fused_ops.norm_relu_conv(
-            x.to(dtype if dtype in fused_ops.TYPES else norm.weight.dtype),
-            norm.weight,
-            norm.bias,
-            self.conv.weight[:, 0],
+            mean, rstd = norm.running_mean[:, None], (norm.running_var + norm.eps).rsqrt()[:, None]
+        else:
+            like, groups = norm.weight.detach(), 1 if batch else x.shape[1]
+            mean, rstd = like.new_empty(len(x), groups), like.new_empty(len(x), groups)
+        return fused.Plan(
+            scale=norm.weight,
+            shift=norm.bias,
+            filters=self.conv.weight[:, 0],
             stride=self.stride,
             eps=norm.eps,
-            groups=1 if batch else x.shape[1],
-            given=given,
+            mean=mean,
+            rstd=rstd,
+            given=batch and not learns,
         )
-        if learns and count:
-            self._remember(norm, *statistics, count)
-        return z.to(dtype)
 
-    @staticmethod
     @torch.no_grad()
-    def _remember(norm: Any, mean: Tensor, rstd: Tensor, count: int) -> None:
-        """Update the running statistics of a batch norm, as PyTorch does."""
+    def learn(self, mean: Tensor, rstd: Tensor, count: int) -> None:
+        """Update the running statistics of a batch norm in training, as PyTorch does.
+
+        Args:
+            mean: Means of the nodes ``[V, 1]``.
+            rstd: Their ``1 / sqrt(var + eps)``.
+            count: Of how many values each.
+        """
+        norm, kind = self.norm, type(self.norm)
+        if kind is not nn.BatchNorm2d or not norm.training or not count:
+            return
         norm.num_batches_tracked += 1
         part = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
         unbiased = (rstd**-2 - norm.eps).clamp_min_(0) * (count / (count - 1))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dnw_graph.schedule.base import SCHEDULES, PullFunction, Schedule, fire
-from dnw_graph.topology import Role, Topology
+from dnw_graph.topology import Block, Role, Topology
 
 
 @SCHEDULES.register("static")
@@ -20,23 +20,28 @@ class Static(Schedule):
 
     def check(self, topology: Topology) -> None:
         """See :meth:`Schedule.check`."""
-        source, target = topology.edge_index
-        backward = (topology.block[source] >= topology.block[target]).nonzero().flatten()
-        if len(backward):
-            self._explain_backward(topology, topology.edge_index[:, backward])
-        fed = topology.role[target] == Role.INPUT
-        if bool(fed.any()):
+        for block in topology.blocks:
+            if any(i >= block.index for i in block.sources):
+                self._explain_backward(topology, block)
+        fed = [b for b in topology.blocks if b.role == Role.INPUT and b.edges]
+        if fed:
             raise ValueError(
                 "in a static graph inputs have no parents, but there are edges into "
-                f"{topology.describe(target[fed].unique())}; use a schedule in time"
+                f"{topology.describe(self._edges(topology, fed[0])[1].unique())}; use a schedule "
+                "in time"
             )
         roles = [block.role for block in topology.blocks]
         if Role.INPUT in roles[roles.count(Role.INPUT) :]:
             raise ValueError("in a static graph the blocks of the inputs come first; renumber them")
         reached = topology.role == Role.INPUT
         for block in topology.blocks:
-            edges = slice(block.edges.start, block.edges.stop)
-            reached[target[edges][reached[source[edges]]]] = True
+            if block.complete:
+                fed_by = [topology.blocks[i].nodes for i in block.sources]
+                some = any(bool(reached[nodes.start : nodes.stop].any()) for nodes in fed_by)
+                reached[block.nodes.start : block.nodes.stop] |= some
+            else:
+                source, target = self._edges(topology, block)
+                reached[target[reached[source]]] = True
         lost = topology.outputs[~reached[topology.outputs]]
         if len(lost):
             raise ValueError(
@@ -69,7 +74,12 @@ class Static(Schedule):
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     @staticmethod
-    def _explain_backward(topology: Topology, edges: Tensor) -> None:
+    def _edges(topology: Topology, block: Block) -> Tensor:
+        """Return the candidates into a block ``[2, n]``."""
+        return topology.edges(torch.arange(block.edges.start, block.edges.stop, device="cpu"))
+
+    @classmethod
+    def _explain_backward(cls, topology: Topology, block: Block) -> None:
         """Raise for edges that do not lead to a later block: a cycle, or blocks out of order."""
         if topology.depth is None:
             graph = nx.DiGraph(topology.edge_index.t().tolist())
@@ -78,7 +88,8 @@ class Static(Schedule):
                 "a static graph has no cycle, but this topology has one through nodes "
                 f"{topology.describe(cycle)}; remove an edge of it, or use a schedule in time"
             )
-        u, v = edges[:, 0].tolist()
+        edges = cls._edges(topology, block)
+        u, v = edges[:, topology.block[edges[0]] >= block.index][:, 0].tolist()
         raise ValueError(
             f"in a static graph edges lead to later blocks, but {topology.describe([u])} -> "
             f"{topology.describe([v])} leads from block {int(topology.block[u])} to block "

@@ -60,7 +60,8 @@ class Topology:
     """Candidate edges over nodes in blocks; says which edges may exist, not which do.
 
     Nodes are numbered block by block, edges sorted by ``(target, source)``, so the candidates into
-    a block are contiguous. An object never changes after it is made, and copies share it.
+    a block are contiguous. An object never changes after it is made, and copies share it. Complete
+    blocks take memory for their nodes only; the edges are computed when asked for.
 
     Args:
         edge_index: Candidate edges ``[2, E]``, row 0 the sources, row 1 the targets, in any order.
@@ -85,22 +86,12 @@ class Topology:
         inputs: Tensor | None = None,
         outputs: Tensor | None = None,
     ) -> None:
-        block, role = block.long().cpu(), role.long().cpu()
-        self.num_nodes = len(block)
-        self._copies: dict[str, tuple[Tensor, Tensor]] = {}
-        self.names: Sequence[Any] = range(self.num_nodes) if names is None else tuple(names)
-        self._check_nodes(block, role)
-        self.block, self.role = torch.unique_consecutive(block, return_inverse=True)[1], role
-        self.inputs = self._nodes_of(Role.INPUT, inputs)
-        self.outputs = self._nodes_of(Role.OUTPUT, outputs)
-        edge_index = _order.sorted_edges(edge_index, self.num_nodes, self.describe)
-        #: Source of each candidate ``[E]``, int32; with :attr:`rowptr` all there is to keep of it.
-        self.source = edge_index[0].int()
-        self.num_candidates = len(self.source)
-        counts = torch.bincount(edge_index[1], minlength=self.num_nodes)
-        #: Candidates into node ``v`` are ``rowptr[v]`` to ``rowptr[v + 1]`` - 1. ``[V + 1]``
-        self.rowptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        self.blocks = tuple(self._blocks())
+        self._set_nodes(block.long().cpu(), role.long().cpu(), names, inputs, outputs)
+        source, target = _order.sorted_edges(edge_index, self.num_nodes, self.describe)
+        counts = torch.bincount(target, minlength=self.num_nodes)
+        per_block = torch.zeros(int(self.block[-1]) + 1, dtype=torch.int64)
+        per_block.index_add_(0, self.block, counts)
+        self._set_edges(counts, list(source.split(per_block.tolist())))
 
     @classmethod
     @_on_cpu
@@ -120,20 +111,18 @@ class Topology:
                 f"got {list(sizes)}"
             )
         start = torch.tensor([0, *sizes]).cumsum(0).tolist()
-        edges = []
-        for j, size in enumerate(sizes[1:], start=1):
-            sources = torch.arange(0 if skip else start[j - 1], start[j])
-            targets = torch.arange(start[j], start[j + 1])
-            edges.append(
-                torch.stack([sources.repeat(size), targets.repeat_interleave(len(sources))])
-            )
+        firsts = [0 if skip else start[j - 1] for j in range(1, len(sizes))]
+        fed_by = [torch.arange(0), *map(torch.arange, firsts, start[1:-1])]
         roles = [Role.INPUT, *[Role.HIDDEN] * (len(sizes) - 2), Role.OUTPUT]
         repeats = torch.tensor(list(sizes))
-        return cls(
-            torch.cat(edges, dim=1),
-            block=torch.arange(len(sizes)).repeat_interleave(repeats),
-            role=torch.tensor(roles).repeat_interleave(repeats),
+        made = cls.__new__(cls)
+        made._set_nodes(
+            torch.arange(len(sizes)).repeat_interleave(repeats),
+            torch.tensor(roles).repeat_interleave(repeats),
         )
+        counts = torch.tensor([len(sources) for sources in fed_by]).repeat_interleave(repeats)
+        made._set_edges(counts, fed_by)
+        return made
 
     @classmethod
     @_on_cpu
@@ -195,17 +184,21 @@ class Topology:
 
     def edges(self, edge_id: Tensor) -> Tensor:
         """Return sources and targets ``[2, n]``, int64, of candidates ``[n]`` by id."""
-        source, rowptr = self.on(edge_id.device)
+        rowptr, block, table, lists = self._on(edge_id.device)
         target = torch.searchsorted(rowptr, edge_id, right=True) - 1
-        return torch.stack([source[edge_id].long(), target])
+        first_edge, first, length = lists[:, block[target]]
+        return torch.stack([table[first + (edge_id - first_edge) % length].long(), target])
 
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return :attr:`source` and :attr:`rowptr` on a device, copied there once."""
-        if device.type == "cpu":
-            return self.source, self.rowptr
+    def rowptr_on(self, device: torch.device) -> Tensor:
+        """Return :attr:`rowptr` on a device."""
+        return self._on(device)[0]
+
+    def _on(self, device: torch.device) -> tuple[Tensor, ...]:
+        """Return what edges are looked up in on a device, copied there once."""
         name = str(device)
         if name not in self._copies:
-            self._copies[name] = self.source.to(device), self.rowptr.to(device)
+            here = self.rowptr, self.block, self._table, self._lists
+            self._copies[name] = tuple(x.to(device) for x in here)
         return self._copies[name]
 
     @property
@@ -221,7 +214,7 @@ class Topology:
     @property
     def num_sources(self) -> int:
         """Number of nodes with a candidate edge out, the ``n`` of the initial distribution."""
-        return int(torch.bincount(self.source).count_nonzero())
+        return len(self._table.unique())
 
     @cached_property
     def depth(self) -> int | None:
@@ -244,6 +237,44 @@ class Topology:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Topology":
         return self
+
+    def _set_nodes(
+        self,
+        block: Tensor,
+        role: Tensor,
+        names: Sequence[Any] | None = None,
+        inputs: Tensor | None = None,
+        outputs: Tensor | None = None,
+    ) -> None:
+        self.num_nodes = len(block)
+        self._copies: dict[str, tuple[Tensor, ...]] = {}
+        self.names: Sequence[Any] = range(self.num_nodes) if names is None else tuple(names)
+        self._check_nodes(block, role)
+        self.block, self.role = torch.unique_consecutive(block, return_inverse=True)[1], role
+        self.inputs = self._nodes_of(Role.INPUT, inputs)
+        self.outputs = self._nodes_of(Role.OUTPUT, outputs)
+
+    def _set_edges(self, counts: Tensor, sources: Sequence[Tensor]) -> None:
+        """Keep the candidates.
+
+        Args:
+            counts: Number of edges into each node ``[V]``.
+            sources: Of each block, the sources of its edges, or as much as is repeated for each
+                of its nodes.
+        """
+        #: Candidates into node ``v`` are ``rowptr[v]`` to ``rowptr[v + 1]`` - 1. ``[V + 1]``
+        self.rowptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        self.num_candidates = int(self.rowptr[-1])
+        self.blocks = tuple(self._blocks(sources))
+        lists = [
+            fed_by[: len(block.edges) // len(block.nodes)] if block.complete else fed_by
+            for block, fed_by in zip(self.blocks, sources, strict=True)
+        ]
+        # The edge with id e into block b comes from table[first + (e - first_edge) % length].
+        self._table = torch.cat([fed_by.int() for fed_by in lists])
+        lengths = torch.tensor([len(fed_by) for fed_by in lists])
+        first_edge = torch.tensor([block.edges.start for block in self.blocks])
+        self._lists = torch.stack([first_edge, lengths.cumsum(0) - lengths, lengths.clamp_min(1)])
 
     def _check_nodes(self, block: Tensor, role: Tensor) -> None:
         if block.shape != role.shape or block.dim() != 1 or len(self.names) != len(block):
@@ -284,17 +315,14 @@ class Topology:
             )
         return ordered.long().cpu()
 
-    def _blocks(self) -> Iterable[Block]:
+    def _blocks(self, given: Sequence[Tensor]) -> Iterable[Block]:
         _, sizes = torch.unique_consecutive(self.block, return_counts=True)
         starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
         member = torch.arange(len(sizes)).repeat_interleave(sizes)
         for j in range(len(sizes)):
             nodes = range(int(starts[j]), int(starts[j + 1]))
             edges = range(int(self.rowptr[nodes.start]), int(self.rowptr[nodes.stop]))
-            fed_by = torch.bincount(
-                member[self.source[edges.start : edges.stop]], minlength=len(sizes)
-            )
-            sources = tuple(fed_by.nonzero().flatten().tolist())
+            sources = tuple(member[given[j]].unique().tolist())
             possible = len(nodes) * sum(int(sizes[i]) for i in sources)
             yield Block(
                 j, Role(int(self.role[nodes.start])), nodes, edges, sources, len(edges) == possible

@@ -15,18 +15,18 @@ class Wiring:
     Attributes:
         edge_id: Places of the real edges among the candidates ``[k]``, ascending.
         rowptr: Real edges into node ``v`` are ``rowptr[v]`` to ``rowptr[v + 1] - 1``. ``[V + 1]``
-        mask: Which candidates are real ``[E]``, boolean.
         weight: Weights of all candidates ``[E]``, without a gradient.
         topology: The candidates.
         straight_through: Whether hallucinated edges have a gradient too.
+        edges: What :attr:`edge_index` is, unless all candidates are real.
     """
 
     edge_id: Tensor
     rowptr: Tensor
-    mask: Tensor
     weight: Tensor
     topology: Topology
     straight_through: bool
+    edges: Tensor | None
 
     @classmethod
     def of(
@@ -47,17 +47,23 @@ class Wiring:
         _check_ids(edge_id, topology.num_candidates)
         return cls(
             edge_id=edge_id,
-            rowptr=torch.searchsorted(edge_id, topology.on(weight.device)[1]),
-            mask=torch.zeros_like(weight, dtype=torch.bool).index_fill_(0, edge_id, True),
+            rowptr=torch.searchsorted(edge_id, topology.rowptr_on(weight.device)),
             weight=weight.detach(),
             topology=topology,
             straight_through=straight_through,
+            edges=topology.edges(edge_id) if len(edge_id) < len(weight) else None,
         )
 
     @property
     def edge_index(self) -> Tensor:
         """Sources and targets ``[2, k]``, sorted by ``(target, source)``."""
-        return self.topology.edges(self.edge_id)
+        return self.topology.edges(self.edge_id) if self.edges is None else self.edges
+
+    @property
+    def mask(self) -> Tensor:
+        """Which candidates are real ``[E]``, boolean; made when asked for."""
+        nothing = torch.zeros_like(self.weight, dtype=torch.bool)
+        return nothing.index_fill_(0, self.edge_id, True)
 
     @property
     def edge_weight(self) -> Tensor:
@@ -74,7 +80,7 @@ class Wiring:
         _check_ids(ids, number)
         expected = {
             "rowptr": torch.searchsorted(ids, self.topology.rowptr),
-            "mask": torch.zeros(number, dtype=torch.bool).index_fill_(0, ids, True),
+            "edge_index": self.topology.edges(ids),
         }
         for name, value in expected.items():
             if not torch.equal(getattr(self, name).cpu(), value):

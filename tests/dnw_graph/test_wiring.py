@@ -171,7 +171,7 @@ def test_validate_notices_a_wiring_at_odds_with_its_topology() -> None:
         ({"edge_id": good.edge_id.flip(0)}, "ascending"),
         ({"edge_id": good.edge_id + 118}, r"from 0 to 117"),
         ({"rowptr": good.rowptr.flip(0)}, "rowptr of the wiring is not that"),
-        ({"mask": good.mask.flip(0)}, "mask of the wiring is not that"),
+        ({"edges": good.edges.flip(0)}, "edge_index of the wiring is not that"),
         ({"weight": good.weight[1:]}, r"weights must be \[118\]"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -1,0 +1,145 @@
+"""The three products of a whole graph, for those who go through it source first."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dnw_graph.aggregation import _kernels, _matmul
+from dnw_graph.topology import Block
+from dnw_graph.wiring import Wiring
+
+ByBlock = Mapping[int, Tensor]
+"""States, or gradients to inputs, ``[nodes, *features]`` by index of the block."""
+
+
+class WholeGraph(ABC):
+    """What :class:`Aggregation` computes by target block; here, by source in the backward.
+
+    The gradient to a block's states is then one sum over all that it feeds, with nothing to be
+    added up afterwards, and its states are needed only once. Blocks are complete.
+
+    Args:
+        wiring: The real edges.
+    """
+
+    def __init__(self, wiring: Wiring) -> None:
+        self.wiring, self.topology = wiring, wiring.topology
+
+    @abstractmethod
+    def pull(self, block: Block, states: ByBlock) -> Tensor:
+        """Return the inputs ``I`` of a block, given the states of the blocks that feed it."""
+
+    def edges_by_source(self) -> Any:
+        """Return what the two methods below need once a backward pass."""
+        return None
+
+    @abstractmethod
+    def push(self, block: Block, grads: ByBlock, edges: Any) -> Tensor:
+        """Return ``dL/dZ`` of a block, given ``dL/dI`` of all that it feeds."""
+
+    @abstractmethod
+    def correlate(
+        self, block: Block, state: Tensor, grads: ByBlock, edges: Any, out: Tensor
+    ) -> None:
+        """Write the gradients to the weights of the candidates out of a block into ``out [E]``.
+
+        Of real edges only where the wiring is not straight-through; ``out`` comes as zeros.
+        """
+
+    def _correlate_all(self, block: Block, state: Tensor, grads: ByBlock, out: Tensor) -> None:
+        """Write ``dL/dI Z^T`` of every candidate: a large product for each block that is fed."""
+        for target, grad in grads.items():
+            found = _matmul.outer([state], grad, out.dtype).view(len(grad), len(state))
+            self._between(out, block.index, target).copy_(found)
+
+    def _between(self, values: Tensor, source: int, target: int) -> Tensor:
+        """Return those of ``[E]`` between two blocks, as a view ``[targets, sources]``."""
+        blocks = self.topology.blocks
+        to = blocks[target]
+        before = sum(len(blocks[i].nodes) for i in to.sources if i < source)
+        rows = values[to.edges.start : to.edges.stop].view(len(to.nodes), -1)
+        return rows[:, before : before + len(blocks[source].nodes)]
+
+
+class SparseWholeGraph(WholeGraph):
+    """Over real edges only, on a CPU."""
+
+    def pull(self, block: Block, states: ByBlock) -> Tensor:
+        """See :class:`WholeGraph`."""
+        weight = self.wiring.weight[block.edges.start : block.edges.stop]
+        place = [block.nodes.start, block.nodes.stop, block.edges.start]
+        edges = self.wiring.edge_id, self.wiring.edge_index[0], self.wiring.rowptr
+        return _kernels.gather(weight, *edges, place, *self._listed(states))
+
+    def edges_by_source(self) -> tuple[Tensor, Tensor, Tensor]:
+        """See :class:`WholeGraph`."""
+        wiring = self.wiring
+        return _kernels.by_source(wiring.edge_id, wiring.edge_index[0], wiring.rowptr)
+
+    def push(self, block: Block, grads: ByBlock, edges: Any) -> Tensor:
+        """See :class:`WholeGraph`."""
+        return _kernels.push(self.wiring.weight, *edges, _range(block), *self._listed(grads))
+
+    def correlate(
+        self, block: Block, state: Tensor, grads: ByBlock, edges: Any, out: Tensor
+    ) -> None:
+        """See :class:`WholeGraph`."""
+        if self.wiring.straight_through:
+            self._correlate_all(block, state, grads, out)
+        else:
+            _kernels.dots(out, *edges, _range(block), state, *self._listed(grads))
+
+    def _listed(self, tensors: ByBlock) -> tuple[list[int], list[Tensor]]:
+        """Return first nodes and tensors, by number of the node."""
+        indices = sorted(tensors)
+        starts = [self.topology.blocks[i].nodes.start for i in indices]
+        return starts, [tensors[i] for i in indices]
+
+
+class DenseWholeGraph(WholeGraph):
+    """With zeros at hallucinated edges, for matrix units; never waits for the device."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        super().__init__(wiring)
+        self._mask = wiring.mask
+        self._weight = torch.where(self._mask, wiring.weight, 0)
+
+    def pull(self, block: Block, states: ByBlock) -> Tensor:
+        """See :class:`WholeGraph`."""
+        weights = {i: self._real(i, block.index, z.dtype) for i, z in states.items()}
+        return _sum_of_products(len(block.nodes), weights, states)
+
+    def push(self, block: Block, grads: ByBlock, edges: Any) -> Tensor:
+        """See :class:`WholeGraph`."""
+        weights = {j: self._real(block.index, j, g.dtype).t() for j, g in grads.items()}
+        return _sum_of_products(len(block.nodes), weights, grads)
+
+    def correlate(
+        self, block: Block, state: Tensor, grads: ByBlock, edges: Any, out: Tensor
+    ) -> None:
+        """See :class:`WholeGraph`."""
+        self._correlate_all(block, state, grads, out)
+        if not self.wiring.straight_through:
+            for target in grads:
+                real = self._between(self._mask, block.index, target)
+                self._between(out, block.index, target).mul_(real)
+
+    def _real(self, source: int, target: int, dtype: torch.dtype) -> Tensor:
+        """Return the weights between two blocks ``[targets, sources]``, 0 for hallucinated."""
+        return self._between(self._weight, source, target).to(dtype)
+
+
+def _range(block: Block) -> list[int]:
+    return [block.nodes.start, block.nodes.stop]
+
+
+def _sum_of_products(rows: int, weights: ByBlock, maps: ByBlock) -> Tensor:
+    """Return the sum of ``weights[i] @ maps[i]`` ``[rows, *features]``."""
+    like = next(iter(maps.values()))
+    out = like.new_zeros(rows, *like.shape[1:])
+    for i, x in maps.items():
+        _matmul.matrix(out).addmm_(weights[i], _matmul.matrix(x))
+    return out

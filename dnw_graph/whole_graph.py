@@ -1,0 +1,166 @@
+"""A static graph of ``norm_relu_conv`` nodes as one function, whose states are not kept.
+
+The schedule ``static`` with the node function of the paper's image networks, computed as a whole:
+the same operators in the same order, but a backward that takes the blocks source first. Of the
+maps, only the inputs of nodes are kept; states come again as a by-product of the node function's
+backward, which reads those inputs anyway.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from dnw_graph.aggregation import Aggregation
+from dnw_graph.aggregation.whole import WholeGraph
+from dnw_graph.node import Identity, NormReluConv, fused
+from dnw_graph.schedule import Schedule, Static
+from dnw_graph.topology import Block, Role
+from dnw_graph.wiring import Wiring
+
+
+def run(
+    wiring: Wiring,
+    weight: Tensor,
+    x: Tensor,
+    nodes: Sequence[nn.Module],
+    schedule: Schedule,
+    aggregation: Aggregation,
+) -> Tensor | None:
+    """Return the states of the output nodes, or None where the graph is not of this kind.
+
+    Args:
+        wiring: The real edges.
+        weight: Candidate weights ``[E]``.
+        x: Inputs of the input nodes ``[inputs, B, H, W]``, by number of the node.
+        nodes: Node function of each block.
+        schedule: When nodes fire.
+        aggregation: How messages are summed.
+
+    Returns:
+        States ``[outputs, B, H / stride, W / stride]``, by number of the node.
+    """
+    blocks = wiring.topology.blocks
+    if type(schedule) is not Static or x.dim() != 4 or not all(map(_known, blocks, nodes)):
+        return None
+    products = aggregation.whole_graph(wiring)
+    if products is None:
+        return None
+    x, stride = x.to(fused.accepted(x)), int(nodes[0].stride)  # type: ignore[arg-type]
+    plans: list[fused.Plan] = []
+    computing: list[tuple[NormReluConv, Tensor]] = []
+    for block, node in zip(blocks, nodes, strict=True):
+        if isinstance(node, NormReluConv):
+            maps = _like_inputs(x, block, stride)
+            plan = node.plan(maps)
+            if plan is None:
+                return None
+            plans.append(plan)
+            computing.append((node, maps))
+    tensors = [t for p in plans for t in (p.scale, p.shift, p.filters, p.mean, p.rstd)]
+    settings = [(p.stride, p.eps, p.given) for p in plans]
+    y, *statistics = _Function.apply(products, settings, weight, x, *tensors)
+    for i, (node, maps) in enumerate(computing):
+        mean, rstd = statistics[2 * i : 2 * i + 2]
+        node.learn(mean, rstd, maps[0].numel())
+    result: Tensor = y
+    return result
+
+
+def _known(block: Block, node: nn.Module) -> bool:
+    """Return whether the function below knows such a block, and nobody listens to its nodes."""
+    if node._forward_hooks or node._forward_pre_hooks or node._backward_hooks:
+        return False
+    if block.role == Role.INPUT:
+        return type(node) is NormReluConv
+    wanted = Identity if block.role == Role.OUTPUT else NormReluConv
+    return type(node) is wanted and block.complete and len(block.edges) > 0
+
+
+def _like_inputs(x: Tensor, block: Block, stride: int) -> Tensor:
+    """Return a tensor of the shape of a block's inputs, without memory."""
+    _, batch, height, width = x.shape
+    if block.role != Role.INPUT:
+        height, width = -(-height // stride), -(-width // stride)
+    return x.new_empty(1).expand(len(block.nodes), batch, height, width)
+
+
+class _Function(torch.autograd.Function):
+    """Goes through the blocks forward, and backward; the products are the backend's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        products: WholeGraph,
+        settings: list[tuple[int, float, bool]],
+        weight: Tensor,
+        x: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        blocks = products.topology.blocks
+        states: dict[int, Tensor] = {}
+        kept: list[Tensor] = []
+        outputs: list[Tensor] = []
+        statistics: list[Tensor] = []
+        taken = 0
+        for block in blocks:
+            if block.role == Role.INPUT:
+                maps = x[taken : taken + len(block.nodes)]
+                taken += len(block.nodes)
+            else:
+                maps = products.pull(block, {i: states[i] for i in block.sources})
+            if block.role == Role.OUTPUT:
+                outputs.append(maps)
+                continue
+            at = len(kept)
+            given = tensors[5 * at : 5 * at + 5]
+            states[block.index], mean, rstd = fused.forward(maps, *given, *settings[at])
+            kept.append(maps)
+            statistics += [mean, rstd]
+        ctx.products, ctx.settings = products, settings
+        parameters = [t for i in range(len(kept)) for t in tensors[5 * i : 5 * i + 3]]
+        ctx.save_for_backward(weight, *kept, *parameters, *statistics)
+        ctx.mark_non_differentiable(*statistics)
+        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return y, *statistics
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        products, settings = ctx.products, ctx.settings
+        weight, *saved = ctx.saved_tensors
+        number = len(settings)
+        kept, parameters = saved[:number], saved[number : 4 * number]
+        statistics = saved[4 * number :]
+        blocks = products.topology.blocks
+        computing = [block for block in blocks if block.role != Role.OUTPUT]
+        to_inputs: dict[int, Tensor] = {}
+        grad, taken = grad.contiguous(), 0
+        for block in blocks:
+            if block.role == Role.OUTPUT:
+                to_inputs[block.index] = grad[taken : taken + len(block.nodes)]
+                taken += len(block.nodes)
+        wanted = ctx.needs_input_grad[2]
+        to_weight = torch.zeros_like(weight) if wanted else None
+        to_tensors: list[Tensor | None] = [None] * (5 * number)
+        edges = products.edges_by_source()
+        for at in reversed(range(number)):
+            block = computing[at]
+            fed = {j: g for j, g in to_inputs.items() if block.index in blocks[j].sources}
+            stride, _, given = settings[at]
+            state_grad = products.push(block, fed, edges) if fed else _nothing(kept[at], stride)
+            inputs = kept[at], *parameters[3 * at : 3 * at + 3], *statistics[2 * at : 2 * at + 2]
+            *grads, state = fused.backward(state_grad, *inputs, stride, given, wanted)
+            to_inputs[block.index], to_tensors[5 * at : 5 * at + 3] = grads[0], grads[1:]
+            if to_weight is not None and fed:
+                products.correlate(block, state, fed, edges, to_weight)
+        to_x = [to_inputs[block.index] for block in computing if block.role == Role.INPUT]
+        return None, None, to_weight, to_x[0] if len(to_x) == 1 else torch.cat(to_x), *to_tensors
+
+
+def _nothing(maps: Tensor, stride: int) -> Tensor:
+    """Return the gradient to states that nobody reads."""
+    height, width = -(-maps.shape[2] // stride), -(-maps.shape[3] // stride)
+    return maps.new_zeros(*maps.shape[:2], height, width)
