@@ -99,9 +99,9 @@ def make_step(candidate: Candidate, args: Arguments) -> Callable[[], object]:
     cast = torch.autocast(args.device, torch.bfloat16) if candidate.bf16 else nullcontext()
 
     def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
         with cast:
             loss = F.cross_entropy(model(images), labels)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dnw_graph._workspace import Workspace
 from dnw_graph.aggregation import Aggregation
 from dnw_graph.aggregation.whole import WholeGraph
 from dnw_graph.node import Identity, NormReluConv, fused
@@ -99,7 +100,7 @@ class _Function(torch.autograd.Function):
         x: Tensor,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        blocks = products.topology.blocks
+        blocks, room = products.topology.blocks, Workspace()
         states: dict[int, Tensor] = {}
         kept: list[Tensor] = []
         outputs: list[Tensor] = []
@@ -116,7 +117,10 @@ class _Function(torch.autograd.Function):
                 continue
             at = len(kept)
             given = tensors[5 * at : 5 * at + 5]
-            states[block.index], mean, rstd = fused.forward(maps, *given, *settings[at])
+            mean, rstd = (t.clone() for t in given[3:])
+            z = room.take(maps, fused.shape(maps, settings[at][0]))
+            fused.forward(maps, *given[:3], mean, rstd, z, *settings[at])
+            states[block.index] = z
             kept.append(maps)
             statistics += [mean, rstd]
         ctx.products, ctx.settings = products, settings
@@ -145,22 +149,25 @@ class _Function(torch.autograd.Function):
         wanted = ctx.needs_input_grad[2]
         to_weight = torch.zeros_like(weight) if wanted else None
         to_tensors: list[Tensor | None] = [None] * (5 * number)
-        edges = products.edges_by_source()
+        edges, room = products.edges_by_source(), Workspace()
         for at in reversed(range(number)):
             block = computing[at]
             fed = {j: g for j, g in to_inputs.items() if block.index in blocks[j].sources}
-            stride, _, given = settings[at]
-            state_grad = products.push(block, fed, edges) if fed else _nothing(kept[at], stride)
-            inputs = kept[at], *parameters[3 * at : 3 * at + 3], *statistics[2 * at : 2 * at + 2]
-            *grads, state = fused.backward(state_grad, *inputs, stride, given, wanted)
-            to_inputs[block.index], to_tensors[5 * at : 5 * at + 3] = grads[0], grads[1:]
+            (stride, _, given), maps = settings[at], kept[at]
+            hidden = block.role != Role.INPUT
+            to_maps = room.take(maps, maps.shape) if hidden else torch.empty_like(maps)
+            again = Workspace(after=room)
+            state_grad = again.take(maps, fused.shape(maps, stride))
+            state = again.take(maps, state_grad.shape) if wanted else None
+            if fed:
+                products.push(block, fed, edges, state_grad)
+            else:
+                state_grad.zero_()
+            grads = [torch.empty_like(t) for t in parameters[3 * at : 3 * at + 3]]
+            inputs = maps, *parameters[3 * at : 3 * at + 3], *statistics[2 * at : 2 * at + 2]
+            fused.backward(state_grad, *inputs, to_maps, *grads, state, stride, given)
+            to_inputs[block.index], to_tensors[5 * at : 5 * at + 3] = to_maps, grads
             if to_weight is not None and fed:
                 products.correlate(block, state, fed, edges, to_weight)
         to_x = [to_inputs[block.index] for block in computing if block.role == Role.INPUT]
         return None, None, to_weight, to_x[0] if len(to_x) == 1 else torch.cat(to_x), *to_tensors
-
-
-def _nothing(maps: Tensor, stride: int) -> Tensor:
-    """Return the gradient to states that nobody reads."""
-    height, width = -(-maps.shape[2] // stride), -(-maps.shape[3] // stride)
-    return maps.new_zeros(*maps.shape[:2], height, width)

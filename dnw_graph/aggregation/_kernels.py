@@ -125,7 +125,7 @@ def by_source(edge_id: Tensor, sources: Tensor, rowptr: Tensor) -> tuple[Tensor,
     return ptr, target, edge_id[order]
 
 
-@torch.library.custom_op("dnw_graph::push", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("dnw_graph::push", mutates_args=("out",), device_types="cpu")
 def push(
     weight: Tensor,
     ptr: Tensor,
@@ -134,8 +134,9 @@ def push(
     block: list[int],
     starts: list[int],
     grads: list[Tensor],
-) -> Tensor:
-    """Return ``dL/dZ_u``, the sum of ``w_uv dL/dI_v`` over all edges out of the nodes of a block.
+    out: Tensor,
+) -> None:
+    """Write ``dL/dZ_u``, the sum of ``w_uv dL/dI_v`` over all edges out of the nodes of a block.
 
     Args:
         weight: Candidate weights of the whole graph ``[E]``.
@@ -145,13 +146,16 @@ def push(
         block: First node of the block, one past its last.
         starts: Number of the first node of each block in ``grads``.
         grads: ``dL/dI``, each ``[nodes, *features]``.
+        out: Where to write ``[nodes, *features]``, contiguous, of the same type.
     """
     rows = [_matrix(g, weight) for g in grads]
-    out = rows[0].new_empty(block[1] - block[0], *grads[0].shape[1:])
+    fits = out.dtype == rows[0].dtype
+    to = out if fits else torch.empty_like(out, dtype=rows[0].dtype)
     local, at = _edges_out_of(ptr, block)
     values = _values(weight, edge_id[at])
-    _multiply(local, target[at].numpy(), values, (starts, rows), ([0], [out]))
-    return out.to(grads[0].dtype)
+    _multiply(local, target[at].numpy(), values, (starts, rows), ([0], [to]))
+    if not fits:
+        out.copy_(to)
 
 
 @torch.library.custom_op("dnw_graph::dots", mutates_args=("out",), device_types="cpu")
@@ -181,13 +185,6 @@ def dots(
 @by_source.register_fake
 def _(edge_id: Tensor, sources: Tensor, rowptr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(rowptr), torch.empty_like(edge_id), torch.empty_like(edge_id)
-
-
-@push.register_fake
-def _(*args: Any) -> Tensor:
-    *_, block, _, grads = args
-    empty: Tensor = grads[0].new_empty(block[1] - block[0], *grads[0].shape[1:])
-    return empty
 
 
 def _edges_out_of(ptr: Tensor, block: list[int]) -> tuple[np.ndarray, slice]:

@@ -37,8 +37,8 @@ class WholeGraph(ABC):
         return None
 
     @abstractmethod
-    def push(self, block: Block, grads: ByBlock, edges: Any) -> Tensor:
-        """Return ``dL/dZ`` of a block, given ``dL/dI`` of all that it feeds."""
+    def push(self, block: Block, grads: ByBlock, edges: Any, out: Tensor) -> None:
+        """Write ``dL/dZ`` of a block into ``out``, given ``dL/dI`` of all that it feeds."""
 
     @abstractmethod
     def correlate(
@@ -79,9 +79,9 @@ class SparseWholeGraph(WholeGraph):
         wiring = self.wiring
         return _kernels.by_source(wiring.edge_id, wiring.edge_index[0], wiring.rowptr)
 
-    def push(self, block: Block, grads: ByBlock, edges: Any) -> Tensor:
+    def push(self, block: Block, grads: ByBlock, edges: Any, out: Tensor) -> None:
         """See :class:`WholeGraph`."""
-        return _kernels.push(self.wiring.weight, *edges, _range(block), *self._listed(grads))
+        _kernels.push(self.wiring.weight, *edges, _range(block), *self._listed(grads), out)
 
     def correlate(
         self, block: Block, state: Tensor, grads: ByBlock, edges: Any, out: Tensor
@@ -110,12 +110,15 @@ class DenseWholeGraph(WholeGraph):
     def pull(self, block: Block, states: ByBlock) -> Tensor:
         """See :class:`WholeGraph`."""
         weights = {i: self._real(i, block.index, z.dtype) for i, z in states.items()}
-        return _sum_of_products(len(block.nodes), weights, states)
+        like = next(iter(states.values()))
+        out = like.new_empty(len(block.nodes), *like.shape[1:])
+        _sum_of_products(weights, states, out)
+        return out
 
-    def push(self, block: Block, grads: ByBlock, edges: Any) -> Tensor:
+    def push(self, block: Block, grads: ByBlock, edges: Any, out: Tensor) -> None:
         """See :class:`WholeGraph`."""
         weights = {j: self._real(block.index, j, g.dtype).t() for j, g in grads.items()}
-        return _sum_of_products(len(block.nodes), weights, grads)
+        _sum_of_products(weights, grads, out)
 
     def correlate(
         self, block: Block, state: Tensor, grads: ByBlock, edges: Any, out: Tensor
@@ -136,10 +139,8 @@ def _range(block: Block) -> list[int]:
     return [block.nodes.start, block.nodes.stop]
 
 
-def _sum_of_products(rows: int, weights: ByBlock, maps: ByBlock) -> Tensor:
-    """Return the sum of ``weights[i] @ maps[i]`` ``[rows, *features]``."""
-    like = next(iter(maps.values()))
-    out = like.new_zeros(rows, *like.shape[1:])
-    for i, x in maps.items():
-        _matmul.matrix(out).addmm_(weights[i], _matmul.matrix(x))
-    return out
+def _sum_of_products(weights: ByBlock, maps: ByBlock, out: Tensor) -> None:
+    """Write the sum of ``weights[i] @ maps[i]`` into ``out [rows, *features]``."""
+    flat = _matmul.matrix(out)
+    for number, (i, x) in enumerate(maps.items()):
+        torch.addmm(flat, weights[i], _matmul.matrix(x), beta=int(number > 0), out=flat)

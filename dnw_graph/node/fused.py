@@ -85,7 +85,9 @@ class _Function(torch.autograd.Function):
         eps: float,
         given: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        z, mean, rstd = forward(x, scale, shift, filters, mean, rstd, stride, eps, given)
+        z = x.new_empty(shape(x, stride))
+        mean, rstd = mean.clone(), rstd.clone()
+        forward(x, scale, shift, filters, mean, rstd, z, stride, eps, given)
         ctx.save_for_backward(x, scale, shift, filters, mean, rstd)
         ctx.stride, ctx.given = stride, given
         ctx.mark_non_differentiable(mean, rstd)
@@ -95,11 +97,14 @@ class _Function(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        *grads, _ = backward(grad.contiguous(), *saved, ctx.stride, ctx.given, states=False)
+        grads = [torch.empty_like(t) for t in saved[:4]]
+        backward(grad.contiguous(), *saved, *grads, None, ctx.stride, ctx.given)
         return (*grads, None, None, None, None, None)
 
 
-@torch.library.custom_op("dnw_graph::norm_relu_conv", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(
+    "dnw_graph::norm_relu_conv", mutates_args=("mean", "rstd", "z"), device_types="cpu"
+)
 def forward(
     x: Tensor,
     scale: Tensor,
@@ -107,20 +112,35 @@ def forward(
     filters: Tensor,
     mean: Tensor,
     rstd: Tensor,
+    z: Tensor,
     stride: int,
     eps: float,
     given: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return states, means and ``1 / sqrt(var + eps)``; see :class:`Plan`."""
-    z = x.new_empty(_shape(x, stride))
-    mean, rstd = mean.clone(), rstd.clone()
+) -> None:
+    """Write the states, and the statistics unless these are given; see :class:`Plan`.
+
+    Args:
+        x: Inputs ``[V, B, H, W]``, contiguous.
+        scale: See :class:`Plan`, as the next four.
+        shift: See there.
+        filters: See there.
+        mean: See there.
+        rstd: See there.
+        z: States, contiguous, of :func:`shape`.
+        stride: See :class:`Plan`, as the last two.
+        eps: See there.
+        given: See there.
+    """
     if z.numel():
-        arrays = [_jit.array(t.contiguous()) for t in (x, scale, shift, filters, mean, rstd, z)]
+        arrays = [_jit.array(t) for t in (x, scale, shift, filters.contiguous(), mean, rstd, z)]
         _kernels.forward(*arrays, stride, given, eps, _chunks(x))
-    return z, mean, rstd
 
 
-@torch.library.custom_op("dnw_graph::norm_relu_conv_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(
+    "dnw_graph::norm_relu_conv_backward",
+    mutates_args=("dx", "dscale", "dshift", "dfilters", "z"),
+    device_types="cpu",
+)
 def backward(
     grad: Tensor,
     x: Tensor,
@@ -129,34 +149,27 @@ def backward(
     filters: Tensor,
     mean: Tensor,
     rstd: Tensor,
+    dx: Tensor,
+    dscale: Tensor,
+    dshift: Tensor,
+    dfilters: Tensor,
+    z: Tensor | None,
     stride: int,
     given: bool,
-    states: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients to the first four of :func:`forward`, and the states again if wanted."""
-    grads = (torch.empty_like(x), *(torch.zeros_like(t) for t in (scale, shift, filters)))
-    z = x.new_empty(_shape(x, stride) if states else (0, 0, 0, 0))
-    if grad.numel():
-        tensors = (grad, x, scale, shift, filters, mean, rstd, *grads, z)
-        arrays = [_jit.array(t.contiguous()) for t in tensors]
-        _kernels.backward(*arrays, stride, given, _chunks(x))
-    return *grads, z  # type: ignore[return-value]
+) -> None:
+    """Write the gradients to the first four of :func:`forward`, and the states again if wanted."""
+    if not grad.numel():
+        for gradient in (dx, dscale, dshift, dfilters):
+            gradient.zero_()
+        return
+    states = x.new_empty(0, 0, 0, 0) if z is None else z
+    tensors = grad, x, scale, shift, filters.contiguous(), mean, rstd
+    arrays = [_jit.array(t) for t in (*tensors, dx, dscale, dshift, dfilters, states)]
+    _kernels.backward(*arrays, stride, given, _chunks(x))
 
 
-@forward.register_fake
-def _(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    _, _, _, mean, rstd, stride, _, _ = args
-    return x.new_empty(_shape(x, stride)), torch.empty_like(mean), torch.empty_like(rstd)
-
-
-@backward.register_fake
-def _(grad: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    scale, shift, filters, _, _, stride, _, states = args
-    z = x.new_empty(_shape(x, stride) if states else (0, 0, 0, 0))
-    return *(torch.empty_like(t) for t in (x, scale, shift, filters)), z
-
-
-def _shape(x: Tensor, stride: int) -> tuple[int, ...]:
+def shape(x: Tensor, stride: int) -> tuple[int, ...]:
+    """Return the shape of the states for inputs ``[V, B, H, W]``."""
     return (*x.shape[:2], -(-x.shape[2] // stride), -(-x.shape[3] // stride))
 
 
