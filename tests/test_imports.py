@@ -11,11 +11,13 @@ PACKAGES = ["dnw_graph", "models", "train"]  # later ones may import earlier one
 LIBRARY = [  # likewise, inside dnw_graph
     "_registry",
     "_jit",
+    "_workspace",
     "topology",
     "wiring",
     "aggregation",
     "node",
     "schedule",
+    "whole_graph",
     "neural_graph",
     "_trace",
     "accounting",

@@ -1,6 +1,9 @@
 """``norm_relu_conv`` as one operator: a block's maps cross memory as few times as they can."""
 
+import warnings
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -10,16 +13,28 @@ from torch.autograd.function import once_differentiable
 from dnw_graph import _jit
 from dnw_graph.node import _kernels
 
-TYPES = (torch.float32, torch.float64, torch.bfloat16)
-"""Types of inputs that the operator takes."""
-
-Statistics = tuple[Tensor, Tensor]
-"""Means and reciprocal standard deviations of the nodes ``[V, G]``."""
+_ON_CPU = (torch.float32, torch.float64, torch.bfloat16)
+_ON_GPU = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def available(x: Tensor, scale: Tensor) -> bool:
     """Return whether there are kernels for inputs and scales like these."""
-    return x.is_cpu and accepted(x) in TYPES and scale.dtype in (torch.float32, torch.float64)
+    if x.is_cpu:
+        return accepted(x) in _ON_CPU and scale.dtype in (torch.float32, torch.float64)
+    return x.is_cuda and accepted(x) in _ON_GPU and scale.dtype == torch.float32 and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    """Return whether kernels can be compiled for a GPU; say once what happens if not."""
+    if find_spec("triton") is not None:
+        return True
+    warnings.warn(
+        "Triton is not installed, so PyTorch's layers compute the node functions on this GPU, "
+        "which takes longer: pip install triton",
+        stacklevel=2,
+    )
+    return False
 
 
 def accepted(x: Tensor) -> torch.dtype:
@@ -27,6 +42,10 @@ def accepted(x: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
+
+
+Statistics = tuple[Tensor, Tensor]
+"""Means and reciprocal standard deviations of the nodes ``[V, G]``."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +78,7 @@ def norm_relu_conv(x: Tensor, plan: Plan) -> tuple[Tensor, Statistics]:
     """Return ``K * max(s (I - mean) / sqrt(var + eps) + b, 0)`` and the statistics.
 
     Args:
-        x: Inputs ``I`` of the nodes ``[V, B, H, W]``, contiguous, of one of :data:`TYPES`.
+        x: Inputs ``I`` of the nodes ``[V, B, H, W]``, contiguous, that are :func:`available`.
         plan: Everything else.
 
     Returns:
@@ -132,7 +151,7 @@ def forward(
         given: See there.
     """
     if z.numel():
-        arrays = [_jit.array(t) for t in (x, scale, shift, filters.contiguous(), mean, rstd, z)]
+        arrays = [_jit.array(t) for t in (x, scale, shift, filters, mean, rstd, z)]
         _kernels.forward(*arrays, stride, given, eps, _chunks(x))
 
 
@@ -163,9 +182,23 @@ def backward(
             gradient.zero_()
         return
     states = x.new_empty(0, 0, 0, 0) if z is None else z
-    tensors = grad, x, scale, shift, filters.contiguous(), mean, rstd
+    tensors = grad, x, scale, shift, filters, mean, rstd
     arrays = [_jit.array(t) for t in (*tensors, dx, dscale, dshift, dfilters, states)]
     _kernels.backward(*arrays, stride, given, _chunks(x))
+
+
+@forward.register_kernel("cuda")
+def _(*args: Any) -> None:
+    from dnw_graph.node import _triton
+
+    _triton.forward(*args)
+
+
+@backward.register_kernel("cuda")
+def _(*args: Any) -> None:
+    from dnw_graph.node import _triton
+
+    _triton.backward(*args)
 
 
 def shape(x: Tensor, stride: int) -> tuple[int, ...]:

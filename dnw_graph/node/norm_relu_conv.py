@@ -104,7 +104,7 @@ class NormReluConv(NodeFunction):
         return fused.Plan(
             scale=norm.weight,
             shift=norm.bias,
-            filters=self.conv.weight[:, 0],
+            filters=self.conv.weight[:, 0].contiguous(),
             stride=self.stride,
             eps=norm.eps,
             mean=mean,
