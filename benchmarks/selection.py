@@ -1,35 +1,37 @@
 """How long choosing the real edges takes: the k largest of 8.65 million weights.
 
-    python benchmarks/selection.py [--repeats 25]
+    python -m benchmarks.selection [--repeats 9]
 
 The ways take turns in one process; all choose from the same weights.
 """
 
-import argparse
-import platform
-import statistics
-import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+import tyro
 
+from benchmarks.measure import alternate, machine
 from dnw_graph.wiring import top_k
 
 SIZE = 8_650_000
 
 
+@dataclass(frozen=True)
+class Arguments:
+    """Time the selection of the real edges."""
+
+    repeats: int = 9
+    """Timed rounds."""
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=25)
-    args = parser.parse_args()
+    args = tyro.cli(Arguments, prog="python -m benchmarks.selection")
     torch.manual_seed(0)
-    print(
-        f"torch {torch.__version__}, numpy {np.__version__}, {platform.machine()}, "
-        f"{torch.get_num_threads()} threads, {SIZE:,} float32 weights\n"
-    )
+    weight = torch.randn(SIZE)
+    print(f"{machine('cpu')}, {SIZE:,} float32 weights\n")
     print("| real edges | this project, ms | partition, ms | torch.topk, ms | torch.sort, ms |")
     print("| --- | --- | --- | --- | --- |")
-    weight = torch.randn(SIZE)
     for share in (0.01, 0.05, 0.2):
         k = int(share * SIZE)
         ways = {
@@ -38,17 +40,8 @@ def main() -> None:
             "topk": lambda k=k: weight.abs().topk(k, sorted=False),
             "sort": lambda: weight.abs().sort(),
         }
-        seen: dict[str, list[float]] = {name: [] for name in ways}
-        for turn in range(args.repeats + 1):
-            for name, run in ways.items():
-                if name in ("topk", "sort") and turn > 5:
-                    continue
-                start = time.perf_counter()
-                run()
-                if turn:
-                    seen[name].append((time.perf_counter() - start) * 1e3)
-        cells = [f"{statistics.median(t):.1f} ({min(t):.1f}-{max(t):.1f})" for t in seen.values()]
-        print(f"| {k:,} ({share:.0%}) | {' | '.join(cells)} |")
+        times = alternate(ways, args.repeats, "cpu")
+        print(f"| {k:,} ({share:.0%}) | {' | '.join(map(str, times.values()))} |")
 
 
 if __name__ == "__main__":

@@ -182,10 +182,16 @@ class Topology:
         """Candidates ``[2, E]``, int64, sorted by ``(target, source)``; made when asked for."""
         return self.edges(torch.arange(self.num_candidates, device="cpu"))
 
-    def edges(self, edge_id: Tensor) -> Tensor:
-        """Return sources and targets ``[2, n]``, int64, of candidates ``[n]`` by id."""
+    def edges(self, edge_id: Tensor, target: Tensor | None = None) -> Tensor:
+        """Return sources and targets ``[2, n]``, int64, of candidates ``[n]`` by id.
+
+        Args:
+            edge_id: The ids.
+            target: The targets ``[n]``, where they are known.
+        """
         rowptr, block, table, lists = self._on(edge_id.device)
-        target = torch.searchsorted(rowptr, edge_id, right=True) - 1
+        if target is None:
+            target = torch.searchsorted(rowptr, edge_id, right=True) - 1
         first_edge, first, length = lists[:, block[target]]
         return torch.stack([table[first + (edge_id - first_edge) % length].long(), target])
 

@@ -56,17 +56,20 @@ def _candidates(bits: np.ndarray, k: int) -> np.ndarray | None:
     """Return ids, ascending, that hold the ``k`` largest for certain, or None for all.
 
     A sample says how large the k-th is, with a margin of five deviations. Should that be wrong
-    nonetheless, too few remain, which is noticed, and all are looked at.
+    nonetheless, too few remain or too many, which is noticed, and all are looked at.
     """
     step = len(bits) // _SAMPLE
     if step < 8 or k > len(bits) // 16:
         return None
     sample = bits[::step] & np.iinfo(bits.dtype).max
     rank = k * len(sample) / len(bits)
-    at = len(sample) - 1 - int(rank + 5 * rank**0.5 + 8)
-    least, chunks = np.partition(sample, at)[at], _jit.threads()
-    starts = _count(bits, least, chunks)
-    return _at_least(bits, least, starts) if starts[-1] >= k else None
+    above = int(rank + 5 * rank**0.5 + 8)
+    least = np.partition(sample, len(sample) - 1 - above)[len(sample) - 1 - above]
+    ids = np.empty((_jit.threads(), 2 * above * step), dtype=np.int64)
+    counts = _at_least(bits, least, ids)
+    if counts.max() > ids.shape[1] or counts.sum() < k:
+        return None
+    return np.concatenate([row[:count] for row, count in zip(ids, counts, strict=True)])
 
 
 _SAMPLE = 1 << 14
@@ -91,33 +94,24 @@ def _(weight: Tensor, k: int) -> Tensor:
 
 
 @_jit.Kernel
-def _count(bits, least, chunks):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Return how many sign-free ``bits`` from ``least`` up come before each of some chunks."""
+def _at_least(bits, least, ids):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Write the ids of sign-free ``bits`` from ``least`` up, a row a part, as far as there is room.
+
+    Return how many there are in each part.
+    """
+    chunks, room = ids.shape
     size = (len(bits) + chunks - 1) // chunks
     sign_free = bits.dtype.type((np.int64(1) << (bits.itemsize * 8 - 1)) - 1)
-    counts = np.zeros(chunks + 1, dtype=np.int64)
+    counts = np.zeros(chunks, dtype=np.int64)
     for c in numba.prange(chunks):
-        part, number = bits[c * size : (c + 1) * size], 0
-        for i in range(len(part)):
-            number += (part[i] & sign_free) >= least
-        counts[c + 1] = number
-    return counts.cumsum()
-
-
-@_jit.Kernel
-def _at_least(bits, least, starts):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Return the ids of those numbers, ascending."""
-    chunks = len(starts) - 1
-    size = (len(bits) + chunks - 1) // chunks
-    sign_free = bits.dtype.type((np.int64(1) << (bits.itemsize * 8 - 1)) - 1)
-    ids = np.empty(starts[-1], dtype=np.int64)
-    for c in numba.prange(chunks):
-        part, kept, at = bits[c * size : (c + 1) * size], ids[starts[c] : starts[c + 1]], 0
+        part, row, at = bits[c * size : (c + 1) * size], ids[c], 0
         for i in range(len(part)):
             if (part[i] & sign_free) >= least:
-                kept[at] = c * size + i
+                if at < room:
+                    row[at] = c * size + i
                 at += 1
-    return ids
+        counts[c] = at
+    return counts
 
 
 @_jit.Kernel

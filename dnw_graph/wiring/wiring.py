@@ -45,13 +45,18 @@ class Wiring:
                 no candidate (a GPU is not made to wait for that; :meth:`validate` does).
         """
         _check_ids(edge_id, topology.num_candidates)
+        rowptr, edges = torch.searchsorted(edge_id, topology.rowptr_on(weight.device)), None
+        if len(edge_id) < len(weight):
+            nodes = torch.arange(topology.num_nodes, device=weight.device)
+            target = nodes.repeat_interleave(rowptr.diff(), output_size=len(edge_id))
+            edges = topology.edges(edge_id, target)
         return cls(
             edge_id=edge_id,
-            rowptr=torch.searchsorted(edge_id, topology.rowptr_on(weight.device)),
+            rowptr=rowptr,
             weight=weight.detach(),
             topology=topology,
             straight_through=straight_through,
-            edges=topology.edges(edge_id) if len(edge_id) < len(weight) else None,
+            edges=edges,
         )
 
     @property

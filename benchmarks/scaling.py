@@ -1,0 +1,178 @@
+"""How a training step of one graph grows with V nodes, E candidates, k real edges, B images.
+
+    python -m benchmarks.scaling [--device cpu] [--plot benchmarks/scaling.png]
+
+One quantity grows at a time, by factors of two; the exponent is the slope of a straight line
+through the logarithms, so 1 is linear. Memory is what a step allocates beyond what is there before.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.measure import Timing, alternate, machine
+from dnw_graph import NeuralGraph, Topology
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Time a step of one graph against its size."""
+
+    device: str = "cpu"
+    """cpu or cuda."""
+    repeats: int = 5
+    """Timed rounds."""
+    plot: Path | None = None
+    """PNG to draw."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """One graph and batch.
+
+    Attributes:
+        topology: Its candidates.
+        edges: Number of real edges.
+        batch: Number of images.
+        side: Height and width of the maps, in pixels.
+    """
+
+    topology: Topology
+    edges: int
+    batch: int = 16
+    side: int = 14
+
+
+def by_nodes() -> Iterable[tuple[int, Size]]:
+    """Blocks in a row, each fed by the one before, so that V, E and k grow alike."""
+    for blocks in (4, 8, 16, 32, 64):
+        topology = Topology.layered([128] * blocks, skip=False)
+        yield topology.num_nodes, Size(topology, topology.num_candidates // 50)
+
+
+def by_candidates() -> Iterable[tuple[int, Size]]:
+    """More candidates between the same nodes, drawn at random; blocks are not complete."""
+    generator = torch.Generator().manual_seed(0)
+    for share in (0.02, 0.04, 0.08, 0.16, 0.32):
+        pairs = torch.rand(3, 512, 512, generator=generator) < share
+        edges = [(p.nonzero() + torch.tensor([i, i + 1]) * 512).t() for i, p in enumerate(pairs)]
+        blocks = torch.arange(4).repeat_interleave(512)
+        role = torch.tensor([0, 1, 1, 2]).repeat_interleave(512)
+        topology = Topology(torch.cat(edges, 1), blocks, role)
+        yield topology.num_candidates, Size(topology, 10_000)
+
+
+def by_complete_candidates() -> Iterable[tuple[int, Size]]:
+    """Wider complete blocks with as many real edges; V grows as well, by the square root."""
+    for width in (64, 128, 256, 512, 1024):
+        topology = Topology.layered([width] * 4)
+        yield topology.num_candidates, Size(topology, 10_000)
+
+
+def by_edges() -> Iterable[tuple[int, Size]]:
+    """More real edges of the same candidates."""
+    topology = Topology.layered([256, *[512] * 6])
+    for edges in (25_000, 50_000, 100_000, 200_000, 400_000, 800_000):
+        yield edges, Size(topology, edges)
+
+
+def by_images() -> Iterable[tuple[int, Size]]:
+    """Larger batches through the 14x14 graph of mbv1_dnw x0.225."""
+    topology = Topology.layered([256, *[512] * 6])
+    for batch in (2, 4, 8, 16, 32, 64):
+        yield batch, Size(topology, 72_991, batch)
+
+
+STUDIES: dict[str, Callable[[], Iterable[tuple[int, Size]]]] = {
+    "V, nodes": by_nodes,
+    "E, candidates, blocks not complete": by_candidates,
+    "E, candidates, complete blocks": by_complete_candidates,
+    "k, real edges": by_edges,
+    "B, images": by_images,
+}
+
+
+def make_step(size: Size, device: str) -> Callable[[], object]:
+    """Return what runs one training step of one graph."""
+    torch.manual_seed(0)
+    graph = NeuralGraph(size.topology, num_edges=size.edges).to(device)
+    inputs = size.topology.num_inputs
+    x = torch.randn(size.batch, inputs, size.side, size.side, device=device, requires_grad=True)
+    optimizer = torch.optim.SGD(graph.parameters(), lr=1e-6)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        graph(x).square().mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def allocated(step: Callable[[], object], device: str) -> int:
+    """Return the most that a step holds at a time, in bytes, beyond what is there before."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
+    return int(held.max())
+
+
+def exponent(sizes: list[int], values: list[float]) -> float:
+    """Return the slope of a straight line through the logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+
+
+def main() -> None:
+    args = tyro.cli(Arguments, prog="python -m benchmarks.scaling", description=__doc__)
+    print(f"{machine(args.device)}, float32\n")
+    curves: dict[str, tuple[list[int], list[Timing]]] = {}
+    for name, study in STUDIES.items():
+        sizes, times, memory = [], [], []
+        for number, size in study():
+            step = make_step(size, args.device)
+            times.append(alternate({"step": step}, args.repeats, args.device, warmup=2)["step"])
+            memory.append(allocated(step, args.device))
+            sizes.append(number)
+        curves[name] = sizes, times
+        slope = exponent(sizes, [t.median for t in times])
+        print(f"| {name} | ms, median (range) | MB |\n| --- | --- | --- |")
+        for number, timing, held in zip(sizes, times, memory, strict=True):
+            print(f"| {number:,} | {timing} | {held / 1e6:,.1f} |")
+        growth = exponent(sizes, [float(m) for m in memory])
+        print(f"| exponent | {slope:.2f} | {growth:.2f} |\n", flush=True)
+    if args.plot:
+        draw(curves, args.plot)
+
+
+def draw(curves: dict[str, tuple[list[int], list[Timing]]], path: Path) -> None:
+    """Draw time against size, one panel a quantity, with a linear one to compare."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(curves), figsize=(3.2 * len(curves), 3), sharey=True)
+    for axis, (name, (sizes, times)) in zip(axes, curves.items(), strict=True):
+        medians = [1e3 * t.median for t in times]
+        axis.loglog(sizes, medians, marker="o", label="measured")
+        axis.fill_between(
+            sizes, [1e3 * t.low for t in times], [1e3 * t.high for t in times], alpha=0.2
+        )
+        linear = [medians[-1] * s / sizes[-1] for s in sizes]
+        axis.loglog(sizes, linear, color="grey", linestyle=":", label="linear")
+        axis.set_xlabel(name)
+    axes[0].set_ylabel("ms a step")
+    axes[0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
