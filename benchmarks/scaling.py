@@ -157,6 +157,7 @@ def main() -> None:
 def draw(curves: dict[str, tuple[list[int], list[Timing]]], path: Path) -> None:
     """Draw time against size, one panel a quantity, with a linear one to compare."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure, axes = plt.subplots(1, len(curves), figsize=(3.2 * len(curves), 3), sharey=True)
     for axis, (name, (sizes, times)) in zip(axes, curves.items(), strict=True):
@@ -167,7 +168,8 @@ def draw(curves: dict[str, tuple[list[int], list[Timing]]], path: Path) -> None:
         )
         linear = [medians[-1] * s / sizes[-1] for s in sizes]
         axis.loglog(sizes, linear, color="grey", linestyle=":", label="linear")
-        axis.set_xlabel(name)
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlabel(name.replace(", blocks", ",\nblocks").replace(", complete", ",\ncomplete"))
     axes[0].set_ylabel("ms a step")
     axes[0].legend(frameon=False)
     figure.tight_layout()
