@@ -67,7 +67,7 @@ class NormReluConv(NodeFunction):
             )
         plan = self.plan(x)
         if plan is not None:
-            z, statistics = fused.norm_relu_conv(x.to(fused.accepted(x)), plan)
+            z, statistics = fused.norm_relu_conv(x.to(fused.accepted(x)).contiguous(), plan)
             self.learn(*statistics, x[0].numel())
             return z
         nodes, batch, height, width = x.shape

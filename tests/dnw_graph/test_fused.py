@@ -93,6 +93,13 @@ def test_no_statistics_of_a_single_value() -> None:
     assert one(torch.randn(5, 0, 3, 3)).shape == (5, 0, 3, 3)
 
 
+def test_maps_need_not_be_contiguous() -> None:
+    one, other = pair()
+    x = torch.randn(6, 5, 4, 8).transpose(0, 1)[..., ::2]
+    for got, expected in zip(everything(one, x, True), everything(other, x, True), strict=True):
+        assert relative_error(got, expected) < 1e-5
+
+
 def test_bfloat16_of_kernels_rounds_as_pytorch_does() -> None:
     node = NormReluConv(1, eps=1e-5).eval()
     with torch.no_grad():  # the middle tap alone, statistics given: a third of each, rounded
