@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -110,7 +111,11 @@ def make_step(candidate: Candidate, args: Arguments) -> Callable[[], object]:
 
 
 def peak_memory(name: str, args: Arguments) -> float:
-    """Return the peak memory of three steps, in bytes, above that of an idle process."""
+    """Return the peak memory of five steps, in bytes.
+
+    On a CPU it is the resident memory of a process of its own, the median of three, above that of
+    one that does nothing.
+    """
     if args.device != "cpu":
         step = make_step(all_candidates(args)[name], args)
         torch.cuda.reset_peak_memory_stats(args.device)
@@ -120,6 +125,9 @@ def peak_memory(name: str, args: Arguments) -> float:
     flags += [f"--original={args.original}"] if args.original else []
 
     def ask(candidate: str) -> float:
+        return median(ask_once(candidate) for _ in range(3))
+
+    def ask_once(candidate: str) -> float:
         command = [sys.executable, "-m", "benchmarks.training_step", *flags]
         done = subprocess.run(
             [*command, f"--memory-of={candidate}"], capture_output=True, text=True, check=True
@@ -178,7 +186,7 @@ def main() -> None:
     if args.memory_of:
         if args.memory_of != "nothing":
             step = make_step(candidates[args.memory_of], args)
-            for _ in range(3):
+            for _ in range(5):
                 step()
         print(_high_water())
         return

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dnw_graph._workspace import Workspace
+from dnw_graph._arena import empty
 from dnw_graph.aggregation import Aggregation
 from dnw_graph.aggregation.whole import WholeGraph
 from dnw_graph.node import Identity, NormReluConv, fused
@@ -100,7 +100,7 @@ class _Function(torch.autograd.Function):
         x: Tensor,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        blocks, room = products.topology.blocks, Workspace()
+        blocks = products.topology.blocks
         states: dict[int, Tensor] = {}
         kept: list[Tensor] = []
         outputs: list[Tensor] = []
@@ -118,7 +118,7 @@ class _Function(torch.autograd.Function):
             at = len(kept)
             given = tensors[5 * at : 5 * at + 5]
             mean, rstd = (t.clone() for t in given[3:])
-            z = room.take(maps, fused.shape(maps, settings[at][0]))
+            z = empty(maps, fused.shape(maps, settings[at][0]))
             fused.forward(maps, *given[:3], mean, rstd, z, *settings[at])
             states[block.index] = z
             kept.append(maps)
@@ -149,16 +149,14 @@ class _Function(torch.autograd.Function):
         wanted = ctx.needs_input_grad[2]
         to_weight = torch.zeros_like(weight) if wanted else None
         to_tensors: list[Tensor | None] = [None] * (5 * number)
-        edges, room = products.edges_by_source(), Workspace()
+        edges = products.edges_by_source()
         for at in reversed(range(number)):
             block = computing[at]
             fed = {j: g for j, g in to_inputs.items() if block.index in blocks[j].sources}
             (stride, _, given), maps = settings[at], kept[at]
-            hidden = block.role != Role.INPUT
-            to_maps = room.take(maps, maps.shape) if hidden else torch.empty_like(maps)
-            again = Workspace(after=room)
-            state_grad = again.take(maps, fused.shape(maps, stride))
-            state = again.take(maps, state_grad.shape) if wanted else None
+            to_maps = empty(maps, maps.shape)
+            state_grad = empty(maps, fused.shape(maps, stride))
+            state = empty(maps, state_grad.shape) if wanted else None
             if fed:
                 products.push(block, fed, edges, state_grad)
             else:
@@ -169,5 +167,6 @@ class _Function(torch.autograd.Function):
             to_inputs[block.index], to_tensors[5 * at : 5 * at + 3] = to_maps, grads
             if to_weight is not None and fed:
                 products.correlate(block, state, fed, edges, to_weight)
+            del state_grad, state  # the next block's gradients may lie where these did
         to_x = [to_inputs[block.index] for block in computing if block.role == Role.INPUT]
         return None, None, to_weight, to_x[0] if len(to_x) == 1 else torch.cat(to_x), *to_tensors

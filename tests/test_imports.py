@@ -11,7 +11,7 @@ PACKAGES = ["dnw_graph", "models", "train"]  # later ones may import earlier one
 LIBRARY = [  # likewise, inside dnw_graph
     "_registry",
     "_jit",
-    "_workspace",
+    "_arena",
     "topology",
     "wiring",
     "aggregation",

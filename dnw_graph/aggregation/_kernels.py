@@ -14,6 +14,7 @@ from numba import carray
 from torch import Tensor
 
 from dnw_graph import _jit
+from dnw_graph._arena import empty
 from dnw_graph._jit import load, pointer, store
 from dnw_graph.aggregation._matmul import matrix
 
@@ -50,7 +51,7 @@ def gather(
     """
     ptr, source, place = _edges_into(edge_id, sources, rowptr, block)
     rows = [_matrix(z, weight) for z in states]
-    out = rows[0].new_empty(block[1] - block[0], *states[0].shape[1:])
+    out = empty(rows[0], (block[1] - block[0], *states[0].shape[1:]))
     _multiply(ptr, source, _values(weight, place), (starts, rows), ([0], [out]))
     return out.to(states[0].dtype)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dnw_graph._arena import empty
 from dnw_graph.aggregation import _kernels, _matmul
 from dnw_graph.topology import Block
 from dnw_graph.wiring import Wiring
@@ -111,7 +112,7 @@ class DenseWholeGraph(WholeGraph):
         """See :class:`WholeGraph`."""
         weights = {i: self._real(i, block.index, z.dtype) for i, z in states.items()}
         like = next(iter(states.values()))
-        out = like.new_empty(len(block.nodes), *like.shape[1:])
+        out = empty(like, (len(block.nodes), *like.shape[1:]))
         _sum_of_products(weights, states, out)
         return out
 
