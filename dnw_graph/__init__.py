@@ -9,8 +9,20 @@ with warnings.catch_warnings():  # PyTorch Geometric uses what PyTorch has depre
 from dnw_graph.accounting import Cost, cost
 from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.topology import Role, Topology
-from dnw_graph.wiring import Rule, Wiring
+from dnw_graph.wiring import Rule, Wiring, attach, inherit, penalty
 
 __version__ = "0.1.0"
 
-__all__ = ["Cost", "NeuralGraph", "Role", "Rule", "Topology", "Wiring", "__version__", "cost"]
+__all__ = [
+    "Cost",
+    "NeuralGraph",
+    "Role",
+    "Rule",
+    "Topology",
+    "Wiring",
+    "__version__",
+    "attach",
+    "cost",
+    "inherit",
+    "penalty",
+]

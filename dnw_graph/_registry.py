@@ -1,6 +1,8 @@
 """Names for the parts of a graph: a string resolves to a class, and an object passes through."""
 
+import ast
 import difflib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
@@ -63,12 +65,16 @@ class PartRegistry(Registry[type[T]], Generic[T]):
     def resolve(self, part: str | T | type[T]) -> T:
         """Return the object that a name, a class or an object stands for.
 
+        Args:
+            part: A name may bring arguments along: ``"targeted_dropout(rho=0.9)"``.
+
         Raises:
-            ValueError: Nothing has that name; the message lists what there is.
+            ValueError: Nothing has that name, the message lists what there is; or arguments that
+                it does not take.
             TypeError: Not a name, nor a class or an object of the right kind.
         """
         if isinstance(part, str):
-            part = self[part]
+            return self._build(part)
         if isinstance(part, type) and issubclass(part, self._base):
             part = part()
         if not isinstance(part, self._base):
@@ -77,3 +83,30 @@ class PartRegistry(Registry[type[T]], Generic[T]):
                 f"{self._base.__name__}, got {part!r}"
             )
         return part
+
+    def _build(self, text: str) -> T:
+        """Return what ``name`` or ``name(argument=value, ...)`` stands for."""
+        name = text.partition("(")[0].strip()
+        part, call = self[name], None
+        if name == text.strip():
+            return part()
+        try:
+            call = ast.parse(text.strip(), mode="eval").body
+            assert isinstance(call, ast.Call)
+            given = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        except (SyntaxError, ValueError, AssertionError):
+            call = None
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError(
+                f"{self.kind} {text!r} cannot be read; write {name}(argument=value, ...), with "
+                "plain values"
+            )
+        known = list(inspect.signature(part).parameters)
+        for argument in given:
+            if argument not in known:
+                takes = ", ".join(known) or "none"
+                raise ValueError(f"{self.kind} {name} takes no {argument!r} (known: {takes})")
+        try:
+            return part(**given)
+        except TypeError as error:
+            raise ValueError(f"{self.kind} {text!r}: {error}") from error

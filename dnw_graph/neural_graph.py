@@ -14,10 +14,10 @@ from dnw_graph.node import make_node
 from dnw_graph.node.base import NodeFactory
 from dnw_graph.schedule import SCHEDULES, Schedule
 from dnw_graph.topology import Block, Role, Topology
-from dnw_graph.wiring import RULES, Rule, RuleState, Wiring
+from dnw_graph.wiring import RULES, Choice, Rule, Wired, Wiring
 
 
-class NeuralGraph(nn.Module):
+class NeuralGraph(Wired):
     r"""A graph whose nodes are channels and whose edges are learned along with their weights.
 
     .. math::
@@ -34,7 +34,8 @@ class NeuralGraph(nn.Module):
 
     Args:
         topology: Which edges may exist.
-        rule: Which of them do: a name (``"dnw"``, ``"random"``, ``"complete"``), class or object.
+        rule: Which of them do: a name (``"dnw"``, ``"random"``, ``"complete"``, ...), if need be
+            with arguments (``"rigl(every=50)"``), a class or an object.
         num_edges: The budget ``k`` of real edges; ``rule="complete"`` needs none.
         node: Node function of hidden nodes, and of inputs unless ``input_node`` is given: a name
             (``"identity"``, ``"relu"``, ``"norm_relu_conv"``) or what builds one for a number of
@@ -81,12 +82,12 @@ class NeuralGraph(nn.Module):
         if isinstance(stride, bool) or not isinstance(stride, int):
             raise TypeError(f"stride must be a whole number of pixels, got {stride!r}")
         self.topology, self.stride = topology, stride
-        self.rule = RULES.resolve(rule)
+        rule = RULES.resolve(rule)
         self.schedule = SCHEDULES.resolve(schedule)
         self.aggregation = BACKENDS.resolve(backend)
         self.schedule.check(topology)
         self._check_backend()
-        self.num_edges = self.rule.budget(num_edges, topology.num_candidates)
+        self.choice = Choice(rule, topology, rule.budget(num_edges, topology.num_candidates))
         self.weight = nn.Parameter(torch.empty(topology.num_candidates))
         functions = {Role.INPUT: input_node or node, Role.HIDDEN: node, Role.OUTPUT: output_node}
         self.nodes = nn.ModuleList(
@@ -106,8 +107,7 @@ class NeuralGraph(nn.Module):
     def _reset_wiring(self) -> None:
         bound = 1 / math.sqrt(self.topology.num_sources)
         nn.init.uniform_(self.weight, -bound, bound)
-        for name, value in self.rule.init_state(self.topology, self.num_edges).items():
-            self.register_buffer(f"rule_{name}", value.to(self.weight.device))
+        self.choice.reset(self.weight)
         # Schedules go by number of the node: channel of each input, place of each output channel.
         inputs, outputs = self.topology.inputs.argsort(), self.topology.outputs.argsort().argsort()
         for name, order in (("input_order", inputs), ("output_order", outputs)):
@@ -116,22 +116,28 @@ class NeuralGraph(nn.Module):
             self.register_buffer(name, channels, persistent=False)
 
     @property
-    def rule_state(self) -> RuleState:
-        """What the rule remembers of this graph, by name; kept in buffers ``rule_<name>``."""
-        start = "rule_"
-        return {
-            n[len(start) :]: b for n, b in self.named_buffers(recurse=False) if n.startswith(start)
-        }
+    def rule(self) -> Rule:
+        """What chooses the real edges."""
+        return self.choice.rule
 
-    def wiring(self) -> Wiring:
-        """Return the real edges at the present weights."""
-        edge_id = self.rule.select(self.weight.detach(), self.num_edges, self.rule_state)
-        return Wiring.of(edge_id, self.weight, self.topology, self.rule.straight_through)
+    @property
+    def num_edges(self) -> int:
+        """The budget ``k``."""
+        return self.choice.num_edges
+
+    @property
+    def candidate_weight(self) -> nn.Parameter:
+        """See :attr:`Wired.candidate_weight`."""
+        return self.weight
+
+    def wiring(self, training: bool = False) -> Wiring:
+        """Return the real edges at the present weights, in evaluation unless ``training``."""
+        return self.choice.wiring(self.weight, training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the states of the output nodes; see the class for shapes."""
         self._check_input(x)
-        wiring = self.wiring()
+        wiring = self.wiring(self.training)
         weights = self.weight.split([len(b.edges) for b in self.topology.blocks])
 
         def pull(block: Block, states: Sequence[Tensor]) -> Tensor:

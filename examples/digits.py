@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from dnw_graph import NeuralGraph, Topology, cost
+from dnw_graph import NeuralGraph, Rule, Topology, attach, cost, penalty
 
 
 class DigitClassifier(nn.Module):
     """A convolution, a graph over four blocks of nodes, and the mean of each output as a logit."""
 
-    def __init__(self, rule: str, num_edges: int) -> None:
+    def __init__(self, rule: str | Rule, num_edges: int) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, 16, 3, padding=1, bias=False)
         topology = Topology.layered([16, 48, 48, 10])
@@ -38,13 +38,14 @@ def train(model: DigitClassifier, images: Tensor, labels: Tensor, epochs: int) -
     train_y, test_y = labels[:1400], labels[1400:]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    attach(model, optimizer, total_steps=28 * epochs)
     print("epoch   loss  test accuracy  edges changed")
     for epoch in range(1, epochs + 1):
         before = model.graph.wiring().mask
         model.train()
         total = 0.0
         for batch in torch.randperm(1400).split(50):
-            loss = F.cross_entropy(model(train_x[batch]), train_y[batch])
+            loss = F.cross_entropy(model(train_x[batch]), train_y[batch]) + penalty(model)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -57,10 +58,17 @@ def train(model: DigitClassifier, images: Tensor, labels: Tensor, epochs: int) -
         print(f"{epoch:5} {total / 1400:6.3f} {accuracy:14.1%} {changed:14}")
 
 
+def load() -> tuple[Tensor, Tensor]:
+    """Return images ``[1797, 1, 8, 8]`` and labels."""
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16 - 0.3
+    return images, torch.tensor(digits.target)
+
+
 def main() -> None:
     """Run the example."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rule", default="dnw", help="dnw, random or complete (default: dnw)")
+    parser.add_argument("--rule", default="dnw", help="see docs/rules.md (default: dnw)")
     parser.add_argument("--num-edges", type=int, default=600, help="budget k (default: 600)")
     parser.add_argument("--epochs", type=int, default=20, help="passes over the data (default: 20)")
     parser.add_argument(
@@ -69,9 +77,7 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16 - 0.3
-    labels = torch.tensor(digits.target)
+    images, labels = load()
     model = DigitClassifier(args.rule, args.num_edges)
     print(f"{model.graph.topology}, rule {args.rule!r}\n{cost(model, image_size=8)}\n")
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-import dnw_graph  # noqa: F401  (first: it quiets what PyTorch Geometric warns of on import)
+import dnw_graph  # first: it quiets what PyTorch Geometric warns of on import
+from dnw_graph import NeuralGraph
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -53,6 +54,17 @@ def reference() -> Any:
             return {**loaded, "meta": json.loads(str(arrays["meta"]))}
 
     return load
+
+
+def ready(graph: NeuralGraph, total_steps: int = 20, lr: float = 0.1) -> torch.optim.SGD:
+    """Let a graph's rule follow an optimizer, and start from another graph where it has to."""
+    if graph.rule.starts_from != "itself":
+        complete = NeuralGraph(graph.topology, rule="complete")
+        trained = {**graph.state_dict(), "weight": torch.randn_like(complete.weight)}
+        dnw_graph.inherit(graph, initial=graph.state_dict(), trained=trained)
+    optimizer = torch.optim.SGD(graph.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4)
+    dnw_graph.attach(graph, optimizer, total_steps=total_steps)
+    return optimizer
 
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:

@@ -44,3 +44,16 @@ def test_the_digits_example_learns() -> None:
     assert len(accuracies) == 12
     assert max(accuracies) > 85
     assert "real edges from block" in done.stdout
+
+
+def test_a_rule_of_ones_own_learns_as_well() -> None:
+    done = subprocess.run(
+        [sys.executable, "examples/own_rule.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    last = re.findall(r"^ +5 .*?([\d.]+)% +\d+$", done.stdout, flags=re.MULTILINE)
+    assert len(last) == 3
+    assert min(map(float, last)) > 70

@@ -10,7 +10,8 @@ from train.data import open_source
 from train.metrics import Normalize
 from train.metrics import evaluate as measure
 from train.run import RunFolder, Weights
-from train.setup import check_classes, make_batches, make_fabric
+from train.setup import make_batches, make_fabric
+from train.start import check_classes
 
 
 def evaluate(

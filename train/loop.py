@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from torchmetrics import MeanMetric
 
-from dnw_graph import cost
+from dnw_graph import attach, cost, penalty
 from train.data import open_source
 from train.metrics import (
     Normalize,
@@ -32,8 +32,8 @@ from train.setup import (
     check_resume,
     make_batches,
     make_fabric,
-    network_weights,
 )
+from train.start import inherit, network_weights
 
 LOOK_EVERY = 10
 """Steps between looks at the loss, for which a GPU has to be waited for."""
@@ -67,6 +67,8 @@ class Training:
         model = self.config.build()
         if run.init and not past:
             model.load_state_dict(network_weights(RunFolder(run.init), model), strict=False)
+        if run.from_run and not past:
+            inherit(model, run.from_run, self.config.classes)
         cost(model, options.data.image_size)  # an image that does not fit is noticed here
         self.normalize = Normalize(self.config).to(self.fabric.device)
         fit = options.optimization
@@ -75,6 +77,7 @@ class Training:
         )
         self.model, self.optimizer = self.fabric.setup(model, optimizer)
         total_steps = fit.epochs * self.batches.steps
+        attach(self.plain_model, optimizer, total_steps=total_steps)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total_steps)
         self.rows: list[dict[str, Any]] = []
         self.epoch = 0
@@ -220,7 +223,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         logits: Tensor = self.model(self.normalize(images))
         loss = F.cross_entropy(logits, labels)
-        self.fabric.backward(loss)
+        self.fabric.backward(loss + penalty(self.plain_model))
         self.optimizer.step()
         self.schedule.step()
         return loss, logits

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
+import tyro
 from typeguard import TypeCheckError, check_type
 
 
@@ -20,7 +21,9 @@ class NetworkOptions:
     width: float = 0.225
     """Width multiplier; of a graph it sets the number of real edges only."""
     rule: str | None = None
-    """How edges are chosen (dnw, random, complete); the model's own rule unless given."""
+    """How edges are chosen: complete, dnw, fine_tune, l1_anneal, lottery, no_update, random, rigl,
+    set or targeted_dropout, if need be with arguments: "rigl(every=50)" (docs/rules.md); the
+    model's own rule unless given."""
     norm_eps: float = 1e-3
     """Added to variances by normalisation; 1e-3 is MobileNetV1's own, 1e-5 PyTorch's."""
     stem_stride: int | Literal["auto"] = "auto"
@@ -73,6 +76,9 @@ class RunOptions:
     """Run folder to continue; its options are kept."""
     init: str | None = None
     """Run folder whose trained network to start from, with a new classifier."""
+    from_run: Annotated[str | None, tyro.conf.arg(aliases=["--from"])] = None
+    """Finished run of the complete graph, whose largest weights the rules lottery and fine_tune
+    keep."""
     overwrite: bool = False
     """Replace the run folder if it exists."""
 
@@ -87,7 +93,7 @@ class Options:
     run: RunOptions = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        for name in ("data", "out", "resume", "init"):
+        for name in ("data", "out", "resume", "init", "from_run"):
             if self.flat()[name] == "":
                 raise ValueError(f"{name} is empty: name a folder, or leave it out")
         if not 0 < self.network.norm_eps < math.inf:

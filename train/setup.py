@@ -1,16 +1,18 @@
 """What has to be right before training starts: device, folder, images, what a run begins from."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from train.data import Batches, Source
 from train.options import Options
 from train.run import RunConfig, RunFolder, build_network
+from train.start import check_classes, check_from, network_weights
 
 FREE_ON_RESUME = {"data", "workers", "device", "resume"}
 """Options that may differ from those of the run that is continued."""
@@ -53,7 +55,7 @@ def make_batches(source: Source, config: RunConfig, device: torch.device) -> Bat
 def default_folder(options: Options) -> str:
     """Return the run folder of options that name none."""
     network = options.network
-    rule = f"-{network.rule}" if network.rule else ""
+    rule = "-" + re.sub(r"[^\w.]+", "_", network.rule).strip("_") if network.rule else ""
     return f"runs/{network.graph}{rule}-{network.width}-seed{options.run.seed}"
 
 
@@ -135,40 +137,10 @@ def check_new(options: Options, network: nn.Module) -> RunFolder:
     """
     run = options.run
     folder = RunFolder(run.out or default_folder(options))
+    check_from(options, network)
     if run.init is not None:
         if folder.path.resolve() == Path(run.init).resolve():
             raise ValueError(f"--init {run.init} would be overwritten by the run; choose --out")
         network_weights(RunFolder(run.init), network)
     folder.check_free(run.overwrite)
     return folder
-
-
-def check_classes(folder: RunFolder, theirs: tuple[str, ...], ours: tuple[str, ...]) -> None:
-    """Raise a ``ValueError`` where images have other classes than those a run was trained on."""
-    if theirs != ours:
-        at = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), None)
-        which = "" if at is None else f"; the first to differ are {theirs[at]!r} and {ours[at]!r}"
-        raise ValueError(
-            f"{folder.path} was trained on {len(theirs)} classes, the data have {len(ours)}{which}"
-        )
-
-
-def network_weights(folder: RunFolder, network: nn.Module) -> dict[str, Tensor]:
-    """Return the trained weights of a run for a network, all but its classifier.
-
-    Raises:
-        ValueError: The run's network is another one.
-    """
-    theirs, ours = folder.load_weights("last"), network.state_dict()
-    taken = {k: v for k, v in theirs.items() if not k.startswith("classifier.")}
-    kept = {k for k in ours if k.startswith("classifier.")}
-    apart = sorted((taken.keys() | kept) ^ ours.keys())
-    apart += [k for k in taken if k in ours and taken[k].shape != ours[k].shape]
-    if apart:
-        given = folder.load_config().options.network
-        raise ValueError(
-            f"--init {folder.path} is {given.graph} at width {given.width}, another network "
-            f"than the one to train (they differ at {', '.join(apart[:3])}); give the same "
-            "--graph, --width and --rule"
-        )
-    return taken

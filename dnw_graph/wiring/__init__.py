@@ -1,19 +1,38 @@
 """Which edges exist now: rules that choose the real edges from the candidate weights."""
 
-from dnw_graph.wiring.base import RULES, Rule, RuleState
+from dnw_graph.wiring.base import RULES, Candidates, Forget, Moment, Rule, RuleState
+from dnw_graph.wiring.choice import Choice, Wired, attach, inherit, penalty
 from dnw_graph.wiring.complete import Complete
-from dnw_graph.wiring.dnw import DNW
-from dnw_graph.wiring.random import Random
+from dnw_graph.wiring.dnw import DNW, NoUpdate
+from dnw_graph.wiring.fixed import FineTune, Lottery, Random
+from dnw_graph.wiring.l1_anneal import L1Anneal
+from dnw_graph.wiring.rewire import SET, RigL
 from dnw_graph.wiring.select import top_k
+from dnw_graph.wiring.targeted_dropout import TargetedDropout
 from dnw_graph.wiring.wiring import Wiring
 
 __all__ = [
     "DNW",
     "RULES",
+    "SET",
+    "Candidates",
+    "Choice",
     "Complete",
+    "FineTune",
+    "Forget",
+    "L1Anneal",
+    "Lottery",
+    "Moment",
+    "NoUpdate",
     "Random",
+    "RigL",
     "Rule",
     "RuleState",
+    "TargetedDropout",
+    "Wired",
     "Wiring",
+    "attach",
+    "inherit",
+    "penalty",
     "top_k",
 ]

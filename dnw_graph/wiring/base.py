@@ -1,26 +1,87 @@
 """The contract of a rule."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from dnw_graph._registry import PartRegistry
 from dnw_graph.topology import Topology
 
 RuleState = dict[str, Tensor]
-"""What a rule remembers; a graph keeps it in buffers, so checkpoints and ``.to()`` carry it."""
+"""What a rule remembers; kept in buffers, so checkpoints and ``.to()`` carry it."""
+
+Forget = Callable[[Tensor], None]
+"""Clears what the optimizer remembers (momentum) of some candidates: ids, or a mask ``[E]``."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a rule is asked.
+
+    Attributes:
+        step: Steps that the optimizer has done.
+        total_steps: Steps of the whole training, 0 where unknown.
+        seed: Of this graph's random draws.
+        training: Whether the graph is in training mode.
+    """
+
+    step: int = 0
+    total_steps: int = 0
+    seed: int = 0
+    training: bool = False
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, 0 to 1."""
+        return min(1.0, self.step / self.total_steps) if self.total_steps else 0.0
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """Return random numbers that depend on the graph's seed and the step alone."""
+        # PyTorch's generator on CPUs reads 32 bits of a seed, so both have to be mixed into these.
+        mixed = np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0]
+        return torch.Generator(device).manual_seed(int(mixed))
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a rule chooses from.
+
+    Attributes:
+        weight: Candidate weights ``[E]``, without a gradient.
+        num_edges: The budget ``k``.
+        topology: The candidates.
+        state: What :meth:`Rule.init_state` returned for this graph.
+        moment: When it is asked.
+    """
+
+    weight: Tensor
+    num_edges: int
+    topology: Topology
+    state: RuleState
+    moment: Moment
 
 
 class Rule(ABC):
     """Decides which candidate edges are real.
 
     A rule itself holds settings only, so that one object may serve many graphs; what it remembers
-    of a graph is made by :meth:`init_state` and handed back to it.
+    of a graph is made by :meth:`init_state`, handed back to it with every question, and changed in
+    one place, :meth:`after_step`.
     """
 
-    #: Whether hallucinated edges have a gradient. If not, only the weights of real edges do.
-    straight_through: ClassVar[bool] = True
+    #: Weights that a run with this rule starts from: its own, or the first or last of another
+    #: run, whose largest it keeps (see :meth:`inherit`).
+    starts_from: Literal["itself", "initial", "trained"] = "itself"
+
+    @property
+    def timed(self) -> bool:
+        """Whether the rule has to be told of the steps of a training, by ``attach``."""
+        return False
 
     def budget(self, num_edges: int | None, num_candidates: int) -> int:
         """Return the number of real edges ``k``, and raise where the budget cannot be met.
@@ -47,19 +108,40 @@ class Rule(ABC):
             )
         return num_edges
 
-    def init_state(self, topology: Topology, num_edges: int) -> RuleState:
+    def init_state(self, candidates: Candidates) -> RuleState:
         """Return what the rule remembers of a new graph; random draws use PyTorch's generator."""
         return {}
 
     @abstractmethod
-    def select(self, weight: Tensor, num_edges: int, state: RuleState) -> Tensor:
-        """Return the ids of the real edges, ascending, ``[k]`` int64; changes nothing.
+    def select(self, candidates: Candidates) -> Tensor:
+        """Return the ids of the real edges, ascending, int64; changes nothing.
+
+        There are ``k`` of them at the end of a training, and in evaluation unless a rule says
+        otherwise. It is asked anew whenever a graph is run, in recomputation and evaluation too.
+        """
+
+    def straight_through(self, moment: Moment) -> bool:
+        """Return whether hallucinated edges have a gradient; if not, only real edges do."""
+        return True
+
+    def penalty(self, weight: Tensor, moment: Moment) -> Tensor | None:
+        """Return what is to be added to the loss, with a gradient to ``weight [E]``."""
+        return None
+
+    def after_step(  # noqa: B027  (most rules do nothing here)
+        self, candidates: Candidates, grad: Tensor | None, forget: Forget
+    ) -> None:
+        """Change state or weights, in place, after a step of the optimizer.
 
         Args:
-            weight: Candidate weights ``[E]``, without a gradient.
-            num_edges: The budget ``k``.
-            state: What :meth:`init_state` returned for this graph.
+            candidates: As they are after the step; ``moment.step`` counts it.
+            grad: Gradient of the step ``[E]``, reduced over all processes.
+            forget: Clears the optimizer's momentum of candidates.
         """
+
+    def inherit(self, candidates: Candidates, trained: Tensor) -> None:
+        """Take up a wiring, in place, from the trained weights ``[E]`` of a complete graph."""
+        raise ValueError(f"rule {type(self).__name__} starts from itself, not from another run")
 
 
 RULES = PartRegistry("rule", Rule)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dnw_graph.wiring.base import RULES, Rule, RuleState
+from dnw_graph.wiring.base import RULES, Candidates, Rule
 
 
 @RULES.register("complete")
@@ -14,6 +14,6 @@ class Complete(Rule):
         """Return the number of candidates; ``num_edges`` is not used."""
         return num_candidates
 
-    def select(self, weight: Tensor, num_edges: int, state: RuleState) -> Tensor:
+    def select(self, candidates: Candidates) -> Tensor:
         """See :meth:`Rule.select`."""
-        return torch.arange(weight.numel(), device=weight.device)
+        return torch.arange(candidates.weight.numel(), device=candidates.weight.device)

@@ -15,7 +15,7 @@ from dnw_graph.aggregation import BACKENDS, Auto, Dense, Reference, Sparse
 from dnw_graph.aggregation.base import Pull
 from dnw_graph.node import NormReluConv
 from dnw_graph.wiring import RULES
-from tests.conftest import relative_error
+from tests.conftest import ready, relative_error
 
 NODES = {
     "identity": "identity",
@@ -29,9 +29,10 @@ def by_einsum(graph: NeuralGraph, x: Tensor, kind: str) -> Tensor:
     """Evaluate a static graph with one dense matrix, node functions in [B, C, H, W]."""
     topology = graph.topology
     hallucinated = graph.weight - graph.weight.detach()  # 0, with a gradient of 1
-    if not graph.rule.straight_through:
+    wiring = graph.wiring(training=True)
+    if not wiring.straight_through:
         hallucinated = torch.zeros_like(graph.weight)
-    used = torch.where(graph.wiring().mask, graph.weight, hallucinated)
+    used = torch.where(wiring.mask, graph.weight, hallucinated)
     matrix = used.new_zeros(topology.num_nodes, topology.num_nodes)
     matrix = matrix.index_put((topology.edge_index[1], topology.edge_index[0]), used)
     states, outputs = [], []
@@ -88,6 +89,7 @@ def test_gradients_equal_a_dense_einsum(
     graph = NeuralGraph(
         topology, rule=rule, num_edges=k, node=NODES[kind], stride=stride, backend=backend
     ).double()
+    ready(graph)
     for parameter in graph.parameters():  # so that no scale is 1 and no shift 0
         parameter.data += 0.1 * torch.randn_like(parameter)
     x = torch.randn(3, sizes[0], 5, 4, dtype=torch.float64, requires_grad=True)
@@ -117,6 +119,7 @@ def test_backends_agree_on_irregular_topologies(
 ) -> None:
     k = data.draw(st.integers(1, topology.num_candidates))
     graph = NeuralGraph(topology, rule=rule, num_edges=k, backend="reference").double()
+    ready(graph)
     x = torch.randn(batch, 2, 3, 3, dtype=torch.float64, requires_grad=True)
     expected = graph(x)
     wanted = gradients(expected, graph, x)

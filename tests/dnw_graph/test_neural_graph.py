@@ -17,7 +17,7 @@ from dnw_graph import NeuralGraph, Rule, Topology
 from dnw_graph.aggregation import Aggregation, Sparse
 from dnw_graph.node import NormReluConv
 from dnw_graph.schedule import Static
-from dnw_graph.wiring import DNW, RuleState
+from dnw_graph.wiring import DNW, Candidates
 from tests.conftest import relative_error
 from tests.dnw_graph.test_aggregation import gradients
 
@@ -175,7 +175,7 @@ def test_state_dicts_round_trip_and_hold_learned_things_only() -> None:
     learned = {n for n in model.state_dict() if n.startswith("graph.")} - {
         f"graph.{n}" for n, _ in model.graph.named_parameters()
     }
-    assert all("norm" in n or n == "graph.rule_edge_id" for n in learned)
+    assert all("norm" in n or n == "graph.choice.edge_id" for n in learned)
 
 
 def test_moves_to_a_device_and_a_type(device: str) -> None:
@@ -256,7 +256,7 @@ def test_resetting_draws_weights_wiring_and_node_functions_anew() -> None:
     graph.nodes[0].norm.running_mean += 1
     graph.reset_parameters()
     after = graph.state_dict()
-    for name in ("weight", "rule_edge_id", "nodes.0.conv.weight"):
+    for name in ("weight", "choice.edge_id", "nodes.0.conv.weight"):
         assert not torch.equal(before[name], after[name]), name
     assert float(after["nodes.0.norm.running_mean"].abs().max()) == 0.0
 
@@ -385,11 +385,11 @@ def test_to_data_keeps_the_names_of_nodes() -> None:
 def test_validate_names_weights_that_are_not_finite() -> None:
     graph = NeuralGraph(Topology.layered([4, 6, 3]), num_edges=20)
     graph.validate()
-    kept = graph.rule
-    graph.rule = Chosen(torch.tensor([7, 5]))
+    kept = graph.choice.rule
+    graph.choice.rule = Chosen(torch.tensor([7, 5]))
     with pytest.raises(ValueError, match="ascending"):
         graph.validate()
-    graph.rule = kept
+    graph.choice.rule = kept
     graph.weight.data[7] = torch.nan
     with pytest.raises(ValueError, match=r"1 are not, the first with id 7"):
         graph.validate()
@@ -479,7 +479,7 @@ class Chosen(Rule):
     def __init__(self, chosen: Tensor) -> None:
         self.chosen = chosen
 
-    def select(self, weight: Tensor, num_edges: int, state: RuleState) -> Tensor:
+    def select(self, candidates: Candidates) -> Tensor:
         return self.chosen
 
 

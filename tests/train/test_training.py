@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,68 @@ def test_errors_come_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         Training(options(tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "complete"
+    train(options(out, graph="mbv1_dnw", width=0.225, rule="complete", epochs=1))
+    return out
+
+
+@pytest.mark.parametrize(("rule", "weights"), [("lottery", "initial"), ("fine_tune", "last")])
+def test_rules_that_start_from_a_complete_run(
+    complete: Path, tmp_path: Path, rule: str, weights: str
+) -> None:
+    out = tmp_path / rule
+    given = {"graph": "mbv1_dnw", "width": 0.225, "rule": rule, "from_run": str(complete)}
+    train(options(out, **given, epochs=1))
+    theirs = RunFolder(complete).load_weights(weights)
+    trained = RunFolder(complete).load_weights("last")
+    ours, after = RunFolder(out).load_weights("initial"), RunFolder(out).load_weights("last")
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    for name, ids in ((n, v) for n, v in after.items() if n.endswith("edge_id")):
+        size = trained[name.replace("choice.edge_id", "weight")].abs()
+        assert float(size[ids].min()) >= float(size.index_fill(0, ids, 0).max())
+        assert torch.equal(ids, ours[name])
+    assert not torch.equal(ours["stem.weight"], after["stem.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rule": "lottery"}, r"rule lottery keeps the largest .*--rule complete.*--from"),
+        ({"rule": "lottery", "from_run": "nowhere"}, r"nowhere is not a run folder"),
+        ({"rule": "lottery", "from_run": "FINISHED"}, r"run of mbv1 with rule of its own; it has"),
+        ({"rule": "dnw", "from_run": "COMPLETE"}, r"for the rules lottery and fine_tune, not for"),
+        (
+            {"rule": "lottery", "from_run": "COMPLETE", "norm_eps": 1e-5},
+            r"trained with norm_eps 0.001, not 1e-05; give the same",
+        ),
+        (
+            {"rule": "fine_tune", "from_run": "COMPLETE", "init": "COMPLETE"},
+            r"takes its weights from --from, so leave --init out",
+        ),
+        ({"rule": "rigl(fraction=2)"}, r"fraction must be a share of the edges"),
+        ({"rule": "lotery"}, r"did you mean 'lottery'"),
+    ],
+)
+def test_rules_and_runs_that_do_not_go_together(
+    complete: Path, finished: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    places = {"COMPLETE": str(complete), "FINISHED": str(finished)}
+    given = {k: places.get(str(v), v) for k, v in changes.items()}
+    with pytest.raises(ValueError, match=message):
+        train(options(tmp_path / "run", graph="mbv1_dnw", width=0.225, **given))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unfinished_complete_run_is_no_start(complete: Path, tmp_path: Path) -> None:
+    run = tmp_path / "unfinished"
+    shutil.copytree(complete, run)
+    (run / "summary.json").unlink()
+    with pytest.raises(ValueError, match=r"is not finished; finish it with --resume"):
+        train(options(tmp_path / "run", graph="mbv1_dnw", rule="lottery", from_run=str(run)))
 
 
 def test_a_run_of_another_model_is_not_resumed(finished: Path) -> None:

@@ -1,0 +1,100 @@
+"""What a run may begin from: the network of another one, or the wiring that another one found."""
+
+from torch import Tensor, nn
+
+import dnw_graph
+from dnw_graph.wiring import Wired
+from train.options import Options
+from train.run import RunFolder
+
+
+def check_classes(folder: RunFolder, theirs: tuple[str, ...], ours: tuple[str, ...]) -> None:
+    """Raise a ``ValueError`` where images have other classes than those a run was trained on."""
+    if theirs != ours:
+        at = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), None)
+        which = "" if at is None else f"; the first to differ are {theirs[at]!r} and {ours[at]!r}"
+        raise ValueError(
+            f"{folder.path} was trained on {len(theirs)} classes, the data have {len(ours)}{which}"
+        )
+
+
+def network_weights(folder: RunFolder, network: nn.Module) -> dict[str, Tensor]:
+    """Return the trained weights of a run for a network, all but its classifier.
+
+    Raises:
+        ValueError: The run's network is another one.
+    """
+    theirs, ours = folder.load_weights("last"), network.state_dict()
+    taken = {k: v for k, v in theirs.items() if not k.startswith("classifier.")}
+    kept = {k for k in ours if k.startswith("classifier.")}
+    apart = sorted((taken.keys() | kept) ^ ours.keys())
+    apart += [k for k in taken if k in ours and taken[k].shape != ours[k].shape]
+    if apart:
+        given = folder.load_config().options.network
+        raise ValueError(
+            f"--init {folder.path} is {given.graph} at width {given.width}, another network "
+            f"than the one to train (they differ at {', '.join(apart[:3])}); give the same "
+            "--graph, --width and --rule"
+        )
+    return taken
+
+
+def check_from(options: Options, network: nn.Module) -> None:
+    """Raise a ``ValueError`` unless rule and ``--from`` go together.
+
+    Args:
+        options: The options of a new run.
+        network: Its network, without memory for its weights.
+    """
+    sources = {m.choice.rule.starts_from for m in network.modules() if isinstance(m, Wired)}
+    rule, run = options.network.rule, options.run
+    if sources <= {"itself"}:
+        if run.from_run is not None:
+            raise ValueError(
+                f"--from {run.from_run} is for the rules lottery and fine_tune, not for "
+                f"{rule or options.network.graph}; --init starts from another run's network"
+            )
+        return
+    if run.from_run is None:
+        raise ValueError(
+            f"rule {rule} keeps the largest weights of a trained complete graph: train one with "
+            "--rule complete, and name its run folder with --from"
+        )
+    if run.init is not None:
+        raise ValueError(f"rule {rule} takes its weights from --from, so leave --init out")
+    folder = RunFolder(run.from_run)
+    theirs, ours = folder.load_config().options, options.network
+    kept = theirs.network
+    if kept.rule != "complete" and kept.graph != "mbv1_complete":
+        raise ValueError(
+            f"--from {folder.path} is a run of {kept.graph} with rule {kept.rule or 'of its own'}; "
+            "it has to be one with --rule complete"
+        )
+    if not (folder.path / "summary.json").exists():
+        raise ValueError(
+            f"--from {folder.path} is not finished; finish it with --resume {folder.path}"
+        )
+    for name in ("norm_eps", "stem_stride"):
+        if getattr(kept, name) != getattr(ours, name):
+            raise ValueError(
+                f"--from {folder.path} was trained with {name} {getattr(kept, name)}, not "
+                f"{getattr(ours, name)}; give the same"
+            )
+
+
+def inherit(model: nn.Module, from_run: str, classes: tuple[str, ...]) -> None:
+    """Give a network the wiring, and the weights, of a finished run of the complete graph.
+
+    Raises:
+        ValueError: The run has other classes, or another network.
+    """
+    folder = RunFolder(from_run)
+    check_classes(folder, folder.load_config().classes, classes)
+    weights = {
+        "initial": folder.load_weights("initial"),
+        "trained": folder.load_weights("last"),
+    }
+    try:
+        dnw_graph.inherit(model, **weights)
+    except ValueError as error:
+        raise ValueError(f"--from {folder.path}: {error}") from error
