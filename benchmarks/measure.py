@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from train import provenance
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -67,23 +69,7 @@ def wait(device: str) -> None:
 
 def machine(device: str) -> str:
     """Return versions, processor and threads in one line."""
-    if device.startswith("cuda"):
-        where = torch.cuda.get_device_name(device)
-    else:
-        where = (
-            f"{platform.machine()} CPU ({_processor()}), "
-            f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-        )
     return (
         f"torch {torch.__version__}, numpy {np.__version__}, Python {platform.python_version()}, "
-        f"{where}"
+        f"{provenance.machine(device)}"
     )
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        return platform.processor()
-    return names[0] if names else platform.processor()

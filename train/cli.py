@@ -15,13 +15,16 @@ from train.options import Options, check_names
 from train.run import RunFolder
 
 
-def parse_options(args: Sequence[str], prog: str, description: str) -> Options:
+def parse_options(
+    args: Sequence[str], prog: str, description: str, defaults: Options | None = None
+) -> Options:
     """Return the options that flags give; they override ``--recipe FILE``, and it ``--resume RUN``.
 
     Args:
         args: The flags.
         prog: What the command is called.
         description: What it does, for ``--help``.
+        defaults: Options where nothing else is said.
 
     Raises:
         ValueError: A recipe that cannot be read, or has an unknown key; not a run folder.
@@ -34,7 +37,7 @@ def parse_options(args: Sequence[str], prog: str, description: str) -> Options:
     recipes = [(path, read_recipe(path)) for path in map(_find_recipe, found.recipe)]
     resume = [values.pop("resume") for _, values in recipes if "resume" in values]
     resume += [found.resume] if found.resume is not None else []
-    options = Options()
+    options = defaults or Options()
     if resume:
         options = options.replace(resume=resume[-1])  # says so if it is empty
         options = RunFolder(resume[-1]).load_config().options.replace(resume=resume[-1])
@@ -91,6 +94,15 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"recipe {path}: {error}") from None
     return values
+
+
+def load_recipe(name: str) -> Options:
+    """Return the options of a recipe that comes along.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    return parse_options([f"--recipe={name}"], "", "")
 
 
 def as_flags(values: dict[str, Any]) -> list[str]:

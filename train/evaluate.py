@@ -33,7 +33,8 @@ def evaluate(
     config = folder.load_config()
     fabric = make_fabric(device, config.options.run.precision)
     model = fabric.setup(folder.load_model(weights))
-    source = open_source(data or config.options.data.data, training=False)
+    given = config.options.data
+    source = open_source(data or given.data, training=False, dataset=given.dataset)
     check_classes(folder, config.classes, source.classes)
     batches = make_batches(source, config, fabric.device)
     normalize = Normalize(config).to(fabric.device)

@@ -41,9 +41,22 @@ def resume(run: str | Path, **changes: Any) -> dict[str, Any]:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command."""
+    run_training(args, "python -m train.imagenet", __doc__ or "", Options())
+
+
+def run_training(
+    args: Sequence[str] | None, prog: str, description: str, defaults: Options
+) -> None:
+    """Train as flags say, and print the summary.
+
+    Args:
+        args: The flags; those of the command line unless given.
+        prog: What the command is called.
+        description: What it does.
+        defaults: Options where flags say nothing.
+    """
     args = sys.argv[1:] if args is None else args
-    description = (__doc__ or "").strip()
-    options = parse_options(args, "python -m train.imagenet", description)
+    options = parse_options(args, prog, description.strip(), defaults)
     training = Training(options)
     print(f"training {options.network.graph} into {training.folder.path}")
     summary = training.fit()

@@ -3,6 +3,7 @@
 import math
 import time
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ class Training:
         network = check_network(options)
         past = check_resume(options)
         self.folder = past.folder if past else check_new(options, network)
-        source = open_source(options.data.data)
+        given = options.data
+        source = open_source(given.data, dataset=given.dataset, train_images=given.train_images)
         if past:
             past.check_images(source)
         options = options.replace(resume=None, out=options.run.out or str(self.folder.path))
@@ -189,6 +191,8 @@ class Training:
                     if not bar.disable:
                         show(bar, loss_mean, accuracy, before, self.plain_model)
         trained = time.perf_counter() - start
+        if self.epoch + 1 == self.options.optimization.epochs:
+            self.recalibrate(self.options.optimization.recalibrate)
         measured = evaluate(
             self.model, self.normalize, self.batches.validation(), len(self.config.classes)
         )
@@ -206,6 +210,25 @@ class Training:
             "seconds_training": trained,
             "seconds_stepping": stepping,
         }
+
+    def recalibrate(self, number: int) -> None:
+        """Take normalisation statistics anew, over some batches, of the network as it is now."""
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if not number or not norms:
+            return
+        self.model.eval()
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean of all batches alike
+            norm.train()
+        epoch = self.options.optimization.epochs  # none that was trained on
+        with torch.no_grad():
+            for images, _ in islice(self.batches.train(epoch), number):
+                self.model(self.normalize(images.to(self.fabric.device)))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        self.model.train()
 
     def check_loss(self, loss: float, step: int) -> None:
         """Raise a ``ValueError`` where the mean loss up to a step is not finite."""
@@ -245,6 +268,7 @@ class Training:
             "candidate_edges": counted.candidate_edges,
             "dead_nodes": counted.dead_nodes,
             "seconds": sum(row["seconds"] for row in self.rows),
+            "device": str(self.fabric.device),
             "images_per_second": len(self.rows)
             / sum(1 / row["images_per_second"] for row in self.rows),
         }

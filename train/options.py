@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 from typeguard import TypeCheckError, check_type
 
+from train.data import Dataset
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions:
@@ -37,6 +39,10 @@ class DataOptions:
     data: str | None = None
     """Folder that holds train/<class>/* and val/<class>/* (or test/), or "digits" for
     scikit-learn's handwritten digits; $DNW_DATA/imagenet, then data/imagenet unless given."""
+    dataset: Dataset = "imagenet"
+    """Kind of images: photographs are cropped, CIFAR-10's moved; sets normalisation as well."""
+    train_images: int | None = None
+    """Training images to use, as many of each class; all unless given."""
     image_size: int = 224
     """Height and width the network sees, in pixels."""
     workers: int | Literal["auto"] = "auto"
@@ -58,6 +64,8 @@ class OptimizationOptions:
     """Momentum of SGD."""
     weight_decay: float = 5e-5
     """Weight decay of SGD, on every parameter."""
+    recalibrate: int = 0
+    """Batches over which normalisation statistics are taken anew for the final wiring."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +115,8 @@ class Options:
             if not 0 <= getattr(optimization, name) < below:
                 limit = "a finite number" if below == math.inf else f"below {below:g}"
                 raise ValueError(f"{name} must be {limit}, and not negative")
+        if optimization.recalibrate < 0:
+            raise ValueError("recalibrate must be 0 or more batches")
         if self.data.workers != "auto" and self.data.workers < 0:
             raise ValueError("workers must be 0 or more")
         if not 0 <= self.run.seed < 2**32:

@@ -38,7 +38,7 @@ class Predictor:
         self._model = fabric.setup(folder.load_model(weights))
         self._normalize = Normalize(self.config).to(fabric.device)
         size = self.config.options.data.image_size
-        self._transform = evaluation_transform(self.config.natural, size)
+        self._transform = evaluation_transform(self.config.augmentation, size)
 
     def __call__(self, path: str | Path, most: int = 5) -> list[Guess]:
         """Return the likeliest classes of a picture with their probabilities, best first.

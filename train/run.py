@@ -13,11 +13,9 @@
 import csv
 import json
 import os
-import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -29,8 +27,9 @@ from torch import Tensor, nn
 from typeguard import TypeCheckError, check_type
 
 from models import create_model
-from train.data import Source
+from train.data import Augmentation, Source
 from train.options import Options
+from train.provenance import versions
 
 Weights = Literal["initial", "last", "best"]
 
@@ -44,7 +43,7 @@ class RunConfig:
         classes: Names of the classes, by label.
         mean: Of each channel, for pixels from 0 to 1.
         std: Likewise the standard deviation.
-        natural: Whether pictures are cropped to the centre (rather than squeezed).
+        augmentation: What may be done to pictures.
         split: Which images the network was measured on.
     """
 
@@ -52,7 +51,7 @@ class RunConfig:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    natural: bool
+    augmentation: Augmentation
     split: str
 
     @classmethod
@@ -63,7 +62,7 @@ class RunConfig:
             classes=source.classes,
             mean=source.mean,
             std=source.std,
-            natural=source.natural,
+            augmentation=source.augmentation,
             split=source.split,
         )
 
@@ -74,7 +73,7 @@ class RunConfig:
         Raises:
             ValueError: Something is missing or of the wrong type.
         """
-        given = {name: values[name] for name in ("natural", "split")}
+        given = {name: values[name] for name in ("augmentation", "split")}
         given |= {name: tuple(values[name]) for name in ("classes", "mean", "std")}
         for name, hint in get_type_hints(cls).items():
             if name in given:
@@ -88,7 +87,7 @@ class RunConfig:
             "classes": list(self.classes),
             "mean": list(self.mean),
             "std": list(self.std),
-            "natural": self.natural,
+            "augmentation": self.augmentation,
             "split": self.split,
             "versions": versions(),
         }
@@ -158,12 +157,12 @@ class RunFolder:
         if self.path.exists():
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True)
-        _atomically(self.path / "config.yaml", lambda path: path.write_text(text))
+        atomically(self.path / "config.yaml", lambda path: path.write_text(text))
 
     def save_config(self, config: RunConfig) -> None:
         """Write ``config.yaml``."""
         text = _as_yaml(config)
-        _atomically(self.path / "config.yaml", lambda path: path.write_text(text))
+        atomically(self.path / "config.yaml", lambda path: path.write_text(text))
 
     def load_config(self) -> RunConfig:
         """Read ``config.yaml``.
@@ -187,7 +186,7 @@ class RunFolder:
         tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
         metadata = {"config": json.dumps(config.to_dict())}
         path = self.path / f"{name}.safetensors"
-        _atomically(path, lambda to: save_file(tensors, to, metadata=metadata))
+        atomically(path, lambda to: save_file(tensors, to, metadata=metadata))
 
     def load_weights(self, name: Weights) -> dict[str, Tensor]:
         """Read ``<name>.safetensors``.
@@ -229,7 +228,7 @@ class RunFolder:
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Write ``resume.pt``."""
-        _atomically(self.path / "resume.pt", lambda path: torch.save(dict(state), path))
+        atomically(self.path / "resume.pt", lambda path: torch.save(dict(state), path))
 
     def load_state(self) -> dict[str, Any]:
         """Read ``resume.pt``, refusing anything that would execute code.
@@ -258,23 +257,12 @@ class RunFolder:
                 writer.writeheader()
                 writer.writerows(rows)
 
-        _atomically(self.path / "metrics.csv", write)
+        atomically(self.path / "metrics.csv", write)
 
     def save_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``."""
         text = json.dumps(summary, indent=2) + "\n"
-        _atomically(self.path / "summary.json", lambda path: path.write_text(text))
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that matter."""
-    found = {"python": platform.python_version()}
-    for name in ("dnw-graph", "torch", "torchvision", "torch-geometric", "lightning", "numba"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+        atomically(self.path / "summary.json", lambda path: path.write_text(text))
 
 
 _OWN = {
@@ -296,8 +284,12 @@ def _as_yaml(config: RunConfig) -> str:
     return text
 
 
-def _atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name, then rename it: whatever happens, no half is left."""
+def atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name, then rename it: whatever happens, no half is left.
+
+    Raises:
+        OSError: It could not be written; what was there before still is.
+    """
     half = path.with_name(f".{path.name}.half")
     try:
         half.touch()

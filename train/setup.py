@@ -1,7 +1,7 @@
 """What has to be right before training starts: device, folder, images, what a run begins from."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from train.data import Batches, Source
+from train.data import Batches, ResidentBatches, Source, fits
 from train.options import Options
 from train.run import RunConfig, RunFolder, build_network
 from train.start import check_classes, check_from, network_weights
@@ -38,15 +38,22 @@ def make_fabric(device: str, precision: str) -> Fabric:
     )
 
 
-def make_batches(source: Source, config: RunConfig, device: torch.device) -> Batches:
+def make_batches(
+    source: Source, config: RunConfig, device: torch.device
+) -> Batches | ResidentBatches:
     """Return the batches of a run, on its own images or others."""
-    options = config.options
+    options, source = config.options, replace(source, augmentation=config.augmentation)
+    size, batch_size = options.data.image_size, options.optimization.batch_size
+    seed = options.run.seed
+    if fits(source):
+        return ResidentBatches(
+            source, image_size=size, batch_size=batch_size, seed=seed, device=device
+        )
     return Batches(
         source,
-        natural=config.natural,
-        image_size=options.data.image_size,
-        batch_size=options.optimization.batch_size,
-        seed=options.run.seed,
+        image_size=size,
+        batch_size=batch_size,
+        seed=seed,
         workers=options.data.workers,
         on_cpu=device.type == "cpu",
     )

@@ -9,9 +9,18 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from train.data import Batches, evaluation_transform, open_source, read_image
+from train.data import (
+    Batches,
+    ResidentBatches,
+    cache,
+    evaluation_transform,
+    fits,
+    open_source,
+    read_image,
+)
 from train.data.images import FileImages, MemoryImages
 from train.data.sources import Source
+from train.data.transforms import shift
 
 
 def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (20, 16)) -> Path:
@@ -186,11 +195,11 @@ def test_digits_are_split_the_same_way_always() -> None:
     source = open_source("digits")
     assert (len(source.train), len(source.validation)) == (1438, 359)
     assert source.train[0].shape == (3, 8, 8)
-    assert not source.natural
+    assert source.augmentation == "none"
 
 
 def batches(source: Source, **options: object) -> Batches:
-    return Batches(source, **{"natural": True, "image_size": 12, "batch_size": 2, **options})
+    return Batches(source, **{"image_size": 12, "batch_size": 2, **options})
 
 
 def test_batches_depend_on_seed_epoch_and_place_alone(root: Path) -> None:
@@ -261,14 +270,14 @@ def test_a_file_that_breaks_later_is_named_without_a_traceback(
 
 def test_a_strip_is_cropped_rather_than_enlarged(tmp_path: Path) -> None:
     Image.new("RGB", (200_000, 1)).save(tmp_path / "strip.png")
-    assert evaluation_transform(True, 224)(read_image(tmp_path / "strip.png")).shape == (
+    assert evaluation_transform("crop", 224)(read_image(tmp_path / "strip.png")).shape == (
         3,
         224,
         224,
     )
     image = torch.randint(0, 255, (3, 40, 60), dtype=torch.uint8)
     plain = v2.Compose([v2.Resize(37), v2.CenterCrop(32)])
-    assert torch.equal(evaluation_transform(True, 32)(image), plain(image))
+    assert torch.equal(evaluation_transform("crop", 32)(image), plain(image))
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
@@ -276,3 +285,155 @@ def test_pictures_of_unknown_range_are_refused(tmp_path: Path, mode: str) -> Non
     Image.new(mode, (4, 4)).save(tmp_path / "x.tif")
     with pytest.raises(ValueError, match=r"x.tif cannot be read as a picture \(32 bits a channel"):
         read_image(tmp_path / "x.tif")
+
+
+def small(root: Path, number: int = 5, size: int = 32) -> Path:
+    """Make a folder of two classes of small pictures, all of one size."""
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            for i in range(number):
+                picture(root / split / name / f"{i}.png", size=(size, size))
+    return root
+
+
+def test_cifar10_is_read_from_a_folder_of_classes(tmp_path: Path) -> None:
+    source = open_source(str(small(tmp_path)), dataset="cifar10")
+    assert (source.augmentation, source.split) == ("shift", "test")
+    assert source.mean == (0.491, 0.482, 0.447)
+    assert len(source.train) == 10
+
+
+def test_cifar10_is_read_as_torchvision_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Kept:
+        classes = ("cat", "dog")
+
+        def __init__(self, root: str, train: bool, download: bool) -> None:
+            assert root == str(tmp_path / "cifar10")
+            self.data = np.arange(3 * 32 * 32 * 3).astype(np.uint8).reshape(3, 32, 32, 3)
+            self.targets = [1, 0, 1]
+
+    monkeypatch.setattr("train.data.sources.CIFAR10", Kept)
+    monkeypatch.setenv("DNW_DATA", str(tmp_path))
+    source = open_source(None, dataset="cifar10")
+    assert source.classes == ("cat", "dog")
+    assert source.train.labels.tolist() == [1, 0, 1]
+    assert source.train[0][:, 0, 0].tolist() == [0, 1, 2]
+
+
+def test_cifar10_that_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("train.data.sources.CIFAR10", refuse)
+    monkeypatch.setenv("DNW_DATA", str(tmp_path))
+    with pytest.raises(ValueError, match=r"not be downloaded \(no route to host\); give --data"):
+        open_source(None, dataset="cifar10")
+    with pytest.raises(ValueError, match=r"--data nowhere: there is no such folder; give --data"):
+        open_source("nowhere", dataset="cifar10")
+    (tmp_path / "notes.txt").write_text("no images")
+    with pytest.raises(ValueError, match=r"does not hold CIFAR-10; give --data DIR"):
+        open_source(str(tmp_path), dataset="cifar10")
+
+
+def test_a_subset_has_as_many_of_each_class(tmp_path: Path) -> None:
+    source = open_source(str(small(tmp_path)), train_images=7)
+    assert source.train.labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert torch.equal(source.train[4], read_image(tmp_path / "train" / "dog" / "0.png"))
+    with pytest.raises(ValueError, match=r"--train-images must be 1 to 10.*got 11"):
+        open_source(str(tmp_path), train_images=11)
+
+
+def test_decoded_pictures_are_kept_until_a_file_changes(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DNW_CACHE", str(tmp_path / "cache"))
+    read = []
+    monkeypatch.setattr(
+        "train.data.images.read_image", lambda path: read.append(path) or read_image(path)
+    )
+    first = open_source(str(root))
+    assert len(read) == 10
+    again = open_source(str(root))
+    assert len(read) == 10
+    assert all(torch.equal(first.train[i], again.train[i]) for i in range(6))
+    picture(root / "train" / "dog" / "0.png", size=(9, 9))
+    assert open_source(str(root)).train[3].shape == (3, 9, 9)
+    assert len(read) == 16
+
+
+@pytest.mark.parametrize("damage", ["truncated", "unwritable"])
+def test_a_cache_that_fails_is_said_and_done_without(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    place = root / "cache"
+    monkeypatch.setenv("DNW_CACHE", str(place))
+    if damage == "unwritable":
+        place.write_text("a file, not a folder")
+    else:
+        open_source(str(root))
+        for file in place.iterdir():
+            file.write_bytes(file.read_bytes()[:50])
+    assert len(open_source(str(root)).train) == 6
+    assert ("is not used" in caplog.text) == (damage == "truncated")
+    assert ("are not kept" in caplog.text) == (damage == "unwritable")
+
+
+def test_nothing_large_is_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DNW_CACHE", str(root / "cache"))
+    monkeypatch.setattr(cache, "MOST", 100)
+    open_source(str(root))
+    assert not (root / "cache").exists()
+
+
+def resident(root: Path, **options: object) -> ResidentBatches:
+    source = open_source(str(root), dataset="cifar10")
+    return ResidentBatches(source, **{"image_size": 32, "batch_size": 3, **options})
+
+
+def test_resident_batches_depend_on_seed_epoch_and_step_alone(tmp_path: Path) -> None:
+    root = small(tmp_path)
+    first = list(resident(root).train(epoch=1))
+    assert [images.shape for images, _ in first] == [(3, 3, 32, 32)] * 3
+    again, rest = list(resident(root).train(epoch=1)), list(resident(root).train(1, first_step=2))
+    for batch, same in [*zip(first, again, strict=True), (first[2], rest[0])]:
+        assert all(torch.equal(a, b) for a, b in zip(batch, same, strict=True))
+    for other in (resident(root).train(epoch=2), resident(root, seed=1).train(epoch=1)):
+        assert not all(torch.equal(x[0], y[0]) for x, y in zip(first, other, strict=True))
+
+
+def test_resident_batches_hold_what_others_do(tmp_path: Path) -> None:
+    root = small(tmp_path)
+    source = open_source(str(root), dataset="cifar10")
+    assert fits(source)
+    assert not fits(open_source(str(root)))  # photographs are cropped one by one
+    theirs = Batches(source, image_size=16, batch_size=4)
+    ours = resident(root, image_size=16, batch_size=4)
+    for (x, a), (y, b) in zip(theirs.validation(), ours.validation(), strict=True):
+        assert torch.equal(x, y)
+        assert torch.equal(a, b)
+    for (_, a), (_, b) in zip(theirs.train(3), ours.train(3), strict=True):
+        assert torch.equal(a, b)  # the same order
+    with pytest.raises(ValueError, match="--batch-size 11 is larger than the 10 training images"):
+        resident(root, batch_size=11).check()
+
+
+def test_a_shift_moves_and_mirrors_each_image_on_its_own() -> None:
+    images = torch.arange(1, 1 + 64 * 32 * 32).reshape(64, 1, 32, 32)
+    moved = shift(images, torch.Generator().manual_seed(0))
+    assert torch.equal(moved, shift(images, torch.Generator().manual_seed(0)))
+    seen = set()
+    for before, after in zip(images[:, 0], moved[:, 0], strict=True):
+        padded = torch.nn.functional.pad(before, [4] * 4)
+        places = {
+            (dy, dx, mirrored)
+            for dy in range(9)
+            for dx in range(9)
+            for mirrored in (False, True)
+            if torch.equal(after.flip(1) if mirrored else after, padded[dy : dy + 32, dx : dx + 32])
+        }
+        assert len(places) == 1
+        seen |= places
+    assert len(seen) > 40
+    assert {dy for dy, _, _ in seen} == {dx for _, dx, _ in seen} == set(range(9))

@@ -267,17 +267,17 @@ def test_a_run_is_not_resumed_on_other_images(
     fewer = dataclasses.replace(
         whole, train=MemoryImages(list(whole.train)[:-1], whole.train.labels[:-1])
     )
-    monkeypatch.setattr("train.loop.open_source", lambda _: fewer)
+    monkeypatch.setattr("train.loop.open_source", lambda *_, **__: fewer)
     with pytest.raises(ValueError, match=r"other images \(1438 images, .* given: 1437 images"):
         resume(tmp_path / "run")
     inverted = dataclasses.replace(
         whole, train=MemoryImages([255 - x for x in whole.train], whole.train.labels)
     )
-    monkeypatch.setattr("train.loop.open_source", lambda _: inverted)
+    monkeypatch.setattr("train.loop.open_source", lambda *_, **__: inverted)
     with pytest.raises(ValueError, match=r"other images \(1438 images, .* given: 1438 images"):
         resume(tmp_path / "run")
     other = dataclasses.replace(whole, classes=("zero", *whole.classes[1:]))
-    monkeypatch.setattr("train.loop.open_source", lambda _: other)
+    monkeypatch.setattr("train.loop.open_source", lambda *_, **__: other)
     with pytest.raises(ValueError, match=r"the first to differ are '0' and 'zero'"):
         resume(tmp_path / "run")
 

@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 
 from train.data.images import Images, MemoryImages
 from train.data.sources import Source
+from train.data.transforms import evaluation_transform, training_transform
 
 Key = tuple[int, int]  # epoch, index
 Loaded = tuple[Tensor, int] | ValueError  # image and label, or why there is none
@@ -26,7 +27,6 @@ class Batches:
 
     Args:
         source: The images.
-        natural: Whether pictures are cropped, in training at random and mirrored, or squeezed.
         image_size: Height and width to return, in pixels.
         batch_size: Images a batch; the last of an epoch is left out of training if smaller.
         seed: Of order and augmentation.
@@ -38,7 +38,6 @@ class Batches:
         self,
         source: Source,
         *,
-        natural: bool,
         image_size: int,
         batch_size: int,
         seed: int = 0,
@@ -51,8 +50,8 @@ class Batches:
         idle = on_cpu and isinstance(source.train, MemoryImages)
         automatic = 0 if idle else min(8, os.cpu_count() or 1)
         processes = automatic if workers == "auto" else workers
-        train = _training_transform(natural, image_size)
-        held_out = evaluation_transform(natural, image_size)
+        train = training_transform(source.augmentation, image_size)
+        held_out = evaluation_transform(source.augmentation, image_size)
         self._order = _Order(self.num_train, batch_size, seed)
         self._train = DataLoader(
             _Transformed(source.train, train, seed),
@@ -75,11 +74,7 @@ class Batches:
 
     def check(self) -> None:
         """Raise a ``ValueError`` where there are fewer training images than one batch has."""
-        if self.steps == 0:
-            raise ValueError(
-                f"--batch-size {self.batch_size} is larger than the {self.num_train} training "
-                "images; give a smaller one"
-            )
+        check_batch_size(self.batch_size, self.num_train)
 
     def train(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images ``[B, 3, H, W]``, uint8, and labels ``[B]`` of an epoch, from a step on.
@@ -99,6 +94,22 @@ class Batches:
         yield from map(_unpack, self._validation)
 
 
+def batch_indices(num_images: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order of an epoch ``[steps, batch_size]``; what is left over is not seen."""
+    order = np.random.default_rng([seed, epoch]).permutation(num_images)
+    steps = num_images // batch_size
+    return order[: steps * batch_size].reshape(steps, batch_size)
+
+
+def check_batch_size(batch_size: int, num_train: int) -> None:
+    """Raise a ``ValueError`` where there are fewer training images than one batch has."""
+    if batch_size > num_train:
+        raise ValueError(
+            f"--batch-size {batch_size} is larger than the {num_train} training images; give a "
+            "smaller one"
+        )
+
+
 class _Order(Sampler[list[Key]]):
     """The keys of an epoch's batches: a permutation that depends on seed and epoch."""
 
@@ -110,9 +121,8 @@ class _Order(Sampler[list[Key]]):
         return self.num_images // self.batch_size - self.first_step
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_images)
-        for step in range(self.first_step, self.num_images // self.batch_size):
-            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+        batches = batch_indices(self.num_images, self.batch_size, self.seed, self.epoch)
+        for chosen in batches[self.first_step :]:
             yield [(self.epoch, int(i)) for i in chosen]
 
 
@@ -152,33 +162,3 @@ def _unpack(batch: tuple[Tensor, Tensor] | ValueError) -> tuple[Tensor, Tensor]:
     if isinstance(batch, ValueError):
         raise batch
     return batch
-
-
-def _training_transform(natural: bool, size: int) -> v2.Transform:
-    """Return the transform of training images, from bytes to bytes."""
-    if not natural:
-        return v2.Resize((size, size))
-    return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()])
-
-
-def evaluation_transform(natural: bool, size: int) -> v2.Transform:
-    """Return the paper's: the shorter side to 256 / 224 of the size, then the centre.
-
-    Args:
-        natural: Whether pictures may be cropped; else they are squeezed.
-        size: Height and width to return, in pixels.
-    """
-    if not natural:
-        return v2.Resize((size, size))
-    return v2.Compose([_shorten, v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
-
-
-def _shorten(image: Tensor) -> Tensor:
-    """Cut a strip to its centre, or enlarging it would fill the memory with what is cropped."""
-    height, width = image.shape[-2:]
-    limit = LONGEST * min(height, width)
-    return v2.functional.center_crop(image, [min(height, limit), min(width, limit)])
-
-
-LONGEST = 16
-"""Longer side over shorter side up to which a picture is resized whole."""

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from train.data import cache
 from train.data.read import image_bytes, read_image
 
 
@@ -25,6 +26,9 @@ class Images(Protocol):
     def __getitem__(self, index: int) -> Tensor:
         """Return a picture ``[3, H, W]``, uint8."""
 
+    def select(self, indices: Sequence[int]) -> "Images":
+        """Return some of them."""
+
 
 @dataclass(frozen=True)
 class FileImages:
@@ -39,6 +43,10 @@ class FileImages:
     def __getitem__(self, index: int) -> Tensor:
         """See :class:`Images`."""
         return read_image(self.paths[index])
+
+    def select(self, indices: Sequence[int]) -> "FileImages":
+        """See :class:`Images`."""
+        return FileImages([self.paths[i] for i in indices], self.labels[list(indices)])
 
 
 class MemoryImages:
@@ -60,10 +68,23 @@ class MemoryImages:
     def __len__(self) -> int:
         return len(self._shapes)
 
+    @property
+    def same_size(self) -> bool:
+        """Whether all pictures have one size."""
+        return len(set(self._shapes)) <= 1
+
+    def stacked(self) -> Tensor:
+        """Return pictures of one size as ``[N, 3, H, W]``, in the same memory."""
+        return self._bytes.view(len(self), *(self._shapes[0] if self._shapes else (3, 1, 1)))
+
     def __getitem__(self, index: int) -> Tensor:
         """See :class:`Images`."""
         start, stop = self._starts[index], self._starts[index + 1]
         return self._bytes[start:stop].view(self._shapes[index])
+
+    def select(self, indices: Sequence[int]) -> "MemoryImages":
+        """See :class:`Images`."""
+        return MemoryImages([self[i] for i in indices], self.labels[list(indices)])
 
 
 def load(paths: Sequence[Path], labels: Tensor, memory: int) -> tuple[Images, int]:
@@ -79,8 +100,13 @@ def load(paths: Sequence[Path], labels: Tensor, memory: int) -> tuple[Images, in
     Raises:
         ValueError: A file that is no picture; the message names it.
     """
+    kept = cache.find(paths)
+    if kept is not None and kept.nbytes <= memory:
+        return MemoryImages(kept.pictures(), labels), kept.nbytes
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         needed = sum(pool.map(image_bytes, paths, chunksize=64))
         if needed > memory:
             return FileImages(paths, labels), 0
-        return MemoryImages(list(pool.map(read_image, paths)), labels), needed
+        pictures = list(pool.map(read_image, paths))
+    cache.keep(paths, pictures)
+    return MemoryImages(pictures, labels), needed

@@ -5,15 +5,18 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import psutil
 import torch
+from torchvision.datasets import CIFAR10
 
 from train.data.images import Images, MemoryImages, load
 from train.data.read import SUFFIXES
+from train.data.transforms import Augmentation
 
 MEMORY_SHARE = 0.25
 """Images are kept decoded in memory where they take at most this share of what is free."""
@@ -31,7 +34,7 @@ class Source:
         split: What the validation split is called.
         place: Where the images are: a folder, absolute, or the name of a data set.
         classes: Names, by label.
-        natural: Whether pictures may be cropped and mirrored.
+        augmentation: What may be done to pictures.
         mean: Of each channel, for pixels from 0 to 1.
         std: Likewise the standard deviation.
     """
@@ -41,7 +44,7 @@ class Source:
     split: str
     place: str
     classes: tuple[str, ...]
-    natural: bool
+    augmentation: Augmentation
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -52,19 +55,108 @@ class Source:
             checksum = zlib.crc32(self.train[int(i)].numpy().tobytes(), checksum)
         return f"{len(self.train)} images, checksum {checksum:08x}"
 
+    def subset(self, number: int) -> "Source":
+        """Return the same with so many training images, the first of each class alike.
 
-def open_source(data: str | None, training: bool = True) -> Source:
+        Raises:
+            ValueError: There are not that many.
+        """
+        labels = self.train.labels
+        if not 1 <= number <= len(labels):
+            raise ValueError(
+                f"--train-images must be 1 to {len(labels):,}, the training images there are, "
+                f"got {number:,}"
+            )
+        rank = torch.zeros_like(labels)
+        for label in range(len(self.classes)):
+            own = labels == label
+            rank[own] = torch.arange(int(own.sum()))
+        chosen = (rank * len(self.classes) + labels).argsort()[:number].sort().values
+        return replace(self, train=self.train.select(chosen.tolist()))
+
+
+Dataset = Literal["imagenet", "cifar10"]
+
+
+def open_source(
+    data: str | None,
+    training: bool = True,
+    dataset: Dataset = "imagenet",
+    train_images: int | None = None,
+) -> Source:
     """Find and check the images of a run.
 
     Args:
         data: As in :class:`train.options.DataOptions`.
         training: Whether there have to be images to learn from; else there are none.
+        dataset: Likewise.
+        train_images: Likewise.
 
     Raises:
         ValueError: No such folder, an empty class, classes that differ between the splits, a file
             that is no picture; the message names it.
     """
-    return digits() if data == "digits" else folder(_find(data), training)
+    if data == "digits":
+        source = digits()
+    elif dataset == "cifar10":
+        source = cifar10(data, training)
+    else:
+        source = folder(_find(data, "imagenet"), training)
+    return source.subset(train_images) if train_images is not None and training else source
+
+
+def cifar10(data: str | None, training: bool = True) -> Source:
+    """Return CIFAR-10: a folder of images by class, or what torchvision downloads.
+
+    Args:
+        data: A folder, of either kind; ``$DNW_DATA/cifar10`` or ``data/cifar10`` unless given,
+            where it is downloaded to if it is not there.
+        training: Whether there have to be images to learn from.
+
+    Raises:
+        ValueError: No such folder, or nowhere to download from.
+    """
+    places = [Path(root) / "cifar10" for root in (os.environ.get("DNW_DATA"), "data") if root]
+    place = Path(data) if data else next((p for p in places if p.is_dir()), places[0])
+    if data and not place.is_dir():
+        raise ValueError(f"--data {data}: there is no such folder; {_CIFAR10_WAYS}")
+    if (place / "test").is_dir() or (place / "train").is_dir():
+        source = folder(place, training)
+    else:
+        source = _torchvision_cifar10(place, given=data is not None)
+    mean, std = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
+    return replace(source, augmentation="shift", mean=mean, std=std)
+
+
+def _torchvision_cifar10(place: Path, given: bool) -> Source:
+    """Return CIFAR-10 as torchvision keeps it, downloaded if need be."""
+    if given and not (place / "cifar-10-batches-py").is_dir() and any(place.iterdir()):
+        raise ValueError(f"--data {place} does not hold CIFAR-10; {_CIFAR10_WAYS}")
+    splits = []
+    for train in (True, False):
+        try:
+            found = CIFAR10(str(place), train=train, download=True)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"CIFAR-10 is not in {place}, and could not be downloaded "
+                f"({str(error).splitlines()[0]}); {_CIFAR10_WAYS}"
+            ) from error
+        pictures = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
+        splits.append(MemoryImages(list(pictures), torch.tensor(found.targets)))
+    return Source(
+        train=splits[0],
+        validation=splits[1],
+        split="test",
+        place=str(place.resolve()),
+        classes=tuple(found.classes),
+        augmentation="shift",
+    )
+
+
+_CIFAR10_WAYS = (
+    "give --data DIR with train/<class>/* and test/<class>/* in it, or with torchvision's "
+    "cifar-10-batches-py"
+)
 
 
 def digits() -> Source:
@@ -81,7 +173,7 @@ def digits() -> Source:
         split="every fifth digit",
         place="digits",
         classes=tuple(str(name) for name in bunch.target_names),
-        natural=False,
+        augmentation="none",
         mean=(0.3, 0.3, 0.3),
         std=(0.38, 0.38, 0.38),
     )
@@ -121,18 +213,16 @@ def folder(root: Path, training: bool = True) -> Source:
         split=split,
         place=str(root.resolve()),
         classes=tuple(sorted(train)),
-        natural=True,
+        augmentation="crop",
     )
 
 
-def _find(data: str | None) -> Path:
+def _find(data: str | None, name: str) -> Path:
     if data is not None:
         if Path(data).is_dir():
             return Path(data)
         raise ValueError(f"--data {data}: there is no such folder; {_WAYS}")
-    places = [Path("data/imagenet")]
-    if root := os.environ.get("DNW_DATA"):
-        places.insert(0, Path(root) / "imagenet")
+    places = [Path(root) / name for root in (os.environ.get("DNW_DATA"), "data") if root]
     for place in places:
         if place.is_dir():
             return place

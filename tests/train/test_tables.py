@@ -1,0 +1,133 @@
+"""The table runner: what is missing is trained, what is there is kept."""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+import train.tables
+from tests.train.test_data import small
+from train.loop import Training
+from train.run import RunFolder
+from train.tables import main
+
+
+@pytest.fixture
+def cifar(tmp_path: Path) -> Path:
+    return small(tmp_path / "cifar", number=8)
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the recipes of table 2 have batches of 8 images."""
+    load = train.tables.load_recipe
+    monkeypatch.setattr(train.tables, "load_recipe", lambda name: load(name).replace(batch_size=8))
+
+
+def run(place: Path, data: Path, *args: str, epochs: int = 1) -> list[dict[str, str]]:
+    """Run a cut-down table 2, and return the lines of its CSV file."""
+    folders = [f"--runs={place / 'runs'}", f"--results={place / 'results'}"]
+    cut = [f"--epochs={epochs}", "--image-size=16", "--seeds=2", "--device=cpu"]
+    main(["2", f"--data={data}", *folders, *cut, *args])
+    path = place / "results" / f"table2-e{epochs}-s16.csv"
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_missing_cells_are_trained_and_others_kept(
+    tmp_path: Path, cifar: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = run(tmp_path, cifar, "--rows", "random", "lottery")
+    assert [(line["row"], line["seed"]) for line in lines] == [
+        *(("complete", "0"), ("complete", "1")),
+        *(("lottery", "0"), ("lottery", "1"), ("random", "0"), ("random", "1")),
+    ]
+    assert all(line["epochs"] == "1" and float(line["accuracy"]) <= 100 for line in lines)
+    assert all(line["versions"] and line["machine"] for line in lines)
+    folder = tmp_path / "runs" / "table2-e1-s16"
+    config = RunFolder(folder / "lottery-seed1").load_config()
+    assert config.options.run.from_run == str(folder / "complete-seed1")
+    out = capsys.readouterr().out
+    assert "Table 2: ways of finding a wiring, CIFAR-10, cut down: epochs 1, image size 16" in out
+    assert re.search(r"random graph ×0.225 \| [\d.]+ ± [\d.]+ \| 2 \| 87.2 ± 0.1 \|", out)
+    assert re.search(r"DNW ×0.225 \| not run \| 0 \| 89.7 ± 0.2", out)
+
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
+    assert run(tmp_path, cifar, "--rows", "random", "lottery") == lines
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
+
+
+def test_a_table_that_was_stopped_goes_on(
+    tmp_path: Path, cifar: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run(tmp_path / "whole", cifar, "--rows", "random", epochs=2)
+    assert not run(tmp_path, cifar, "--rows", "random", "--time-budget=0", epochs=2)
+    assert "2 of 2 runs are left; the same command goes on with them" in capsys.readouterr().out
+    original = Training.advance
+
+    def stop_after_one(self: Training) -> None:
+        original(self)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "advance", stop_after_one)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, cifar, "--rows", "random", epochs=2)
+    again = run(tmp_path, cifar, "--rows", "random", epochs=2)
+    assert [line["accuracy"] for line in again] == [line["accuracy"] for line in whole]
+
+
+def test_cells_may_be_trained_side_by_side(
+    tmp_path: Path, cifar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = run(tmp_path, cifar, "--rows", "mobilenetv1", "--parallel=2")
+    assert [line["row"] for line in lines] == ["mobilenetv1"] * 2
+
+
+def test_runs_of_other_options_are_not_continued(tmp_path: Path, cifar: Path) -> None:
+    run(tmp_path, cifar, "--rows", "random")
+    (tmp_path / "results" / "table2-e1-s16.csv").unlink()
+    folder = tmp_path / "runs" / "table2-e1-s16" / "random-seed0"
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("lr: 0.1", "lr: 0.2"))
+    with pytest.raises(ValueError, match=r"random-seed0 is a run of other options \(lr\); move it"):
+        run(tmp_path, cifar, "--rows", "random")
+
+
+def test_table_3_counts_without_any_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["3", f"--results={tmp_path}"])
+    out = capsys.readouterr().out
+    assert "Table 3: ImageNet" in out
+    counted = r"MobileNetV1 ×0.25 \| not run \| 0 \| 50.6 \| [\d,]+ \* \| 41,\d+,\d+ \*"
+    assert re.search(counted, out)
+    assert re.search(r"ShuffleNetV2 ×1 \| \| \| 69.4 \(quoted there\) \|", out)
+    assert "runs are left" not in out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["2", "--rows", "dwn"], r"unknown row 'dwn' of table 2 \(known: dnw, random"),
+        (["2", "--seeds=0"], r"seeds must be 1 or more, got 0"),
+        (["2", "--parallel=0"], r"parallel must be 1 or more, got 0"),
+        (["2", "--epochs=0"], r"epochs must be 1 or more"),
+        (["2", "--data=nowhere"], r"--data nowhere: there is no such folder"),
+    ],
+)
+def test_errors(tmp_path: Path, args: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        main([*args, f"--runs={tmp_path}", f"--results={tmp_path}"])
+
+
+def test_a_file_of_something_else_is_left_alone(tmp_path: Path, cifar: Path) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "table2-e1-s16.csv").write_text("name,age\nfoo,3\n")
+    with pytest.raises(ValueError, match=r"has other columns than results have .*move it away"):
+        run(tmp_path, cifar, "--rows", "random")
+    assert (results / "table2-e1-s16.csv").read_text() == "name,age\nfoo,3\n"

@@ -1,0 +1,160 @@
+"""Results of many runs: a line a run in a CSV file, and a table made of them."""
+
+import csv
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dnw_graph import Cost
+from train.options import Options
+from train.provenance import commit, machine, versions
+from train.run import atomically
+from train.table_rows import Row, Table
+
+COLUMNS = (
+    *("row", "seed", "accuracy", "epochs", "parameters", "macs", "seconds"),
+    *("train_images", "image_size", "precision", "commit", "versions", "machine"),
+)
+
+
+class Results:
+    """The finished runs of a table, in a CSV file that is written after each.
+
+    Args:
+        path: The file; it need not be there yet.
+
+    Raises:
+        ValueError: A file of something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[dict[str, str]] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                self.lines = list(reader)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise ValueError(
+                    f"{path} has other columns than results have ({', '.join(COLUMNS)}); move it "
+                    "away, or name another folder with --results"
+                )
+
+    def __contains__(self, cell: tuple[str, int]) -> bool:
+        return any((line["row"], int(line["seed"])) == cell for line in self.lines)
+
+    def of(self, row: str) -> list[dict[str, str]]:
+        """Return the runs of a row."""
+        return [line for line in self.lines if line["row"] == row]
+
+    def add(self, row: str, seed: int, summary: Mapping[str, Any], options: Options) -> None:
+        """Add a finished run, and write the file."""
+        line = {
+            "row": row,
+            "seed": seed,
+            "accuracy": f"{100 * summary['top1']:.2f}",
+            "epochs": summary["epochs"],
+            "parameters": summary["parameters"],
+            "macs": summary["macs"],
+            "seconds": f"{summary['seconds']:.0f}",
+            "train_images": options.data.train_images or "",
+            "image_size": options.data.image_size,
+            "precision": options.run.precision,
+            "commit": commit(),
+            "versions": json.dumps(versions()),
+            "machine": machine(summary["device"]),
+        }
+        self.lines.append({name: str(value) for name, value in line.items()})
+        self.lines.sort(key=lambda line: (line["row"], int(line["seed"])))
+
+        def write(path: Path) -> None:
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                writer.writeheader()
+                writer.writerows(self.lines)
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        atomically(self.path, write)
+
+
+def as_markdown(
+    table: Table,
+    results: Results,
+    changes: Mapping[str, Any],
+    command: str,
+    untrained: Mapping[str, Cost],
+) -> str:
+    """Return a table in Markdown: what was measured beside what the paper says.
+
+    Args:
+        table: The table of the paper.
+        results: What was measured.
+        changes: Options in which runs differ from the paper's.
+        command: What was typed.
+        untrained: What rows cost before training, by name.
+    """
+    title = f"# {table.title}"
+    if changes:
+        listed = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in changes.items())
+        title += f", cut down: {listed} (the paper: {table.epochs} epochs)"
+    lines = [title, "", f"`{command}`", ""]
+    lines += [
+        "| row | top-1, % | n | the paper | parameters | MACs | the paper's |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in table.rows:
+        runs = results.of(row.name)
+        if runs or row.paper is not None:
+            lines.append(_line(row, runs, untrained.get(row.name)))
+    for quoted in table.quoted:
+        spent = ", ".join(filter(None, (quoted.parameters, quoted.macs)))
+        lines.append(f"| {quoted.title} | | | {quoted.accuracy} (quoted there) | | | {spent} |")
+    lines += ["", *_notes(table, results)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(row: Row, runs: list[dict[str, str]], untrained: Cost | None) -> str:
+    accuracies = [float(run["accuracy"]) for run in runs]
+    measured = "not run"
+    if accuracies:
+        measured = f"{statistics.mean(accuracies):.1f}"
+    if len(accuracies) > 1:
+        measured += f" ± {statistics.stdev(accuracies):.1f}"
+    spent = ["", ""]
+    if runs:
+        spent = [_mean(runs, name) for name in ("parameters", "macs")]
+    elif untrained:
+        spent = [f"{untrained.parameters:,} *", f"{untrained.macs:,} *"]
+    paper = row.paper or "not in it"
+    cells = [row.title, measured, str(len(runs)), paper, *spent, row.paper_cost]
+    return f"| {' | '.join(cells)} |"
+
+
+def _mean(runs: list[dict[str, str]], name: str) -> str:
+    return f"{statistics.mean(int(run[name]) for run in runs):,.0f}"
+
+
+def _notes(table: Table, results: Results) -> list[str]:
+    lines = [
+        "Accuracy is that of the last epoch on the images that were not trained on, mean ± "
+        "standard deviation over n seeds; MACs are multiply-adds an image."
+    ]
+    if not table.finds_data:
+        lines.append(
+            "\\* of the network before training, with 1000 classes; a learned wiring has other "
+            "dead nodes afterwards."
+        )
+    for name in ("machine", "commit"):
+        found = sorted({line[name] for line in results.lines} - {""})
+        if found:
+            lines.append(f"{name.capitalize()}: {'; '.join(found)}.")
+    seen = sorted({line["versions"] for line in results.lines})
+    for text in seen:
+        listed = ", ".join(f"{k} {v}" for k, v in json.loads(text).items())
+        lines.append(f"Versions: {listed}.")
+    if results.lines:
+        hours = sum(float(line["seconds"]) for line in results.lines) / 3600
+        lines.append(f"Training took {hours:.2f} hours in all.")
+    return ["\n\n".join(lines)]

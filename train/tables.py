@@ -1,0 +1,222 @@
+"""Reproduce a table of the paper.
+
+    python -m train.tables 2 --data DIR --seeds 5
+    python -m train.tables 3                      # only what it costs; with --data, accuracy too
+
+Trains every cell that is missing, and writes results/table2.csv and results/table2.md. Stopped at
+any point, it goes on with the same command.
+"""
+
+import itertools
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from dnw_graph import Cost, cost
+from train.cli import load_recipe, run_command
+from train.loop import Training
+from train.metrics import as_line
+from train.options import Options
+from train.results import Results, as_markdown
+from train.run import RunFolder, atomically, build_network
+from train.table_rows import TABLES, Row, Table
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train the cells of a table of the paper that are missing, and write the table."""
+
+    table: Annotated[Literal["2", "3"], tyro.conf.Positional]
+    """Number of the table."""
+    data: str | None = None
+    """Folder of images, as for train.cifar10 (table 2) and train.imagenet (table 3)."""
+    preset: Literal["full", "smoke"] = "full"
+    """smoke is 3 epochs on 5,000 images for 2 seeds, where nothing else is said."""
+    seeds: int | None = None
+    """Runs of each row; 5 (table 2) or 1 (table 3) unless given."""
+    rows: tuple[str, ...] = ()
+    """Rows to train, by name; those of the paper unless given."""
+    epochs: int | None = None
+    """Epochs of each run; the paper's unless given."""
+    train_images: int | None = None
+    """Training images to use, as many of each class; all unless given."""
+    image_size: int | None = None
+    """Height and width the network sees, in pixels; the paper's unless given."""
+    precision: Literal["32", "bf16"] = "32"
+    """Bits of activations, as for training."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
+    parallel: int = 1
+    """Runs at a time, on the same device."""
+    time_budget: float = math.inf
+    """Minutes after which runs stop at the end of an epoch, to be continued."""
+    runs: str = "runs"
+    """Folder for the run folders."""
+    results: str = "results"
+    """Folder for the CSV and Markdown files."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a row and a seed."""
+
+    row: Row
+    options: Options
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+        return self.options.run.seed
+
+    @property
+    def folder(self) -> RunFolder:
+        """Its run folder."""
+        assert self.options.run.out is not None
+        return RunFolder(self.options.run.out)
+
+
+def plan(args: Arguments, table: Table) -> list[Cell]:
+    """Return the cells of a table, in the order in which they are trained.
+
+    Raises:
+        ValueError: An unknown row, or numbers out of range.
+    """
+    known = {row.name: row for row in table.rows}
+    for name in args.rows:
+        if name not in known:
+            raise ValueError(
+                f"unknown row {name!r} of table {args.table} (known: {', '.join(known)})"
+            )
+    usual = 2 if args.preset == "smoke" else table.seeds
+    seeds = usual if args.seeds is None else args.seeds
+    for name, value in (("seeds", seeds), ("parallel", args.parallel)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
+    chosen = [row for row in table.rows if row.name in args.rows or (not args.rows and row.paper)]
+    needed = {row.needs for row in chosen}
+    chosen = [row for row in table.rows if row in chosen or row.name in needed]
+    changes = cut(args)
+    place = Path(args.runs) / f"table{args.table}{suffix(changes)}"
+    cells = []
+    for seed, row in itertools.product(range(seeds), chosen):
+        given: dict[str, Any] = {"seed": seed, "data": args.data, "device": args.device}
+        given["out"] = str(place / f"{row.name}-seed{seed}")
+        if row.needs:
+            given["from_run"] = str(place / f"{row.needs}-seed{seed}")
+        cells.append(Cell(row, load_recipe(row.recipe).replace(**changes, **given)))
+    return cells
+
+
+def cut(args: Arguments) -> dict[str, Any]:
+    """Return the options in which runs differ from the paper's."""
+    smoke = {"epochs": 3, "train_images": 5000} if args.preset == "smoke" else {}
+    names = ("epochs", "train_images", "image_size")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    precision = {"precision": args.precision} if args.precision != "32" else {}
+    return {**smoke, **given, **precision}
+
+
+def suffix(changes: dict[str, Any]) -> str:
+    """Return what tells the files of a cut-down table from those of the full one."""
+    short = {"epochs": "e", "train_images": "n", "image_size": "s", "precision": ""}
+    return "".join(f"-{short[name]}{value}" for name, value in changes.items())
+
+
+def train_cell(cell: Cell, deadline: float) -> dict[str, Any] | None:
+    """Train one cell, or go on with it, and return its summary; None where time ran out.
+
+    Args:
+        cell: The cell.
+        deadline: In seconds of :func:`time.time`.
+    """
+    folder, options = cell.folder, cell.options
+    if (folder.path / "resume.pt").exists():
+        past = folder.load_config().options
+        free = {"data": past.data.data, "device": past.run.device, "out": past.run.out}
+        apart = past.differences(options.replace(**free))
+        if apart.keys() - {"overwrite"}:
+            raise ValueError(
+                f"{folder.path} is a run of other options ({', '.join(apart)}); move it away"
+            )
+        given = {"data": options.data.data or past.data.data, "device": options.run.device}
+        options = past.replace(resume=str(folder.path), **given)
+    else:
+        options = options.replace(overwrite=folder.path.exists())
+    training, epochs = Training(options), options.optimization.epochs
+    while training.epoch < epochs:
+        if time.time() > deadline:
+            return None
+        training.advance()
+        print(f"{folder.path.name}: {as_line(training.rows[-1], epochs)}", flush=True)
+    return training.fit()
+
+
+def train_cells(
+    cells: Sequence[Cell], parallel: int, deadline: float
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Train cells, several at a time if asked to, and yield those that are finished."""
+    if parallel == 1:
+        for cell in cells:
+            summary = train_cell(cell, deadline)
+            if summary is not None:
+                yield cell, summary
+        return
+    with ProcessPoolExecutor(parallel, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(train_cell, cell, deadline): cell for cell in cells}
+        for future in as_completed(futures):
+            summary = future.result()
+            if summary is not None:
+                yield futures[future], summary
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    given = tyro.cli(Arguments, args=args, prog="python -m train.tables", description=__doc__)
+    table, changes = TABLES[given.table], cut(given)
+    cells, deadline = plan(given, table), time.time() + 60 * given.time_budget
+    stem = f"table{given.table}{suffix(changes)}"
+    results = Results(Path(given.results) / f"{stem}.csv")
+    command = "python -m train.tables " + " ".join(sys.argv[1:] if args is None else args)
+    untrained = {} if table.finds_data else dict(untrained_costs(table))
+
+    def write() -> None:
+        text = as_markdown(table, results, changes, command, untrained)
+        results.path.parent.mkdir(parents=True, exist_ok=True)
+        atomically(results.path.with_suffix(".md"), lambda path: path.write_text(text))
+
+    write()
+    trains = table.finds_data or given.data is not None
+    if trains:
+        # Runs that others start from come before these; otherwise seed by seed.
+        for needing in (False, True):
+            wave = [cell for cell in cells if (cell.row.needs is not None) == needing]
+            missing = [cell for cell in wave if (cell.row.name, cell.seed) not in results]
+            for cell, summary in train_cells(missing, given.parallel, deadline):
+                results.add(cell.row.name, cell.seed, summary, cell.options)
+                write()
+    print(results.path.with_suffix(".md").read_text())
+    left = [cell for cell in cells if (cell.row.name, cell.seed) not in results]
+    if left and trains:
+        print(f"{len(left)} of {len(cells)} runs are left; the same command goes on with them")
+
+
+def untrained_costs(table: Table) -> Iterator[tuple[str, Cost]]:
+    """Yield what each row costs for one image before it is trained, with 1000 classes."""
+    for row in table.rows:
+        options = load_recipe(row.recipe)
+        torch.manual_seed(0)
+        network = build_network(options, num_classes=1000)
+        yield row.name, cost(network, options.data.image_size)
+
+
+if __name__ == "__main__":
+    run_command(main)
