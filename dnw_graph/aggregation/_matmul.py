@@ -37,21 +37,38 @@ def outer(states: list[Tensor], grad: Tensor, dtype: torch.dtype) -> Tensor:
     return out.flatten()
 
 
-def _times_transposed(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """Write ``a b^T`` of ``[M, K]`` and ``[N, K]``.
+def add_product(a: Tensor, b: Tensor, out: Tensor, first: bool) -> None:
+    """Add ``a b`` of ``[M, K]`` and ``[K, N]`` to what ``out`` holds, or write it if it is first.
 
-    On CPUs a large product in float32 goes to oneDNN as a 1x1 convolution of one image of M pixels
-    and K channels: on AMD's, it takes half the time of MKL, to which matrix products go.
+    A large one in float32 goes to oneDNN on CPUs, as a 1x1 convolution of one image of N pixels.
     """
+    (m, k), n = a.shape, b.shape[1]
+    if k >= 128 and _goes_to_onednn(a, m * n * k):
+        found = F.conv2d(b.view(1, k, 1, n), a.reshape(m, k, 1, 1)).view(m, n)
+        out.copy_(found) if first else out.add_(found)
+    else:
+        torch.addmm(out, a, b, beta=int(not first), out=out)
+
+
+def _times_transposed(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Write ``a b^T`` of ``[M, K]`` and ``[N, K]``; likewise, of M pixels and K channels."""
     (m, k), n = a.shape, len(b)
-    large = a.is_cpu and a.dtype == torch.float32 and m * n * k >= _LARGE
-    if large and torch.backends.mkldnn.is_available():
+    if _goes_to_onednn(a, m * n * k):
         pixels = a.view(1, m, 1, k).permute(0, 3, 1, 2)
         out.copy_(F.conv2d(pixels, b.view(n, k, 1, 1)).permute(0, 2, 3, 1).reshape(m, n))
     elif out.dtype == a.dtype:
         torch.mm(a, b.t(), out=out)
     else:
         out.copy_(a @ b.t())
+
+
+def _goes_to_onednn(a: Tensor, multiply_adds: int) -> bool:
+    """Return whether oneDNN is the one to multiply: on AMD's, it takes half the time of MKL.
+
+    Matrix products in float32 go to MKL; in narrower types they go to oneDNN by themselves.
+    """
+    large = a.is_cpu and a.dtype == torch.float32 and multiply_adds >= _LARGE
+    return large and torch.backends.mkldnn.is_available()
 
 
 _LARGE = 1 << 22  # multiply-adds from which calling a convolution pays

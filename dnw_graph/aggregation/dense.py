@@ -28,10 +28,9 @@ class Dense(Aggregation):
     def message_and_aggregate(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
         """See :meth:`Aggregation.message_and_aggregate`; here they are one matrix product."""
         matrix = self._matrix(pull, weight, states[0].dtype)
-        out = matrix.new_zeros(len(matrix), *states[0].shape[1:])
-        flat = _matmul.matrix(out)
+        out = matrix.new_empty(len(matrix), *states[0].shape[1:])
         for cols, z in _matmul.columns(states):
-            flat.addmm_(matrix[:, cols], z)
+            _matmul.add_product(matrix[:, cols], z, _matmul.matrix(out), first=cols.start == 0)
         return out
 
     def gradient_to_states(
@@ -39,11 +38,11 @@ class Dense(Aggregation):
     ) -> list[Tensor]:
         """See :meth:`Aggregation.gradient_to_states`."""
         matrix = self._matrix(pull, weight, grad.dtype)
-        flat = _matmul.matrix(grad)
-        return [
-            (matrix[:, cols].t() @ flat).view(len(z), *grad.shape[1:])
-            for cols, z in _matmul.columns(states)
-        ]
+        outs = [grad.new_empty(len(z), *grad.shape[1:]) for z in states]
+        for (cols, _), out in zip(_matmul.columns(states), outs, strict=True):
+            flat = _matmul.matrix(out)
+            _matmul.add_product(matrix[:, cols].t(), _matmul.matrix(grad), flat, first=True)
+        return outs
 
     def gradient_to_weight(
         self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor

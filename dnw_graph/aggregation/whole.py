@@ -144,4 +144,4 @@ def _sum_of_products(weights: ByBlock, maps: ByBlock, out: Tensor) -> None:
     """Write the sum of ``weights[i] @ maps[i]`` into ``out [rows, *features]``."""
     flat = _matmul.matrix(out)
     for number, (i, x) in enumerate(maps.items()):
-        torch.addmm(flat, weights[i], _matmul.matrix(x), beta=int(number > 0), out=flat)
+        _matmul.add_product(weights[i], _matmul.matrix(x), flat, first=number == 0)
