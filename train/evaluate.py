@@ -34,7 +34,10 @@ def evaluate(
     fabric = make_fabric(device, config.options.run.precision)
     model = fabric.setup(folder.load_model(weights))
     given = config.options.data
-    source = open_source(data or given.data, training=False, dataset=given.dataset)
+    number = given.validation_images if data is None else None
+    source = open_source(
+        data or given.data, training=False, dataset=given.dataset, validation_images=number
+    )
     check_classes(folder, config.classes, source.classes)
     batches = make_batches(source, config, fabric.device)
     normalize = Normalize(config).to(fabric.device)

@@ -57,7 +57,12 @@ class Training:
         past = check_resume(options)
         self.folder = past.folder if past else check_new(options, network)
         given = options.data
-        source = open_source(given.data, dataset=given.dataset, train_images=given.train_images)
+        source = open_source(
+            given.data,
+            dataset=given.dataset,
+            train_images=given.train_images,
+            validation_images=given.validation_images,
+        )
         if past:
             past.check_images(source)
         options = options.replace(resume=None, out=options.run.out or str(self.folder.path))

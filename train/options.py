@@ -43,6 +43,8 @@ class DataOptions:
     """Kind of images: photographs are cropped, CIFAR-10's moved; sets normalisation as well."""
     train_images: int | None = None
     """Training images to use, as many of each class; all unless given."""
+    validation_images: int | None = None
+    """Images to measure on, likewise."""
     image_size: int = 224
     """Height and width the network sees, in pixels."""
     workers: int | Literal["auto"] = "auto"

@@ -341,7 +341,10 @@ def test_a_subset_has_as_many_of_each_class(tmp_path: Path) -> None:
     source = open_source(str(small(tmp_path)), train_images=7)
     assert source.train.labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
     assert torch.equal(source.train[4], read_image(tmp_path / "train" / "dog" / "0.png"))
-    with pytest.raises(ValueError, match=r"--train-images must be 1 to 10.*got 11"):
+    fewer = open_source(str(tmp_path), validation_images=4)
+    assert fewer.validation.labels.tolist() == [0, 0, 1, 1]
+    assert len(fewer.train) == 10
+    with pytest.raises(ValueError, match=r"--train-images must be 1 to 10, .*got 11"):
         open_source(str(tmp_path), train_images=11)
 
 

@@ -55,16 +55,24 @@ class Source:
             checksum = zlib.crc32(self.train[int(i)].numpy().tobytes(), checksum)
         return f"{len(self.train)} images, checksum {checksum:08x}"
 
-    def subset(self, number: int) -> "Source":
-        """Return the same with so many training images, the first of each class alike.
+    def subset(self, train: int | None = None, validation: int | None = None) -> "Source":
+        """Return the same with so many images of each kind, the first of each class alike.
 
         Raises:
             ValueError: There are not that many.
         """
-        labels = self.train.labels
+        kept = {
+            name: getattr(self, name) if number is None else self._first(name, number)
+            for name, number in (("train", train), ("validation", validation))
+        }
+        return replace(self, **kept)
+
+    def _first(self, name: str, number: int) -> Images:
+        images: Images = getattr(self, name)
+        labels = images.labels
         if not 1 <= number <= len(labels):
             raise ValueError(
-                f"--train-images must be 1 to {len(labels):,}, the training images there are, "
+                f"--{name}-images must be 1 to {len(labels):,}, which is how many there are, "
                 f"got {number:,}"
             )
         rank = torch.zeros_like(labels)
@@ -72,7 +80,7 @@ class Source:
             own = labels == label
             rank[own] = torch.arange(int(own.sum()))
         chosen = (rank * len(self.classes) + labels).argsort()[:number].sort().values
-        return replace(self, train=self.train.select(chosen.tolist()))
+        return images.select(chosen.tolist())
 
 
 Dataset = Literal["imagenet", "cifar10"]
@@ -83,6 +91,7 @@ def open_source(
     training: bool = True,
     dataset: Dataset = "imagenet",
     train_images: int | None = None,
+    validation_images: int | None = None,
 ) -> Source:
     """Find and check the images of a run.
 
@@ -91,6 +100,7 @@ def open_source(
         training: Whether there have to be images to learn from; else there are none.
         dataset: Likewise.
         train_images: Likewise.
+        validation_images: Likewise.
 
     Raises:
         ValueError: No such folder, an empty class, classes that differ between the splits, a file
@@ -102,7 +112,7 @@ def open_source(
         source = cifar10(data, training)
     else:
         source = folder(_find(data, "imagenet"), training)
-    return source.subset(train_images) if train_images is not None and training else source
+    return source.subset(train_images if training else None, validation_images)
 
 
 def cifar10(data: str | None, training: bool = True) -> Source:
