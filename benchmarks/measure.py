@@ -33,6 +33,9 @@ class Timing:
         """Longest in seconds."""
         return max(self.seconds)
 
+    def __truediv__(self, steps: int) -> "Timing":
+        return Timing(tuple(t / steps for t in self.seconds))
+
     def __str__(self) -> str:
         low, median, high = (f"{1e3 * t:,.1f}" for t in (self.low, self.median, self.high))
         return f"{median} ({low}-{high})"

@@ -26,6 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.dense_baseline import DenseBaseline
 from benchmarks.measure import Timing, alternate, machine
 from benchmarks.original import load_original
+from dnw_graph import attach
 from models import ModelConfig, create_model
 from models.mbv1_dnw import STAGES
 
@@ -62,14 +63,17 @@ class Candidate:
     bf16: bool = False
     compiled: bool = False
     once: bool = False  # takes so long that one step without a rehearsal must do
+    steps: int = 1  # that are timed together, where they differ
 
 
 def _config(args: Arguments) -> ModelConfig:
     return ModelConfig(width=args.width, image_size=args.image_size)
 
 
-def _ours(backend: str = "auto") -> Callable[[Arguments], nn.Module]:
-    return lambda args: create_model("mbv1_dnw", backend=backend, **_given(_config(args)))
+def _ours(backend: str = "auto", rule: str = "dnw") -> Callable[[Arguments], nn.Module]:
+    return lambda args: create_model(
+        "mbv1_dnw", backend=backend, rule=rule, **_given(_config(args))
+    )
 
 
 def _given(config: ModelConfig) -> dict[str, Any]:
@@ -84,28 +88,34 @@ CANDIDATES = {
     "default": Candidate(_ours()),
     "default, bf16": Candidate(_ours(), bf16=True),
     "default, compiled": Candidate(_ours(), compiled=True),
+    "hallucinate_every=4": Candidate(_ours(rule="dnw(hallucinate_every=4)"), steps=4),
+    "hallucinate_every=4, bf16": Candidate(
+        _ours(rule="dnw(hallucinate_every=4)"), bf16=True, steps=4
+    ),
 }
 ANCHOR = "dense, sort"
 
 
 def make_step(candidate: Candidate, args: Arguments) -> Callable[[], object]:
-    """Return what runs one training step."""
+    """Return what runs one training step, or as many as a candidate has timed together."""
     torch.manual_seed(0)
     model = candidate.build(args).to(args.device).train()
     if candidate.compiled:
         model = torch.compile(model)  # type: ignore[assignment]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-5)
+    attach(model, optimizer, total_steps=1_000_000)
     size = args.image_size
     images = torch.randn(args.batch_size, 3, size, size, device=args.device)
     labels = torch.randint(0, 1000, (args.batch_size,), device=args.device)
     cast = torch.autocast(args.device, torch.bfloat16) if candidate.bf16 else nullcontext()
 
     def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with cast:
-            loss = F.cross_entropy(model(images), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        for _ in range(candidate.steps):
+            optimizer.zero_grad(set_to_none=True)
+            with cast:
+                loss = F.cross_entropy(model(images), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
 
     return step
 
@@ -193,7 +203,9 @@ def main() -> None:
     names = list(args.only or candidates)
     steps = {n: make_step(candidates[n], args) for n in names if not candidates[n].once}
     times = alternate(steps, args.repeats, args.device, warmup=2)
-    where_it_goes = {name: parts(step) for name, step in steps.items() if "compiled" not in name}
+    times = {name: timing / candidates[name].steps for name, timing in times.items()}
+    shown = [n for n in steps if candidates[n].steps == 1 and not candidates[n].compiled]
+    where_it_goes = {name: parts(steps[name]) for name in shown}
     memory = {name: peak_memory(name, args) for name in steps}
     del steps
     for name in names:

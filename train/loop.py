@@ -141,6 +141,10 @@ class Training:
         while self.epoch < epochs:
             self.advance()
             print(as_line(self.rows[-1], epochs))
+        return self.finish()
+
+    def finish(self) -> dict[str, Any]:
+        """Write the summary of a run that has had its last epoch, and return it."""
         summary = self.summary()
         self.folder.save_summary(summary)
         return summary

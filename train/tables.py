@@ -161,7 +161,7 @@ def train_cell(cell: Cell, deadline: float) -> dict[str, Any] | None:
             return None
         training.advance()
         print(f"{folder.path.name}: {as_line(training.rows[-1], epochs)}", flush=True)
-    return training.fit()
+    return training.finish()
 
 
 def train_cells(

@@ -61,11 +61,9 @@ class Source:
         Raises:
             ValueError: There are not that many.
         """
-        kept = {
-            name: getattr(self, name) if number is None else self._first(name, number)
-            for name, number in (("train", train), ("validation", validation))
-        }
-        return replace(self, **kept)
+        ours = self.train if train is None else self._first("train", train)
+        held_out = self.validation if validation is None else self._first("validation", validation)
+        return replace(self, train=ours, validation=held_out)
 
     def _first(self, name: str, number: int) -> Images:
         images: Images = getattr(self, name)
