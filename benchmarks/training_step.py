@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -131,20 +132,20 @@ def peak_memory(name: str, args: Arguments) -> float:
         torch.cuda.reset_peak_memory_stats(args.device)
         step()
         return float(torch.cuda.max_memory_allocated(args.device))
+    return _resident(name, args) - _resident("nothing", args)
+
+
+@cache
+def _resident(name: str, args: Arguments) -> float:
+    """Return the most resident memory of processes of their own, in bytes, the median of three."""
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in _numbers(args).items()]
     flags += [f"--original={args.original}"] if args.original else []
-
-    def ask(candidate: str) -> float:
-        return median(ask_once(candidate) for _ in range(3))
-
-    def ask_once(candidate: str) -> float:
-        command = [sys.executable, "-m", "benchmarks.training_step", *flags]
-        done = subprocess.run(
-            [*command, f"--memory-of={candidate}"], capture_output=True, text=True, check=True
-        )
-        return float(done.stdout.split()[-1])
-
-    return ask(name) - ask("nothing")
+    command = [sys.executable, "-m", "benchmarks.training_step", *flags, f"--memory-of={name}"]
+    seen = [
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+        for _ in range(3)
+    ]
+    return median(map(float, seen))
 
 
 def parts(step: Callable[[], object]) -> dict[str, float]:

@@ -100,22 +100,22 @@ def as_markdown(
         listed = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in changes.items())
         title += f", cut down: {listed} (the paper: {table.epochs} epochs)"
     lines = [title, "", f"`{command}`", ""]
-    lines += [
-        "| row | top-1, % | n | the paper | parameters | MACs | the paper's |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    cells = [["row", "top-1, %", "n", "the paper", "parameters", "MACs", "there"]]
+    cells.append(["---"] * len(cells[0]))
     for row in table.rows:
         runs = results.of(row.name)
         if runs or row.paper is not None:
-            lines.append(_line(row, runs, untrained.get(row.name)))
+            cells.append(_line(row, runs, untrained.get(row.name)))
     for quoted in table.quoted:
         spent = ", ".join(filter(None, (quoted.parameters, quoted.macs)))
-        lines.append(f"| {quoted.title} | | | {quoted.accuracy} (quoted there) | | | {spent} |")
+        cells.append([quoted.title, "", "", f"{quoted.accuracy} (quoted there)", "", "", spent])
+    told = len(cells[0]) - (0 if any(row.paper_cost for row in table.rows) else 1)
+    lines += [f"| {' | '.join(row[:told])} |" for row in cells]
     lines += ["", *_notes(table, results)]
     return "\n".join(lines) + "\n"
 
 
-def _line(row: Row, runs: list[dict[str, str]], untrained: Cost | None) -> str:
+def _line(row: Row, runs: list[dict[str, str]], untrained: Cost | None) -> list[str]:
     accuracies = [float(run["accuracy"]) for run in runs]
     measured = "not run"
     if accuracies:
@@ -128,8 +128,7 @@ def _line(row: Row, runs: list[dict[str, str]], untrained: Cost | None) -> str:
     elif untrained:
         spent = [f"{untrained.parameters:,} *", f"{untrained.macs:,} *"]
     paper = row.paper or "not in it"
-    cells = [row.title, measured, str(len(runs)), paper, *spent, row.paper_cost]
-    return f"| {' | '.join(cells)} |"
+    return [row.title, measured, str(len(runs)), paper, *spent, row.paper_cost]
 
 
 def _mean(runs: list[dict[str, str]], name: str) -> str:
