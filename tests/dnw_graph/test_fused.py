@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from dnw_graph import NeuralGraph, Topology, whole_graph
 from dnw_graph.node import NormReluConv
-from dnw_graph.wiring import select, top_k
 from tests.conftest import relative_error
 
 BF16 = 2.0**-8
@@ -184,20 +183,3 @@ def test_memory_between_calls_is_nobodys() -> None:
         assert torch.equal(now, then)
     for now, then in zip(again, kept[1:], strict=True):
         assert torch.equal(now, then)
-
-
-@pytest.mark.parametrize("kind", ["random", "hidden from the sample", "in the sample", "equal"])
-@pytest.mark.parametrize("k", [1, 700, 20_000])
-def test_selection_among_many(kind: str, k: int) -> None:
-    """Beyond 131,072 weights a sample is asked first; right or wrong, the result is exact."""
-    size = 400_000
-    step = size // select._SAMPLE
-    weight = torch.randn(size)
-    if kind == "hidden from the sample":
-        weight[1::step] *= 1e6
-    elif kind == "in the sample":
-        weight[::step] *= 1e6
-    elif kind == "equal":
-        weight = weight.sign()
-    expected = weight.abs().sort(descending=True, stable=True).indices[:k].sort().values
-    assert torch.equal(top_k(weight, k), expected)

@@ -51,6 +51,25 @@ def test_top_k_equals_a_stable_sort(ways, weight: Tensor, data: st.DataObject) -
     assert torch.equal(ways(weight, k), by_sorting(weight, k))
 
 
+@pytest.mark.parametrize("kind", ["random", "hidden from the sample", "in the sample", "equal"])
+@pytest.mark.parametrize("k", [1, 700, 20_000])
+def test_top_k_among_many(kind: str, k: int) -> None:
+    """Beyond 131,072 weights a sample is asked first; right or wrong, the result is exact."""
+    size = 400_000
+    step = size // select._LINES
+    weight = torch.randn(size)
+    sampled = torch.arange(size) % step < select._LINE
+    if kind == "hidden from the sample":
+        weight[~sampled & (torch.arange(size) % step < 2 * select._LINE)] *= 1e6
+    elif kind == "in the sample":
+        weight[sampled] *= 1e6
+    elif kind == "equal":
+        weight = weight.sign()
+    expected = by_sorting(weight, k)
+    assert torch.equal(top_k(weight, k), expected)
+    assert torch.equal(by_kernels(weight, k), expected)
+
+
 def test_top_k_on_each_device_waits_for_nothing(device: str) -> None:
     weight = torch.randn(50_000)
     weight[::3] = weight[0]
