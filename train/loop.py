@@ -46,6 +46,9 @@ class Training:
     Args:
         options: What to train, on what, how.
 
+    Attributes:
+        plain_model: The network itself, without what is wrapped around it.
+
     Raises:
         ValueError: Anything about options, device, data or folders that keeps it from starting.
     """
@@ -82,6 +85,11 @@ class Training:
         optimizer = torch.optim.SGD(
             model.parameters(), lr=fit.lr, momentum=fit.momentum, weight_decay=fit.weight_decay
         )
+        self.plain_model = model
+        if run.compile:
+            on_gpu = self.fabric.device.type == "cuda"
+            compiled: Any = torch.compile(model, mode="reduce-overhead" if on_gpu else "default")
+            model = compiled
         self.model, self.optimizer = self.fabric.setup(model, optimizer)
         total_steps = fit.epochs * self.batches.steps
         attach(self.plain_model, optimizer, total_steps=total_steps)
@@ -95,12 +103,6 @@ class Training:
         else:
             self.folder.create(self.config, run.overwrite)
             self.folder.save_weights("initial", self.plain_model, self.config)
-
-    @property
-    def plain_model(self) -> nn.Module:
-        """The network itself, without what Fabric wraps around it."""
-        module: nn.Module = self.model.module
-        return module
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the rest of the run depends on."""

@@ -80,6 +80,8 @@ class RunOptions:
     """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
     precision: Literal["32", "bf16"] = "32"
     """Bits of activations; bf16 is automatic mixed precision with bfloat16."""
+    compile: bool = False
+    """Compile the network with torch.compile, on a GPU with CUDA graphs."""
     out: str | None = None
     """Run folder to write; runs/<graph>[-<rule>]-<width>-seed<seed> unless given."""
     resume: str | None = None

@@ -416,3 +416,19 @@ class Noted(torch.Tensor):
     def tolist(self) -> list[int]:
         self.read.append(1)
         return super().tolist()
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+@pytest.mark.parametrize("rule", ["dnw(hallucinate_every=3)", "rigl(every=2)", "targeted_dropout"])
+def test_timed_rules_survive_compilation(rule: str) -> None:
+    plain = make(rule)
+    compiled = copy.deepcopy(plain)
+    for graph, call in ((plain, plain), (compiled, torch.compile(compiled))):
+        optimizer = ready(graph, STEPS)
+        for step in range(6):
+            optimizer.zero_grad()
+            x = torch.randn(4, 6, generator=torch.Generator().manual_seed(step))
+            call(x).square().sum().backward()
+            optimizer.step()
+    assert torch.equal(plain.wiring().edge_id, compiled.wiring().edge_id)
+    assert torch.allclose(plain.weight, compiled.weight, rtol=1e-4, atol=1e-6)

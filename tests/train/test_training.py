@@ -408,6 +408,15 @@ def test_predict_names_the_likeliest_classes(
     assert "seven.png\n" in captured.out
 
 
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+def test_a_compiled_network_learns_the_same(finished: Path, tmp_path: Path) -> None:
+    summary = train(options(tmp_path / "run", compile=True))
+    plain = json.loads((finished / "summary.json").read_text())
+    assert summary["macs"] == plain["macs"]
+    assert abs(summary["top1"] - plain["top1"]) < 0.05
+    assert evaluate(tmp_path / "run")["top1"] == pytest.approx(summary["top1"], abs=0.01)
+
+
 def test_mixed_precision_trains(tmp_path: Path) -> None:
     summary = train(options(tmp_path / "run", epochs=1, precision="bf16"))
     assert np.isfinite(summary["top1"])
