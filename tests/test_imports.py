@@ -14,6 +14,7 @@ LIBRARY = [  # likewise, inside dnw_graph
     "_arena",
     "topology",
     "wiring",
+    "sparsify",
     "aggregation",
     "node",
     "schedule",

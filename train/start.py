@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 import dnw_graph
-from dnw_graph.wiring import Wired
+from dnw_graph.wiring import choices
 from train.options import Options
 from train.run import RunFolder
 
@@ -46,7 +46,7 @@ def check_from(options: Options, network: nn.Module) -> None:
         options: The options of a new run.
         network: Its network, without memory for its weights.
     """
-    sources = {m.choice.rule.starts_from for m in network.modules() if isinstance(m, Wired)}
+    sources = {use.choice.rule.starts_from for use in choices(network)}
     rule, run = options.network.rule, options.run
     if sources <= {"itself"}:
         if run.from_run is not None:

@@ -1,7 +1,7 @@
 """Which edges exist now: rules that choose the real edges from the candidate weights."""
 
 from dnw_graph.wiring.base import RULES, Candidates, Forget, Moment, Rule, RuleState
-from dnw_graph.wiring.choice import Choice, Wired, attach, inherit, penalty
+from dnw_graph.wiring.choice import Choice, Wired, attach, choices, inherit, penalty
 from dnw_graph.wiring.complete import Complete
 from dnw_graph.wiring.dnw import DNW, NoUpdate
 from dnw_graph.wiring.fixed import FineTune, Lottery, Random
@@ -32,6 +32,7 @@ __all__ = [
     "Wired",
     "Wiring",
     "attach",
+    "choices",
     "inherit",
     "penalty",
     "top_k",

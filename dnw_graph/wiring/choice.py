@@ -2,10 +2,11 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -15,10 +16,11 @@ from dnw_graph.wiring.wiring import Wiring
 
 
 class Choice(nn.Module):
-    """Asks a rule, on behalf of one vector of candidate weights.
+    """Asks a rule, on behalf of one tensor of candidate weights, of any shape and memory format.
 
-    Buffers hold what the rule remembers, each under its name, and for a timed rule ``clock``: steps
-    done, steps in all, seed.
+    Candidate ``i`` is the ``i``-th weight by rows, the last index fastest. Buffers hold what the
+    rule remembers, each under its name, and for a timed rule ``clock``: steps done, steps in all,
+    seed.
 
     Args:
         rule: The rule.
@@ -34,15 +36,26 @@ class Choice(nn.Module):
         self._read: tuple[int, list[int]] | None = None
         self._follows: object = None
 
+    @staticmethod
+    def flat(weight: Tensor) -> Tensor:
+        """Return weights as ``[E]``: a view of contiguous ones, a copy of others."""
+        return weight.reshape(-1)
+
+    @staticmethod
+    def shaped(values: Tensor, weight: Tensor) -> Tensor:
+        """Return ``[E]`` in the shape of the weights."""
+        return values.view(weight.shape)
+
     def reset(self, weight: Tensor) -> None:
-        """Begin anew with weights ``[E]``, on their device."""
+        """Begin anew with these weights, on their device."""
         for name in list(self._buffers):
             delattr(self, name)
         if self.rule.timed:
             clock = torch.zeros(3, dtype=torch.int64, device="cpu")
             clock[2] = torch.randint(2**31, (), device="cpu")
             self.register_buffer("clock", clock.to(weight.device))
-        blank = Candidates(weight.detach(), self.num_edges, self.topology, {}, Moment())
+        weight = self.flat(weight.detach())
+        blank = Candidates(weight, self.num_edges, self.topology, {}, Moment())
         for name, value in self.rule.init_state(blank).items():
             self.register_buffer(name, value.to(weight.device))
 
@@ -67,16 +80,22 @@ class Choice(nn.Module):
 
     def candidates(self, weight: Tensor, training: bool) -> Candidates:
         """Return what the rule is asked about."""
+        return self._candidates(self.flat(weight.detach()), self.moment(training))
+
+    def _candidates(self, weight: Tensor, moment: Moment) -> Candidates:
         state = {name: b for name, b in self.named_buffers() if name != "clock"}
-        moment = self.moment(training)
-        return Candidates(weight.detach(), self.num_edges, self.topology, state, moment)
+        return Candidates(weight, self.num_edges, self.topology, state, moment)
+
+    def select(self, weight: Tensor, training: bool) -> tuple[Tensor, bool]:
+        """Return the ids of the real edges, and whether hallucinated ones have a gradient."""
+        candidates = self.candidates(weight, training)
+        edge_id = self.rule.select(candidates)
+        return edge_id, self.rule.straight_through(candidates.moment)
 
     def wiring(self, weight: Tensor, training: bool) -> Wiring:
         """Return the real edges at weights ``[E]``."""
-        candidates = self.candidates(weight, training)
-        edge_id = self.rule.select(candidates)
-        hallucinated = self.rule.straight_through(candidates.moment)
-        return Wiring.of(edge_id, weight, self.topology, hallucinated)
+        edge_id, straight_through = self.select(weight, training)
+        return Wiring.of(edge_id, weight, self.topology, straight_through)
 
     def start(self, follows: object, total_steps: int) -> None:
         """Set the clock to 0 of some steps, which ``follows`` counts."""
@@ -94,9 +113,12 @@ class Choice(nn.Module):
             moment = Moment(step, total, seed, training=True)
         else:
             moment = Moment(training=True)
-        state = {name: b for name, b in self.named_buffers() if name != "clock"}
-        candidates = Candidates(weight.detach(), self.num_edges, self.topology, state, moment)
-        self.rule.after_step(candidates, weight.grad, _Forget(weight, optimizer))
+        own = weight.detach()
+        flat = self.flat(own)
+        grad = None if weight.grad is None else self.flat(weight.grad)
+        self.rule.after_step(self._candidates(flat, moment), grad, _Forget(weight, optimizer))
+        if flat.data_ptr() != own.data_ptr():  # a copy, since the weights are not contiguous
+            own.copy_(self.shaped(flat, own))
 
     def _tick(self) -> list[int]:
         """Advance the clock without waiting for its device."""
@@ -116,7 +138,9 @@ class _Forget:
     def __call__(self, which: Tensor) -> None:
         for value in self._optimizer.state.get(self._weight, {}).values():
             if isinstance(value, Tensor) and value.shape == self._weight.shape:
-                value[which] = 0
+                mask = torch.zeros(value.numel(), dtype=torch.bool, device=value.device)
+                mask[which] = True
+                value.masked_fill_(Choice.shaped(mask, value), 0)
 
 
 class Wired(nn.Module):
@@ -130,10 +154,29 @@ class Wired(nn.Module):
         """The candidate weights ``[E]``."""
 
 
-def _wired(model: nn.Module) -> Iterator[tuple[str, Wired]]:
+class Use(NamedTuple):
+    """A choice somewhere in a model: the name of what has it, and the weights it is about."""
+
+    name: str
+    choice: Choice
+    weight: nn.Parameter
+
+
+def choices(model: nn.Module) -> Iterator[Use]:
+    """Yield every choice in a model once: of graphs, and of weights made sparse."""
+    seen = set()
     for name, module in model.named_modules():
+        found = []
         if isinstance(module, Wired):
-            yield name, module
+            found = [(module.choice, module.candidate_weight)]
+        elif isinstance(module, ParametrizationList):
+            weight: Any = module.original
+            parts = [getattr(part, "choice", None) for part in module]
+            found = [(choice, weight) for choice in parts if isinstance(choice, Choice)]
+        for choice, weight in found:
+            if id(choice) not in seen:
+                seen.add(id(choice))
+                yield Use(name, choice, weight)
 
 
 def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> RemovableHandle:
@@ -156,20 +199,20 @@ def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> Remov
     if total_steps < 1:
         raise ValueError(f"total_steps must be 1 or more, got {total_steps}")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    found = list(_wired(model))
-    for name, module in found:
-        if id(module.candidate_weight) not in held:
+    found = list(choices(model))
+    for use in found:
+        if id(use.weight) not in held:
             raise ValueError(
-                f"the optimizer does not hold the edge weights of {name or 'the graph'}; give it "
-                "model.parameters(), of the model as it is now"
+                f"the optimizer does not hold the edge weights of {use.name or 'the graph'}; give "
+                "it model.parameters(), of the model as it is now"
             )
     token = object()
-    for _, module in found:
-        module.choice.start(token, total_steps)
+    for use in found:
+        use.choice.start(token, total_steps)
 
     def follow(used: Optimizer, args: Any, kwargs: Any) -> None:
-        for _, module in found:
-            module.choice.after_step(token, module.candidate_weight, used)
+        for use in found:
+            use.choice.after_step(token, use.weight, used)
 
     handle: RemovableHandle = optimizer.register_step_post_hook(follow)
     return handle
@@ -178,9 +221,8 @@ def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> Remov
 def penalty(model: nn.Module) -> Tensor | float:
     """Return what the rules of a model add to its loss: 0.0 where none adds anything."""
     terms = []
-    for _, module in _wired(model):
-        choice = module.choice
-        term = choice.rule.penalty(module.candidate_weight, choice.moment(module.training))
+    for _, choice, weight in choices(model):
+        term = choice.rule.penalty(choice.flat(weight), choice.moment(choice.training))
         terms += [] if term is None else [term]
     return torch.stack(terms).sum() if terms else 0.0
 
@@ -198,20 +240,21 @@ def inherit(
     Raises:
         ValueError: A rule that starts from itself, or the state of another model.
     """
-    graphs = list(_wired(model))
-    sources = {module.choice.rule.starts_from for _, module in graphs}
+    own = {id(m.choice) for m in model.modules() if isinstance(m, Wired)}  # those of graphs
+    graphs = [use for use in choices(model) if id(use.choice) in own]
+    sources = {choice.rule.starts_from for _, choice, _ in graphs}
     given = {"initial": initial, "trained": trained}
     if len(sources) != 1 or not sources <= given.keys():
         raise ValueError("only models whose graphs have rule lottery or fine_tune inherit a wiring")
-    own = [f"{name}.choice.".lstrip(".") for name, _ in graphs]
-    taken = {k: v for k, v in given[sources.pop()].items() if not k.startswith(tuple(own))}
-    expected = {k: v for k, v in model.state_dict().items() if not k.startswith(tuple(own))}
+    remembered = tuple(f"{use.name}.choice.".lstrip(".") for use in graphs)
+    taken = {k: v for k, v in given[sources.pop()].items() if not k.startswith(remembered)}
+    expected = {k: v for k, v in model.state_dict().items() if not k.startswith(remembered)}
     apart = sorted(taken.keys() ^ expected.keys())
     apart += [k for k in taken.keys() & expected.keys() if taken[k].shape != expected[k].shape]
     if apart:
         raise ValueError(f"these are weights of another model: they differ at {apart[0]}")
     model.load_state_dict(taken, strict=False)
-    for _, module in graphs:
-        key = next(n for n, p in model.named_parameters() if p is module.candidate_weight)
-        candidates = module.choice.candidates(module.candidate_weight, training=False)
-        module.choice.rule.inherit(candidates, trained[key].to(candidates.weight))
+    for _, choice, weight in graphs:
+        key = next(n for n, p in model.named_parameters() if p is weight)
+        candidates = choice.candidates(weight, training=False)
+        choice.rule.inherit(candidates, trained[key].to(candidates.weight))

@@ -1,0 +1,269 @@
+"""Any network made sparse, layer by layer."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dnw_graph import attach, bake, penalty, sparsify, sparsity
+from dnw_graph.wiring import RULES, top_k
+from tests.conftest import relative_error
+
+RULES_OF_WEIGHTS = sorted(set(RULES) - {"complete", "lottery", "fine_tune"})
+
+
+class Net(nn.Module):
+    """Strided, grouped, pointwise and linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+        self.pointwise = nn.Conv2d(8, 16, 1)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv1(x)).relu()
+        x = self.pointwise(self.depthwise(x)).relu()
+        return self.fc(x.mean((2, 3)))
+
+
+SIZES = {"conv1": 216, "depthwise": 72, "pointwise": 128, "fc": 80}
+IMAGES = torch.randn(4, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+
+
+def counts(module: nn.Module) -> dict[str, int]:
+    return {layer.name: layer.nonzero for layer in sparsity(module).layers}
+
+
+@pytest.mark.parametrize("density", [0.1, 0.3, 1.0])
+def test_every_layer_has_its_own_budget(density: float) -> None:
+    net = Net()
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    assert sparsify(net, density) is net
+    assert counts(net) == {name: round(density * size) for name, size in SIZES.items()}
+    for name in SIZES:
+        layer = net.get_submodule(name)
+        original, used = before[f"{name}.weight"], layer.weight
+        kept = top_k(original.flatten(), round(density * original.numel()))
+        expected = torch.zeros(original.numel()).index_fill(0, kept, 1).view_as(original) * original
+        assert torch.equal(used, expected)
+    for name, value in net.named_parameters():
+        if name in before:
+            assert torch.equal(value, before[name])
+
+
+def by_hand(net: Net, masks: dict[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the output of a plain network with masked weights, and these masked weights."""
+    weights = {
+        name: (net.get_submodule(name).weight.detach() * mask).requires_grad_()
+        for name, mask in masks.items()
+    }
+    z = F.conv2d(x, weights["conv1"], net.conv1.bias, stride=2, padding=1)
+    z = F.batch_norm(z, None, None, net.norm.weight, net.norm.bias, training=True).relu()
+    z = F.conv2d(z, weights["depthwise"], padding=1, groups=8)
+    z = F.conv2d(z, weights["pointwise"], net.pointwise.bias).relu()
+    return F.linear(z.mean((2, 3)), weights["fc"], net.fc.bias), weights
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("rule", ["dnw", "random", "no_update"])
+def test_gradients_equal_a_masked_network_with_dense_weight_gradients(
+    rule: str, memory_format: torch.memory_format
+) -> None:
+    plain = Net().double()
+    net = sparsify(copy.deepcopy(plain), 0.2, rule=rule).to(memory_format=memory_format)
+    masks = {name: (net.get_submodule(name).weight != 0).double() for name in SIZES}
+    assert {n: int(m.sum()) for n, m in masks.items()} == {
+        n: round(0.2 * size) for n, size in SIZES.items()
+    }
+    x = IMAGES.double()
+    expected, weights = by_hand(plain, masks, x)
+    y = net(x.to(memory_format=memory_format))
+    assert relative_error(y, expected) < 1e-12
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    for name, mask in masks.items():
+        grad = net.get_submodule(name).parametrizations.weight.original.grad
+        wanted = weights[name].grad if rule == "dnw" else weights[name].grad * mask
+        assert relative_error(grad, wanted) < 1e-10
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 3, 3), (4, 2, 1, 5), (7, 9)])
+@pytest.mark.parametrize("rule", RULES_OF_WEIGHTS)
+def test_counts_are_exact_whatever_the_memory_format(shape: tuple[int, ...], rule: str) -> None:
+    layer: nn.Module
+    if len(shape) == 2:
+        layer = nn.Linear(shape[1], shape[0])
+    else:
+        layer = nn.Conv2d(shape[1], shape[0], shape[2:])  # type: ignore[arg-type]
+        layer = layer.to(memory_format=torch.channels_last)
+    sparsify(layer, 0.25, rule=rule)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, momentum=0.9)
+    attach(layer, optimizer, total_steps=6)
+    x = torch.randn(3, shape[1], *(9 for _ in shape[2:]))
+    expected = round(0.25 * math.prod(shape))
+    for _ in range(6):
+        optimizer.zero_grad()
+        (layer(x).square().mean() + penalty(layer)).backward()
+        optimizer.step()
+        if rule not in ("l1_anneal",):
+            assert sparsity(layer).nonzero <= expected
+    if rule not in ("set", "rigl"):  # an edge that has just grown is 0
+        assert sparsity(layer).nonzero == expected
+    if len(shape) == 4:
+        assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_rewiring_reaches_weights_that_are_not_contiguous() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(6, 8, 3).to(memory_format=torch.channels_last)
+    sparsify(layer, 0.3, rule="rigl(every=1, fraction=0.5)")
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    attach(layer, optimizer, total_steps=4)
+    original = layer.parametrizations.weight.original
+    before = layer.parametrizations.weight[0].choice.edge_id.clone()
+    layer(torch.randn(2, 6, 5, 5)).square().mean().backward()
+    grad = original.grad.reshape(-1).abs()
+    optimizer.step()
+    after = layer.parametrizations.weight[0].choice.edge_id
+    born = after[~torch.isin(after, before)]
+    assert len(born) > 10
+    assert not original.detach().reshape(-1)[born].any()
+    assert not optimizer.state[original]["momentum_buffer"].reshape(-1)[born].any()
+    others = torch.ones(432, dtype=torch.bool).index_fill(0, torch.cat([before, born]), False)
+    assert float(grad[born].min()) >= float(grad[others].max())
+
+
+def test_shared_weights_stay_shared() -> None:
+    first, second = nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)
+    second.weight = first.weight
+    net = sparsify(nn.Sequential(first, nn.ReLU(), second), 0.5)
+    assert len(list(net.parameters())) == 1
+    assert torch.equal(first.weight, second.weight)
+    net(torch.randn(3, 6)).sum().backward()
+    bake(net)
+    assert torch.equal(first.weight, second.weight)
+    assert int(torch.count_nonzero(first.weight)) == 18
+
+
+def test_empty_layers_are_left_alone() -> None:
+    with pytest.warns(UserWarning, match="zero-element"):
+        empty = nn.Linear(0, 4)
+    net = nn.ModuleList([empty, nn.Linear(4, 4)])
+    sparsify(net, 0.5)
+    assert counts(net) == {"1": 8}
+
+
+def test_names_and_patterns_stay_dense() -> None:
+    net = sparsify(Net(), 0.1, keep_dense=["conv1", "*wise"])
+    assert counts(net) == {"conv1": 216, "depthwise": 72, "pointwise": 128, "fc": 8}
+
+
+def test_densities_by_layer() -> None:
+    net = sparsify(Net(), {"conv1": 1.0, "*wise": 0.5, "*": 0.1})
+    assert counts(net) == {"conv1": 216, "depthwise": 36, "pointwise": 64, "fc": 8}
+
+
+def test_one_budget_is_spread_by_size_or_over_all() -> None:
+    total = round(0.2 * sum(SIZES.values()))
+    by_size = counts(sparsify(Net(), 0.2, spread="erk"))
+    assert sum(by_size.values()) == total
+    shares = {n: by_size[n] / SIZES[n] for n in SIZES}
+    raw = {"conv1": 17 / 216, "depthwise": 15 / 72, "pointwise": 26 / 128, "fc": 21 / 80}
+    scale = shares["fc"] / raw["fc"]
+    for name, share in shares.items():
+        assert share == pytest.approx(scale * raw[name], abs=1.5 / SIZES[name])
+    net = Net()
+    everything = torch.cat([net.get_submodule(n).weight.detach().abs().flatten() for n in SIZES])
+    threshold = everything.topk(total).values[-1]
+    expected = {n: int((net.get_submodule(n).weight.abs() >= threshold).sum()) for n in SIZES}
+    found = counts(sparsify(net, 0.2, spread="global"))
+    assert sum(found.values()) == total
+    assert all(abs(found[n] - max(1, expected[n])) <= 1 for n in SIZES)
+    crowded = counts(sparsify(Net(), 0.7, spread="erk"))
+    assert sum(crowded.values()) == round(0.7 * sum(SIZES.values()))
+    assert crowded["fc"] <= SIZES["fc"]
+
+
+def test_baked_layers_are_plain_and_give_the_same() -> None:
+    net = sparsify(Net(), 0.2).eval()
+    expected, found = net(IMAGES), counts(net)
+    bake(net)
+    assert type(net.conv1) is nn.Conv2d
+    assert set(net.state_dict()) == set(Net().state_dict())
+    assert torch.equal(net(IMAGES), expected)
+    assert counts(net) == found
+    assert str(sparsity(net)).splitlines()[-1].split() == ["total", "99", "496", "19.96%"]
+
+
+def test_state_dict_deepcopy_and_autocast() -> None:
+    net, other = sparsify(Net(), 0.2), sparsify(Net(), 0.2)
+    other.load_state_dict(net.state_dict())
+    twin = copy.deepcopy(net)
+    for one in (other, twin):
+        assert torch.equal(one.eval()(IMAGES), net.eval()(IMAGES))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = net(IMAGES)
+    assert y.dtype == torch.bfloat16
+    assert relative_error(y.float(), net(IMAGES)) < 0.05
+
+
+def test_compiles_and_trains_the_same() -> None:
+    net = sparsify(Net(), 0.2)
+    other = copy.deepcopy(net)
+    compiled = torch.compile(other, fullgraph=True)
+    for module, call in ((net, net), (other, compiled)):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            call(IMAGES).square().sum().backward()
+            optimizer.step()
+    assert counts(net) == counts(other)
+    for a, b in zip(net.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_fine_tune_and_lottery_keep_the_largest_weights_there_are() -> None:
+    initial = Net()
+    trained = copy.deepcopy(initial)
+    for p in trained.parameters():
+        p.data += 0.5 * torch.randn_like(p)
+    kept = top_k(trained.fc.weight.detach().flatten(), 8)
+    tuned = sparsify(copy.deepcopy(trained), 0.1, rule="fine_tune")
+    ticket = sparsify(copy.deepcopy(trained), 0.1, rule="lottery", initial=initial.state_dict())
+    for net, source in ((tuned, trained), (ticket, initial)):
+        assert torch.equal(net.fc.weight.flatten().nonzero().flatten(), kept)
+        assert torch.equal(net.fc.weight.flatten()[kept], source.fc.weight.flatten()[kept])
+        assert torch.equal(net.fc.bias, source.fc.bias)
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        (Net(), {"density": 0.0}, r"density must be a share .*above 0 to 1, got 0.0"),
+        (Net(), {"density": 1.5}, r"above 0 to 1, got 1.5"),
+        (Net(), {"density": {"*": 2}}, r"above 0 to 1, got 2"),
+        (Net(), {"density": {"fc": 0.5}}, r"no density is given for layer conv1; .*\"\*\""),
+        (Net(), {"density": {"*": 0.5}, "spread": "erk"}, r"give one density, or no spread"),
+        (Net(), {"keep_dense": ["conv"]}, r"no .* layer is named 'conv'; the nearest is 'conv1'"),
+        (Net(), {"keep_dense": ["*"]}, r"nothing left to make sparse"),
+        (nn.ReLU(), {}, r"the module has no convolution or linear layer"),
+        (sparsify(Net()), {}, r"conv1 is parametrized already: .*bake\(\) it first"),
+        (nn.LazyLinear(3), {}, r"does not know its shape yet: run the module once"),
+        (Net(), {"rule": "dwn"}, r"unknown rule 'dwn'; did you mean 'dnw'"),
+        (Net(), {"rule": "lottery"}, r"rule lottery needs initial="),
+        (Net(), {"initial": {}}, r"initial is for the rule lottery, not for DNW"),
+        (Net(), {"density": 0.002, "spread": "erk"}, r"leaves 1 real weights for 4 layers"),
+        (Net(), {"spread": "even"}, r"unknown spread 'even' \(known: uniform, erk, global\)"),
+    ],
+)
+def test_errors(module: nn.Module, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sparsify(module, **options)
+    with pytest.raises(TypeError, match=r"keep_dense is a list of names: \['conv1'\]"):
+        sparsify(Net(), keep_dense="conv1")
