@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from dnw_graph.topology import Topology
-from dnw_graph.wiring import RULES, Choice, Rule, top_k
+from dnw_graph.wiring import RULES, Choice, NOfM, Rule, top_k
 
 Layer = _ConvNd | nn.Linear
 
@@ -51,7 +51,7 @@ class SparseWeight(nn.Module):
 
 def sparsify(
     module: nn.Module,
-    density: float | Mapping[str, float] = 0.1,
+    density: float | Mapping[str, float] | None = None,
     *,
     keep_dense: Sequence[str] = (),
     rule: str | Rule | type[Rule] = "dnw",
@@ -65,8 +65,8 @@ def sparsify(
 
     Args:
         module: Any network.
-        density: Share of weights that are real; or of each layer, by name or pattern
-            (``{"layer1.*": 0.5, "*": 0.1}``, the first that matches counts).
+        density: Share of weights that are real, 0.1 unless given; or of each layer, by name or
+            pattern (``{"layer1.*": 0.5, "*": 0.1}``, the first that matches counts).
         keep_dense: Names or patterns (``"layer4.*"``) of layers that stay as they are.
         rule: How edges are chosen; see docs/rules.md. ``fine_tune`` keeps the largest of the
             weights that the module has now, and ``lottery`` starts from ``initial`` with them.
@@ -99,7 +99,10 @@ def sparsify(
             )
     if not chosen:
         raise ValueError("keep_dense names every layer, so there is nothing left to make sparse")
-    budgets = _budgets(chosen, density, spread)
+    if isinstance(rule, NOfM):
+        budgets = _patterned(chosen, rule, density)
+    else:
+        budgets = _budgets(chosen, 0.1 if density is None else density, spread)
     trained = {name: layer.weight.detach().clone() for name, layer in chosen.items()}
     if (rule.starts_from == "initial") != (initial is not None):
         raise ValueError(
@@ -273,11 +276,29 @@ def _budgets(
         raw = {name: _erk(layer) for name, layer in layers.items()}
         return _shared_out(total, sizes, raw)
     if spread == "global":
-        everything = torch.cat([Choice.flat(layer.weight.detach()) for layer in layers.values()])
+        everything = torch.cat([layer.weight.detach().flatten() for layer in layers.values()])
         starts = torch.tensor([0, *sizes.values()], device=everything.device).cumsum(0)
         counts = torch.searchsorted(top_k(everything, total), starts).diff().tolist()
         return _at_least_one(dict(zip(sizes, counts, strict=True)))
     raise ValueError(f"unknown spread {spread!r} (known: uniform, erk, global)")
+
+
+def _patterned(
+    layers: Mapping[str, Layer], rule: NOfM, density: float | Mapping[str, float] | None
+) -> dict[str, int]:
+    """Return the number of real edges of each layer under a pattern, and check that it fits."""
+    if density is not None and density != rule.n / rule.m:
+        raise ValueError(
+            f"{rule.n} of {rule.m} real weights are a density of {rule.n / rule.m:g}, not "
+            f"{density}: leave the density out"
+        )
+    uneven = [name for name, layer in layers.items() if layer.weight.shape[1] % rule.m]
+    if uneven:
+        raise ValueError(
+            f"input channels must divide into groups of {rule.m}, but those of "
+            f"{', '.join(uneven[:5])} do not: name these layers in keep_dense"
+        )
+    return {name: rule.budget(None, layer.weight.numel()) for name, layer in layers.items()}
 
 
 def _at_least_one(budgets: dict[str, int]) -> dict[str, int]:

@@ -12,7 +12,9 @@ import torch
 
 import dnw_graph  # first: it quiets what PyTorch Geometric warns of on import
 from dnw_graph import NeuralGraph
+from dnw_graph.wiring import RULES
 
+BUDGETED = [rule for rule in RULES if rule != "n_of_m"]  # the others have a budget of their own
 SHARED = Path(__file__).parents[2] / "shared"
 
 hypothesis.settings.register_profile(

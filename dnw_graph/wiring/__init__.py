@@ -6,6 +6,7 @@ from dnw_graph.wiring.complete import Complete
 from dnw_graph.wiring.dnw import DNW, NoUpdate
 from dnw_graph.wiring.fixed import FineTune, Lottery, Random
 from dnw_graph.wiring.l1_anneal import L1Anneal
+from dnw_graph.wiring.n_of_m import NOfM
 from dnw_graph.wiring.rewire import SET, RigL
 from dnw_graph.wiring.select import top_k
 from dnw_graph.wiring.targeted_dropout import TargetedDropout
@@ -23,6 +24,7 @@ __all__ = [
     "L1Anneal",
     "Lottery",
     "Moment",
+    "NOfM",
     "NoUpdate",
     "Random",
     "RigL",

@@ -78,6 +78,10 @@ class Rule(ABC):
     #: run, whose largest it keeps (see :meth:`inherit`).
     starts_from: Literal["itself", "initial", "trained"] = "itself"
 
+    #: Whether candidates of a layer made sparse are numbered with input channels last, after the
+    #: place in the filter, rather than as they are stored.
+    inputs_last: bool = False
+
     @property
     def timed(self) -> bool:
         """Whether the rule has to be told of the steps of a training, by ``attach``."""

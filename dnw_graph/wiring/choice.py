@@ -18,7 +18,8 @@ from dnw_graph.wiring.wiring import Wiring
 class Choice(nn.Module):
     """Asks a rule, on behalf of one tensor of candidate weights, of any shape and memory format.
 
-    Candidate ``i`` is the ``i``-th weight by rows, the last index fastest. Buffers hold what the
+    Candidate ``i`` is the ``i``-th weight by rows, the last index fastest, unless the rule wants
+    input channels last. Buffers hold what the
     rule remembers, each under its name, and for a timed rule ``clock``: steps done, steps in all,
     seed.
 
@@ -36,15 +37,19 @@ class Choice(nn.Module):
         self._read: tuple[int, list[int]] | None = None
         self._follows: object = None
 
-    @staticmethod
-    def flat(weight: Tensor) -> Tensor:
+    def flat(self, weight: Tensor) -> Tensor:
         """Return weights as ``[E]``: a view of contiguous ones, a copy of others."""
-        return weight.reshape(-1)
+        moved = weight.movedim(1, -1) if self._moves(weight) else weight
+        return moved.reshape(-1)
 
-    @staticmethod
-    def shaped(values: Tensor, weight: Tensor) -> Tensor:
+    def shaped(self, values: Tensor, weight: Tensor) -> Tensor:
         """Return ``[E]`` in the shape of the weights."""
+        if self._moves(weight):
+            return values.view(weight.movedim(1, -1).shape).movedim(-1, 1)
         return values.view(weight.shape)
+
+    def _moves(self, weight: Tensor) -> bool:
+        return self.rule.inputs_last and weight.dim() > 2
 
     def reset(self, weight: Tensor) -> None:
         """Begin anew with these weights, on their device."""
@@ -116,7 +121,8 @@ class Choice(nn.Module):
         own = weight.detach()
         flat = self.flat(own)
         grad = None if weight.grad is None else self.flat(weight.grad)
-        self.rule.after_step(self._candidates(flat, moment), grad, _Forget(weight, optimizer))
+        forget = _Forget(self, weight, optimizer)
+        self.rule.after_step(self._candidates(flat, moment), grad, forget)
         if flat.data_ptr() != own.data_ptr():  # a copy, since the weights are not contiguous
             own.copy_(self.shaped(flat, own))
 
@@ -132,15 +138,15 @@ class Choice(nn.Module):
 class _Forget:
     """Clears the momentum of candidates, whatever the optimizer calls it."""
 
-    def __init__(self, weight: nn.Parameter, optimizer: Optimizer) -> None:
-        self._weight, self._optimizer = weight, optimizer
+    def __init__(self, choice: Choice, weight: nn.Parameter, optimizer: Optimizer) -> None:
+        self._choice, self._weight, self._optimizer = choice, weight, optimizer
 
     def __call__(self, which: Tensor) -> None:
         for value in self._optimizer.state.get(self._weight, {}).values():
             if isinstance(value, Tensor) and value.shape == self._weight.shape:
                 mask = torch.zeros(value.numel(), dtype=torch.bool, device=value.device)
                 mask[which] = True
-                value.masked_fill_(Choice.shaped(mask, value), 0)
+                value.masked_fill_(self._choice.shaped(mask, value), 0)
 
 
 class Wired(nn.Module):

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from dnw_graph import NeuralGraph, Rule, Topology, attach, inherit, penalty
 from dnw_graph.wiring import (
     DNW,
-    RULES,
     SET,
     Candidates,
     L1Anneal,
@@ -23,11 +22,11 @@ from dnw_graph.wiring import (
     top_k,
 )
 from dnw_graph.wiring.targeted_dropout import shares
-from tests.conftest import ready
+from tests.conftest import BUDGETED, ready
 
 TOPOLOGY = Topology.layered([6, 8, 5])  # 118 candidates
 VARIANTS = [
-    *RULES,
+    *BUDGETED,
     "dnw(hallucinate_every=3)",
     "dnw(move_from=0.3, freeze_at=0.6)",
     "targeted_dropout(rho=(0.0, 1.0), per_node=True)",
@@ -432,3 +431,16 @@ def test_timed_rules_survive_compilation(rule: str) -> None:
             optimizer.step()
     assert torch.equal(plain.wiring().edge_id, compiled.wiring().edge_id)
     assert torch.allclose(plain.weight, compiled.weight, rtol=1e-4, atol=1e-6)
+
+
+def test_n_of_m_in_a_graph() -> None:
+    graph = NeuralGraph(Topology.layered([8, 8, 4]), rule="n_of_m(n=1, m=4)", node="relu")
+    mask = graph.wiring().mask.view(-1, 4)
+    assert bool((mask.sum(1) == 1).all())
+    assert graph.num_edges == graph.topology.num_candidates // 4
+    graph.weight.data.fill_(0.5)
+    assert graph.wiring().mask.view(-1, 4)[:, 0].all()  # among equals, the first
+    with pytest.raises(ValueError, match=r"6 candidates into a node do not divide into groups"):
+        NeuralGraph(TOPOLOGY, rule="n_of_m")
+    with pytest.raises(ValueError, match=r"2 of 4 edges are 64 of 128, not 5: leave the number"):
+        NeuralGraph(Topology.layered([8, 8, 4]), rule="n_of_m", num_edges=5)

@@ -12,7 +12,7 @@ from dnw_graph import attach, bake, penalty, sparsify, sparsity
 from dnw_graph.wiring import RULES, top_k
 from tests.conftest import relative_error
 
-RULES_OF_WEIGHTS = sorted(set(RULES) - {"complete", "lottery", "fine_tune"})
+RULES_OF_WEIGHTS = sorted(set(RULES) - {"complete", "lottery", "fine_tune", "n_of_m"})
 
 
 class Net(nn.Module):
@@ -240,6 +240,41 @@ def test_fine_tune_and_lottery_keep_the_largest_weights_there_are() -> None:
         assert torch.equal(net.fc.weight.flatten().nonzero().flatten(), kept)
         assert torch.equal(net.fc.weight.flatten()[kept], source.fc.weight.flatten()[kept])
         assert torch.equal(net.fc.bias, source.fc.bias)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (1, 2)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_patterns_keep_n_of_m_input_channels(
+    n: int, m: int, memory_format: torch.memory_format
+) -> None:
+    conv = nn.Conv2d(16, 6, 3).to(memory_format=memory_format)
+    net = nn.Sequential(conv, nn.Flatten(), nn.Linear(24, 8))
+    sparsify(net, rule=f"n_of_m(n={n}, m={m})")
+    net(torch.randn(2, 16, 4, 4)).square().sum().backward()
+    for layer in (net[0], net[2]):
+        weight, original = layer.weight, layer.parametrizations.weight.original
+        assert bool(original.grad.all())
+        groups = weight.movedim(1, -1).reshape(-1, m)
+        assert bool(((groups != 0).sum(1) == n).all())
+        largest = original.detach().movedim(1, -1).reshape(-1, m).abs().topk(n, dim=1).values
+        assert torch.equal(groups.detach().abs().topk(n, dim=1).values, largest)
+    assert net[0].weight.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "n_of_m"}, r"groups of 4, but those of conv1, depthwise do not: name these"),
+        (
+            {"rule": "n_of_m", "density": 0.3, "keep_dense": ["conv1", "depthwise"]},
+            r"2 of 4 real weights are a density of 0.5, not 0.3: leave",
+        ),
+        ({"rule": "n_of_m(n=5)"}, r"1 <= n <= m <= 255, got 5 of 4"),
+    ],
+)
+def test_patterns_that_do_not_fit(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sparsify(Net(), **options)
 
 
 @pytest.mark.parametrize(
