@@ -8,7 +8,7 @@ with warnings.catch_warnings():  # PyTorch Geometric uses what PyTorch has depre
 
 from dnw_graph.accounting import Cost, cost
 from dnw_graph.neural_graph import NeuralGraph
-from dnw_graph.sparsify import bake, sparsify, sparsity
+from dnw_graph.sparse import bake, sparsify, sparsity
 from dnw_graph.topology import Role, Topology
 from dnw_graph.wiring import Rule, Wiring, attach, inherit, penalty
 

@@ -1,12 +1,13 @@
 """One accounting of a network: edges, parameters and multiply-adds of the live graph."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from dnw_graph import _trace
 from dnw_graph.neural_graph import NeuralGraph
+from dnw_graph.sparse import evaluation_weight, sparse_layers_of
 from dnw_graph.topology import Role
 
 
@@ -48,7 +49,8 @@ def cost(model: nn.Module, image_size: int = 224, *, example: Tensor | None = No
     each live node 9 times (3x3), average pooling once a pixel. Where a layer feeds graphs only, its
     channels without a real edge out do not count; where a graph feeds a layer, channels without a
     real edge in do not. That is followed through modules that keep channels apart (norms,
-    activations, pooling, dropout); anything else reads every channel.
+    activations, pooling, dropout); anything else reads every channel. Of a layer with zeros among
+    its weights, as :func:`sparsify` and :func:`bake` leave them, only the others count.
 
     Args:
         model: A network for images with as many channels as its first convolution reads, or a
@@ -126,22 +128,32 @@ def _graph(graph: NeuralGraph, edge_index: Tensor, out: Tensor) -> Cost:
     return total
 
 
+def _edges(layer: nn.modules.conv._ConvNd | nn.Linear) -> Cost:
+    """Return a layer's weights other than 0, and its edges if :func:`sparsify` made it sparse."""
+    weight = evaluation_weight(layer)
+    total, nonzero = weight.numel(), int(torch.count_nonzero(weight))
+    if any(found is layer for _, found in sparse_layers_of(layer)):
+        return Cost(parameters=nonzero, real_edges=nonzero, candidate_edges=total)
+    return Cost(parameters=nonzero or total)
+
+
 def _layer(module: nn.Module, call: _trace.Call, inputs: Tensor, outputs: Tensor) -> Cost:
     """Count a layer of which some input and output channels are live."""
     x, out = call.x, call.out
     if isinstance(module, nn.modules.conv._ConvNd):
-        weights = module.weight.numel()
+        edges = _edges(module)
         if module.groups == 1:
             live = int(inputs.sum()) * int(outputs.sum())
-            weights = weights * live // (len(inputs) * len(outputs))
+            weights = edges.parameters * live // (len(inputs) * len(outputs))
         else:
-            weights = weights * int(outputs.sum()) // len(outputs)
+            weights = edges.parameters * int(outputs.sum()) // len(outputs)
         grid = x if module.transposed else out
-        return Cost(macs=weights * grid[0, 0].numel(), parameters=weights)
+        return replace(edges, macs=weights * grid[0, 0].numel(), parameters=weights)
     if isinstance(module, nn.Linear):
-        features_in = module.in_features * int(inputs.sum()) // len(inputs)
-        weights = features_in * module.out_features
-        return Cost(macs=weights * (out[0].numel() // module.out_features), parameters=weights)
+        edges = _edges(module)
+        weights = edges.parameters * int(inputs.sum()) // len(inputs)
+        macs = weights * (out[0].numel() // module.out_features)
+        return replace(edges, macs=macs, parameters=weights)
     if isinstance(module, _trace.AVERAGE_POOLS):
         return Cost(macs=int(inputs.sum()) * x[0, 0].numel())
     return Cost()

@@ -14,7 +14,7 @@ LIBRARY = [  # likewise, inside dnw_graph
     "_arena",
     "topology",
     "wiring",
-    "sparsify",
+    "sparse",
     "aggregation",
     "node",
     "schedule",

@@ -23,8 +23,8 @@ class NetworkOptions:
     width: float = 0.225
     """Width multiplier; of a graph it sets the number of real edges only."""
     rule: str | None = None
-    """How edges are chosen: complete, dnw, fine_tune, l1_anneal, lottery, n_of_m, no_update, random,
-    rigl, set or targeted_dropout, if need be with arguments: "rigl(every=50)" (docs/rules.md);
+    """How edges are chosen: complete, dnw, fine_tune, l1_anneal, lottery, no_update, random,
+    rigl, set or targeted_dropout, if need be with arguments, "rigl(every=50)" (docs/rules.md);
     the model's own rule unless given."""
     norm_eps: float = 1e-3
     """Added to variances by normalisation; 1e-3 is MobileNetV1's own, 1e-5 PyTorch's."""

@@ -1,7 +1,7 @@
 """Which edges exist now: rules that choose the real edges from the candidate weights."""
 
 from dnw_graph.wiring.base import RULES, Candidates, Forget, Moment, Rule, RuleState
-from dnw_graph.wiring.choice import Choice, Wired, attach, choices, inherit, penalty
+from dnw_graph.wiring.choice import Choice, Wired, choices
 from dnw_graph.wiring.complete import Complete
 from dnw_graph.wiring.dnw import DNW, NoUpdate
 from dnw_graph.wiring.fixed import FineTune, Lottery, Random
@@ -10,6 +10,7 @@ from dnw_graph.wiring.n_of_m import NOfM
 from dnw_graph.wiring.rewire import SET, RigL
 from dnw_graph.wiring.select import top_k
 from dnw_graph.wiring.targeted_dropout import TargetedDropout
+from dnw_graph.wiring.training import attach, inherit, penalty
 from dnw_graph.wiring.wiring import Wiring
 
 __all__ = [

@@ -1,14 +1,13 @@
 """One graph's use of a rule: what the rule remembers of it, and the clock it goes by."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from dnw_graph.topology import Topology
 from dnw_graph.wiring.base import Candidates, Moment, Rule
@@ -118,6 +117,8 @@ class Choice(nn.Module):
             moment = Moment(step, total, seed, training=True)
         else:
             moment = Moment(training=True)
+        if type(self.rule).after_step is Rule.after_step:  # most rules do nothing
+            return
         own = weight.detach()
         flat = self.flat(own)
         grad = None if weight.grad is None else self.flat(weight.grad)
@@ -183,84 +184,3 @@ def choices(model: nn.Module) -> Iterator[Use]:
             if id(choice) not in seen:
                 seen.add(id(choice))
                 yield Use(name, choice, weight)
-
-
-def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> RemovableHandle:
-    """Let the rules of all graphs in a model follow a training; call it before the first step.
-
-    Rules that change with time or do something after a step need it; for others it does nothing.
-    It sets their clocks to 0; load a checkpoint of the model afterwards to go on where that was.
-
-    Args:
-        model: The model.
-        optimizer: What updates its weights.
-        total_steps: Steps of the whole training.
-
-    Returns:
-        A handle, whose ``remove()`` undoes it.
-
-    Raises:
-        ValueError: No steps, or an optimizer that does not hold the weights of every graph.
-    """
-    if total_steps < 1:
-        raise ValueError(f"total_steps must be 1 or more, got {total_steps}")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    found = list(choices(model))
-    for use in found:
-        if id(use.weight) not in held:
-            raise ValueError(
-                f"the optimizer does not hold the edge weights of {use.name or 'the graph'}; give "
-                "it model.parameters(), of the model as it is now"
-            )
-    token = object()
-    for use in found:
-        use.choice.start(token, total_steps)
-
-    def follow(used: Optimizer, args: Any, kwargs: Any) -> None:
-        for use in found:
-            use.choice.after_step(token, use.weight, used)
-
-    handle: RemovableHandle = optimizer.register_step_post_hook(follow)
-    return handle
-
-
-def penalty(model: nn.Module) -> Tensor | float:
-    """Return what the rules of a model add to its loss: 0.0 where none adds anything."""
-    terms = []
-    for _, choice, weight in choices(model):
-        term = choice.rule.penalty(choice.flat(weight), choice.moment(choice.training))
-        terms += [] if term is None else [term]
-    return torch.stack(terms).sum() if terms else 0.0
-
-
-def inherit(
-    model: nn.Module, *, initial: Mapping[str, Tensor], trained: Mapping[str, Tensor]
-) -> None:
-    """Let a model with rule ``lottery`` or ``fine_tune`` start from a trained complete one.
-
-    Args:
-        model: The model, whose graphs keep the largest of the trained weights.
-        initial: ``state_dict`` of the complete model before its training.
-        trained: Likewise after it.
-
-    Raises:
-        ValueError: A rule that starts from itself, or the state of another model.
-    """
-    own = {id(m.choice) for m in model.modules() if isinstance(m, Wired)}  # those of graphs
-    graphs = [use for use in choices(model) if id(use.choice) in own]
-    sources = {choice.rule.starts_from for _, choice, _ in graphs}
-    given = {"initial": initial, "trained": trained}
-    if len(sources) != 1 or not sources <= given.keys():
-        raise ValueError("only models whose graphs have rule lottery or fine_tune inherit a wiring")
-    remembered = tuple(f"{use.name}.choice.".lstrip(".") for use in graphs)
-    taken = {k: v for k, v in given[sources.pop()].items() if not k.startswith(remembered)}
-    expected = {k: v for k, v in model.state_dict().items() if not k.startswith(remembered)}
-    apart = sorted(taken.keys() ^ expected.keys())
-    apart += [k for k in taken.keys() & expected.keys() if taken[k].shape != expected[k].shape]
-    if apart:
-        raise ValueError(f"these are weights of another model: they differ at {apart[0]}")
-    model.load_state_dict(taken, strict=False)
-    for _, choice, weight in graphs:
-        key = next(n for n, p in model.named_parameters() if p is weight)
-        candidates = choice.candidates(weight, training=False)
-        choice.rule.inherit(candidates, trained[key].to(candidates.weight))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnw_graph import attach, bake, penalty, sparsify, sparsity
+from dnw_graph import attach, bake, cost, penalty, sparsify, sparsity
 from dnw_graph.wiring import RULES, top_k
 from tests.conftest import relative_error
 
@@ -199,6 +199,25 @@ def test_baked_layers_are_plain_and_give_the_same() -> None:
     assert torch.equal(net(IMAGES), expected)
     assert counts(net) == found
     assert str(sparsity(net)).splitlines()[-1].split() == ["total", "99", "496", "19.96%"]
+
+
+def test_cost_counts_what_is_not_zero() -> None:
+    dense, net = cost(Net(), 8), sparsify(Net(), 0.25)
+    sparse = cost(net, 8)
+    assert sparse.parameters == sparse.real_edges == sum(counts(net).values())
+    assert sparse.candidate_edges == dense.parameters == sum(SIZES.values())
+    expected = (54 + 18 + 32) * 16 + 20
+    assert sparse.macs == expected
+    baked = cost(bake(net), 8)
+    assert (baked.macs, baked.parameters) == (sparse.macs, sparse.parameters)
+    assert baked.real_edges == 0
+
+
+def test_counting_does_not_need_a_training() -> None:
+    net = sparsify(Net(), 0.25, rule="rigl")
+    assert sparsity(net).nonzero == cost(net, 8).parameters == sum(counts(net).values())
+    assert net.conv1.training
+    assert bake(net).conv1.training
 
 
 def test_state_dict_deepcopy_and_autocast() -> None:

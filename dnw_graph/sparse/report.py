@@ -1,0 +1,74 @@
+"""How sparse a network is, layer by layer."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dnw_graph.sparse.layers import evaluation_weight, layers_of
+
+
+@dataclass(frozen=True)
+class LayerSparsity:
+    """How sparse one layer is.
+
+    Attributes:
+        name: Of the layer.
+        shape: Of its weight.
+        nonzero: Number of weights other than 0.
+        total: Number of weights.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    nonzero: int
+    total: int
+
+    @property
+    def density(self) -> float:
+        """Share of weights other than 0."""
+        return self.nonzero / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """How sparse a module is, layer by layer; printed, it is a table."""
+
+    layers: tuple[LayerSparsity, ...]
+
+    @property
+    def nonzero(self) -> int:
+        """Number of weights other than 0."""
+        return sum(layer.nonzero for layer in self.layers)
+
+    @property
+    def total(self) -> int:
+        """Number of weights."""
+        return sum(layer.total for layer in self.layers)
+
+    @property
+    def density(self) -> float:
+        """Share of weights other than 0."""
+        return self.nonzero / self.total if self.total else 0.0
+
+    def __str__(self) -> str:
+        width = max((len(layer.name) for layer in self.layers), default=5)
+        lines = [f"{'layer':{width}}  {'real':>12} {'of':>12}  density"]
+        for layer in (*self.layers, LayerSparsity("total", (), self.nonzero, self.total)):
+            lines.append(
+                f"{layer.name:{width}}  {layer.nonzero:12,} {layer.total:12,}  {layer.density:7.2%}"
+            )
+        return "\n".join(lines)
+
+
+def sparsity(module: nn.Module) -> Sparsity:
+    """Return how many weights of each convolution and linear layer are not 0, in evaluation.
+
+    Sparse, baked and dense modules alike.
+    """
+    found = []
+    for name, layer in layers_of(module):
+        weight = evaluation_weight(layer)
+        count = int(torch.count_nonzero(weight))
+        found.append(LayerSparsity(name, tuple(weight.shape), count, weight.numel()))
+    return Sparsity(tuple(found))
