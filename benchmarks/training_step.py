@@ -191,8 +191,23 @@ def all_candidates(args: Arguments) -> dict[str, Candidate]:
     return {**CANDIDATES, **extra}
 
 
+def check(args: Arguments) -> None:
+    """Exit with a line that says what is wrong, if anything is."""
+    if args.device != "cpu" and not torch.cuda.is_available():
+        raise SystemExit(f"error: --device {args.device} is not there; this machine has cpu")
+    if args.original is not None and not (args.original / "models" / "graphs").is_dir():
+        raise SystemExit(f"error: --original {args.original} is no checkout of allenai/dnw")
+    known = all_candidates(args)
+    for name in args.only:
+        if name not in known:
+            raise SystemExit(f"error: there is no candidate {name!r} (known: {', '.join(known)})")
+    if min(args.image_size // 32, args.batch_size // 2, args.repeats) < 1:
+        raise SystemExit("error: images of 32 pixels, batches of 2 and 1 repeat are the least")
+
+
 def main() -> None:
     args = tyro.cli(Arguments, prog="python -m benchmarks.training_step", description=__doc__)
+    check(args)
     candidates = all_candidates(args)
     if args.memory_of:
         if args.memory_of != "nothing":
