@@ -15,8 +15,8 @@ class L1Anneal(Rule):
 
     after a share ``t`` of the training; ``t_1`` is ``until``. What is removed is set to 0, its
     momentum cleared, and has no gradient. Source: Table 2 of the paper, "L1 + anneal", which gives
-    neither coefficient nor schedule; the schedule is that of Zhu and Gupta 2017, and the
-    coefficient was found by a small search (docs/rules.md).
+    neither coefficient nor schedule; the schedule is that of Zhu and Gupta 2017, and short runs do
+    not tell coefficients apart (docs/rules.md).
 
     Args:
         l1: The coefficient :math:`\lambda`.
