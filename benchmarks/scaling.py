@@ -16,7 +16,7 @@ import tyro
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import Timing, alternate, machine
-from dnw_graph import NeuralGraph, Topology
+from dnw_graph import NeuralGraph, Topology, _arena
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,12 @@ def allocated(step: Callable[[], object], device: str) -> int:
         before = torch.cuda.memory_allocated(device)
         step()
         return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
+    arena, _arena._arena = _arena._arena, None  # of which the profiler knows nothing
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            step()
+    finally:
+        _arena._arena = arena
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
     return int(held.max())

@@ -104,8 +104,10 @@ def bake(module: nn.Module) -> nn.Module:
     Returns:
         The module, whose layers are as they were before :func:`sparsify` but for their values.
     """
-    training = module.training
+    modes = [(part, part.training) for part in module.modules()]
     module.eval()
     for _, layer in sparse_layers_of(module):
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-    return module.train(training)
+    for part, mode in modes:
+        part.training = mode
+    return module
