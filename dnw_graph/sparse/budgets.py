@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from dnw_graph.sparse.layers import Layer, check_names
-from dnw_graph.wiring import NOfM, top_k
+from dnw_graph.wiring import top_k
 
 Spread = Literal["uniform", "erk", "global"]
 """How a budget is shared out among layers; see :func:`sparsify`."""
@@ -42,24 +42,6 @@ def budgets_of(
         counts = torch.searchsorted(top_k(everything, total), starts).diff().tolist()
         return _at_least_one(dict(zip(sizes, counts, strict=True)))
     raise ValueError(f"unknown spread {spread!r} (known: uniform, erk, global)")
-
-
-def patterned(
-    layers: Mapping[str, Layer], rule: NOfM, density: float | Mapping[str, float] | None
-) -> dict[str, int]:
-    """Return the number of real edges of each layer under a pattern, and check that it fits."""
-    if density is not None and density != rule.n / rule.m:
-        raise ValueError(
-            f"{rule.n} of {rule.m} real weights are a density of {rule.n / rule.m:g}, not "
-            f"{density}: leave the density out"
-        )
-    uneven = [name for name, layer in layers.items() if layer.weight.shape[1] % rule.m]
-    if uneven:
-        raise ValueError(
-            f"input channels must divide into groups of {rule.m}, but those of "
-            f"{', '.join(uneven[:5])} do not: name these layers in keep_dense"
-        )
-    return {name: rule.budget(None, layer.weight.numel()) for name, layer in layers.items()}
 
 
 def _at_least_one(budgets: dict[str, int]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from dnw_graph.wiring import Choice
+from dnw_graph.wiring import Choice, whole
 
 Layer = _ConvNd | nn.Linear
 
@@ -31,6 +31,7 @@ class SparseWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight with zeros at hallucinated edges."""
+        weight = whole(weight)
         edge_id, straight_through = self.choice.select(weight, self.training)
         real = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
         real = self.choice.shaped(real.index_fill_(0, edge_id, True), weight)

@@ -9,10 +9,17 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dnw_graph.sparse.budgets import Spread, budgets_of, patterned
-from dnw_graph.sparse.layers import SparseWeight, check_names, layers_of, matches, sparse_layers_of
+from dnw_graph.sparse.budgets import Spread, budgets_of
+from dnw_graph.sparse.layers import (
+    Layer,
+    SparseWeight,
+    check_names,
+    layers_of,
+    matches,
+    sparse_layers_of,
+)
 from dnw_graph.topology import Topology
-from dnw_graph.wiring import RULES, Choice, NOfM, Rule
+from dnw_graph.wiring import RULES, Choice, Rule
 
 
 def sparsify(
@@ -22,34 +29,50 @@ def sparsify(
     keep_dense: Sequence[str] = (),
     rule: str | Rule | type[Rule] = "dnw",
     spread: Spread = "uniform",
-    initial: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
     """Give every convolution and linear weight of a module its own ``k`` real edges, in place.
 
     Biases and normalisation stay dense. Of a layer with ``E`` weights and density ``d``, ``d E``
-    are real, rounded, and at least one.
+    are real, rounded, and at least one. A weight that layers share counts once, by the name of the
+    first of them.
 
     Args:
         module: Any network.
-        density: Share of weights that are real, 0.1 unless given; or of each layer, by name or
-            pattern (``{"layer1.*": 0.5, "*": 0.1}``, the first that matches counts).
+        density: Share of weights that are real, 0.1 unless given or the rule says; or of each
+            layer, by name or pattern (``{"layer1.*": 0.5, "*": 0.1}``, the first that matches
+            counts).
         keep_dense: Names or patterns (``"layer4.*"``) of layers that stay as they are.
         rule: How edges are chosen; see docs/rules.md. ``fine_tune`` keeps the largest of the
-            weights that the module has now, and ``lottery`` starts from ``initial`` with them.
+            weights that the module has now; ``lottery`` waits for :func:`inherit`.
         spread: How one density is shared out: ``"uniform"``, the same in each layer, as in the
             paper; ``"erk"``, in proportion to inputs + outputs + filter size over their product
             (Mocanu et al. 2018, Evci et al. 2020); ``"global"``, by the magnitudes that weights
             have now, all layers ranked together.
-        initial: ``state_dict`` of the module before its training, for the rule ``lottery``.
 
     Returns:
         The module.
 
     Raises:
         ValueError: A density outside (0, 1], a name that matches no layer, a module without
-            weights, or one that is sparse already.
+            weights, one that is sparse already, or layers that a rule does not fit.
     """
     rule = RULES.resolve(rule)
+    chosen = _chosen(module, keep_dense)
+    _check_fit(rule, chosen)
+    first = {id(layer.weight): name for name, layer in reversed(chosen.items())}
+    own = {name: layer for name, layer in chosen.items() if first[id(layer.weight)] == name}
+    budgets: Mapping[str, int | None] = dict.fromkeys(own)
+    if density is not None or not rule.sets_budget:
+        budgets = budgets_of(own, 0.1 if density is None else density, spread)
+    made = {id(layer.weight): _sparse(layer.weight, rule, budgets[n]) for n, layer in own.items()}
+    for layer in chosen.values():
+        # Unsafe is what it calls not running the parametrization at once.
+        parametrize.register_parametrization(layer, "weight", made[id(layer.weight)], unsafe=True)
+    return module
+
+
+def _chosen(module: nn.Module, keep_dense: Sequence[str]) -> dict[str, Layer]:
+    """Return the layers to be made sparse, by name."""
     layers = dict(layers_of(module))
     if not layers:
         raise ValueError(
@@ -65,36 +88,28 @@ def sparsify(
             )
     if not chosen:
         raise ValueError("keep_dense names every layer, so there is nothing left to make sparse")
-    if isinstance(rule, NOfM):
-        budgets = patterned(chosen, rule, density)
-    else:
-        budgets = budgets_of(chosen, 0.1 if density is None else density, spread)
-    trained = {name: layer.weight.detach().clone() for name, layer in chosen.items()}
-    if (rule.starts_from == "initial") != (initial is not None):
+    return chosen
+
+
+def _check_fit(rule: Rule, layers: Mapping[str, Layer]) -> None:
+    reasons = {name: rule.unfit(layer.weight.shape) for name, layer in layers.items()}
+    unfit = [f"{name} ({reason})" for name, reason in reasons.items() if reason]
+    if unfit:
+        more = f", and {len(unfit) - 5} more" if len(unfit) > 5 else ""
         raise ValueError(
-            "rule lottery needs initial=, the state_dict of the module before its training"
-            if initial is None
-            else f"initial is for the rule lottery, not for {type(rule).__name__}"
+            f"rule {type(rule).__name__} does not fit {', '.join(unfit[:5])}{more}: keep "
+            f"{'them' if len(unfit) > 1 else 'it'} dense"
         )
-    if initial is not None:
-        module.load_state_dict(initial)
-    made: dict[int, SparseWeight] = {}  # by id of the parameter: layers may share one
-    for name, layer in chosen.items():
-        weight = layer.weight
-        if id(weight) not in made:
-            made[id(weight)] = _sparse_weight(weight, rule, budgets[name], trained[name])
-        # Unsafe is what it calls not running the parametrization at once.
-        parametrize.register_parametrization(layer, "weight", made[id(weight)], unsafe=True)
-    return module
 
 
-def _sparse_weight(weight: Tensor, rule: Rule, budget: int, trained: Tensor) -> SparseWeight:
+def _sparse(weight: Tensor, rule: Rule, budget: int | None) -> SparseWeight:
     targets = weight.shape[0]
     topology = Topology.layered([weight.numel() // targets, targets])
     choice = Choice(rule, topology, rule.budget(budget, weight.numel()))
     choice.reset(weight)
-    if rule.starts_from != "itself":
-        rule.inherit(choice.candidates(weight, training=False), choice.flat(trained))
+    if rule.starts_from == "trained":
+        candidates = choice.candidates(weight, training=False)
+        rule.inherit(candidates, candidates.weight)
     return SparseWeight(choice)
 
 
@@ -107,6 +122,9 @@ def bake(module: nn.Module) -> nn.Module:
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     for _, layer in sparse_layers_of(module):
+        # Removing takes the weight from the layer's class too, which copies of it share.
+        shared = type(layer)
+        layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     for part, mode in modes:
         part.training = mode

@@ -1,7 +1,7 @@
 """Which edges exist now: rules that choose the real edges from the candidate weights."""
 
 from dnw_graph.wiring.base import RULES, Candidates, Forget, Moment, Rule, RuleState
-from dnw_graph.wiring.choice import Choice, Wired, choices
+from dnw_graph.wiring.choice import Choice, Wired, choices, whole
 from dnw_graph.wiring.complete import Complete
 from dnw_graph.wiring.dnw import DNW, NoUpdate
 from dnw_graph.wiring.fixed import FineTune, Lottery, Random
@@ -39,4 +39,5 @@ __all__ = [
     "inherit",
     "penalty",
     "top_k",
+    "whole",
 ]

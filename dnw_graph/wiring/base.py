@@ -1,7 +1,7 @@
 """The contract of a rule."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,6 +82,9 @@ class Rule(ABC):
     #: place in the filter, rather than as they are stored.
     inputs_last: bool = False
 
+    #: Whether the rule itself says how many candidates are real, rather than the user.
+    sets_budget: bool = False
+
     @property
     def timed(self) -> bool:
         """Whether the rule has to be told of the steps of a training, by ``attach``."""
@@ -112,6 +115,10 @@ class Rule(ABC):
             )
         return num_edges
 
+    def unfit(self, shape: Sequence[int]) -> str | None:
+        """Return why a layer's weight of this shape cannot be made sparse, None if it can."""
+        return None
+
     def init_state(self, candidates: Candidates) -> RuleState:
         """Return what the rule remembers of a new graph; random draws use PyTorch's generator."""
         return {}
@@ -132,10 +139,17 @@ class Rule(ABC):
         """Return what is to be added to the loss, with a gradient to ``weight [E]``."""
         return None
 
+    def acts(self, moment: Moment) -> bool:
+        """Return whether :meth:`after_step` is to be called now: always, if there is one.
+
+        Where weights are sharded or not contiguous, a call takes copying them.
+        """
+        return type(self).after_step is not Rule.after_step
+
     def after_step(  # noqa: B027  (most rules do nothing here)
         self, candidates: Candidates, grad: Tensor | None, forget: Forget
     ) -> None:
-        """Change state or weights, in place, after a step of the optimizer.
+        """Change state or weights, in place, after a step of the optimizer, where it :meth:`acts`.
 
         Args:
             candidates: As they are after the step; ``moment.step`` counts it.

@@ -6,12 +6,28 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
 from dnw_graph.topology import Topology
 from dnw_graph.wiring.base import Candidates, Moment, Rule
 from dnw_graph.wiring.wiring import Wiring
+
+
+def whole(weight: Tensor) -> Tensor:
+    """Return the whole of a weight of which this process may hold a shard only.
+
+    Of a shard, every process has to call it.
+    """
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def _sharded(values: Tensor, like: Tensor) -> Tensor:
+    """Undo :func:`whole`: return values shared out among processes as another tensor is."""
+    if not isinstance(like, DTensor):
+        return values
+    return distribute_tensor(values, like.device_mesh, like.placements)
 
 
 class Choice(nn.Module):
@@ -117,15 +133,15 @@ class Choice(nn.Module):
             moment = Moment(step, total, seed, training=True)
         else:
             moment = Moment(training=True)
-        if type(self.rule).after_step is Rule.after_step:  # most rules do nothing
+        if not self.rule.acts(moment):
             return
-        own = weight.detach()
+        own = whole(weight.detach())
         flat = self.flat(own)
-        grad = None if weight.grad is None else self.flat(weight.grad)
+        grad = None if weight.grad is None else self.flat(whole(weight.grad))
         forget = _Forget(self, weight, optimizer)
         self.rule.after_step(self._candidates(flat, moment), grad, forget)
-        if flat.data_ptr() != own.data_ptr():  # a copy, since the weights are not contiguous
-            own.copy_(self.shaped(flat, own))
+        if flat.data_ptr() != weight.data_ptr():  # a copy: sharded, or not contiguous
+            weight.detach().copy_(_sharded(self.shaped(flat, own), weight))
 
     def _tick(self) -> list[int]:
         """Advance the clock without waiting for its device."""
@@ -145,9 +161,9 @@ class _Forget:
     def __call__(self, which: Tensor) -> None:
         for value in self._optimizer.state.get(self._weight, {}).values():
             if isinstance(value, Tensor) and value.shape == self._weight.shape:
-                mask = torch.zeros(value.numel(), dtype=torch.bool, device=value.device)
-                mask[which] = True
-                value.masked_fill_(self._choice.shaped(mask, value), 0)
+                kept = torch.ones(value.numel(), device=value.device)
+                kept[which] = 0
+                value.mul_(_sharded(self._choice.shaped(kept, value), value))
 
 
 class Wired(nn.Module):

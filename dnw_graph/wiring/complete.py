@@ -10,6 +10,8 @@ from dnw_graph.wiring.base import RULES, Candidates, Rule
 class Complete(Rule):
     """Every candidate is real, whatever the budget: the dense network a wiring is taken from."""
 
+    sets_budget = True
+
     def budget(self, num_edges: int | None, num_candidates: int) -> int:
         """Return the number of candidates; ``num_edges`` is not used."""
         return num_candidates

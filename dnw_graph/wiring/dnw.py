@@ -61,11 +61,13 @@ class DNW(Rule):
         due = self.hallucinate_every == 1 or moment.step % self.hallucinate_every == 0
         return due and self._moving(moment)
 
+    def acts(self, moment: Moment) -> bool:
+        """See :meth:`Rule.acts`: when edges stop moving."""
+        return self._moving(replace(moment, step=moment.step - 1)) and not self._moving(moment)
+
     def after_step(self, candidates: Candidates, grad: Tensor | None, forget: Forget) -> None:
-        """Remember the wiring when edges stop moving."""
-        now = candidates.moment
-        if self._moving(replace(now, step=now.step - 1)) and not self._moving(now):
-            candidates.state["edge_id"].copy_(self._largest(candidates))
+        """Remember the wiring."""
+        candidates.state["edge_id"].copy_(self._largest(candidates))
 
     def _moving(self, moment: Moment) -> bool:
         if not self._rests:

@@ -1,5 +1,7 @@
 """The n largest of every m neighbours: patterns that GPUs have kernels for."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,7 @@ class NOfM(Rule):
     """
 
     inputs_last = True
+    sets_budget = True
 
     def __init__(self, n: int = 2, m: int = 4) -> None:
         if not 1 <= n <= m <= 255:
@@ -39,6 +42,10 @@ class NOfM(Rule):
                 "leave the number or the density out"
             )
         return own
+
+    def unfit(self, shape: Sequence[int]) -> str | None:
+        """See :meth:`Rule.unfit`: input channels that do not divide by ``m``."""
+        return f"its input channels do not divide by {self.m}" if shape[1] % self.m else None
 
     def init_state(self, candidates: Candidates) -> RuleState:
         """Check that groups do not reach from one node to the next."""

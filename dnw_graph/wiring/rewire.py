@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -47,8 +48,9 @@ class Rewire(Fixed):
         """Return the share of the real edges that a change at this moment drops."""
         return self.fraction
 
-    def _changes(self, step: int, moment: Moment) -> bool:
-        """Return whether edges change after so many steps."""
+    def acts(self, moment: Moment) -> bool:
+        """See :meth:`Rule.acts`: every so many steps."""
+        step = moment.step
         return step % self.every == 0 and step < self.until * moment.total_steps
 
     @abstractmethod
@@ -56,10 +58,8 @@ class Rewire(Fixed):
         """Return by what new edges are chosen ``[E]``: the largest magnitudes."""
 
     def after_step(self, candidates: Candidates, grad: Tensor | None, forget: Forget) -> None:
-        """Drop and grow, when it is time."""
+        """Drop and grow."""
         moment, real = candidates.moment, candidates.state["edge_id"]
-        if not self._changes(moment.step, moment):
-            return
         number = min(int(self.share(moment) * len(real)), len(candidates.weight) - len(real))
         if not number:
             return
@@ -97,7 +97,7 @@ class RigL(Rewire):
 
     def straight_through(self, moment: Moment) -> bool:
         """See :meth:`Rule.straight_through`: in the step that a change follows."""
-        return moment.training and self._changes(moment.step + 1, moment)
+        return moment.training and self.acts(replace(moment, step=moment.step + 1))
 
     def _score(self, candidates: Candidates, grad: Tensor | None) -> Tensor:
         return torch.zeros_like(candidates.weight) if grad is None else grad

@@ -36,7 +36,8 @@ def top_k(weight: Tensor, k: int) -> Tensor:
 def _top_k(weight: Tensor, k: int) -> Tensor:
     narrow = weight.dtype != torch.float64
     values = weight.to(torch.float32 if narrow else torch.float64).contiguous()
-    bits = values.view(torch.int32 if narrow else torch.int64).numpy()
+    # Not .numpy(), after which sharded training could no longer free the weights' memory.
+    bits = np.from_dlpack(values.view(torch.int32 if narrow else torch.int64))
     # The bits of a positive float order like the float, those of infinity and NaN come last.
     infinity = 0x7F800000 if narrow else 0x7FF0000000000000
     among = _candidates(bits, k)

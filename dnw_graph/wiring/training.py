@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from dnw_graph.wiring.choice import Wired, choices
+from dnw_graph.wiring.base import Rule
+from dnw_graph.wiring.choice import choices, whole
 
 
 def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> RemovableHandle:
@@ -54,8 +55,10 @@ def penalty(model: nn.Module) -> Tensor | float:
     """Return what the rules of a model add to its loss: 0.0 where none adds anything."""
     terms = []
     for _, choice, weight in choices(model):
-        term = choice.rule.penalty(choice.flat(weight), choice.moment(choice.training))
-        terms += [] if term is None else [term]
+        if type(choice.rule).penalty is not Rule.penalty:
+            flat = choice.flat(whole(weight))
+            term = choice.rule.penalty(flat, choice.moment(choice.training))
+            terms += [] if term is None else [term]
     return torch.stack(terms).sum() if terms else 0.0
 
 
@@ -65,20 +68,21 @@ def inherit(
     """Let a model with rule ``lottery`` or ``fine_tune`` start from a trained complete one.
 
     Args:
-        model: The model, whose graphs keep the largest of the trained weights.
-        initial: ``state_dict`` of the complete model before its training.
+        model: The model, whose graphs, or layers made sparse, keep the largest trained weights.
+        initial: ``state_dict`` of the complete model, or the dense one, before its training.
         trained: Likewise after it.
 
     Raises:
         ValueError: A rule that starts from itself, or the state of another model.
     """
-    own = {id(m.choice) for m in model.modules() if isinstance(m, Wired)}  # those of graphs
-    graphs = [use for use in choices(model) if id(use.choice) in own]
-    sources = {choice.rule.starts_from for _, choice, _ in graphs}
+    uses = list(choices(model))
+    sources = {use.choice.rule.starts_from for use in uses}
+    if len(sources) != 1 or sources == {"itself"}:
+        raise ValueError("only models with rule lottery or fine_tune inherit a wiring")
+    mine = {id(use.choice) for use in uses}
+    remembered = tuple(f"{n}.".lstrip(".") for n, m in model.named_modules() if id(m) in mine)
+    initial, trained = (_as_stored(model, state) for state in (initial, trained))
     given = {"initial": initial, "trained": trained}
-    if len(sources) != 1 or not sources <= given.keys():
-        raise ValueError("only models whose graphs have rule lottery or fine_tune inherit a wiring")
-    remembered = tuple(f"{use.name}.choice.".lstrip(".") for use in graphs)
     taken = {k: v for k, v in given[sources.pop()].items() if not k.startswith(remembered)}
     expected = {k: v for k, v in model.state_dict().items() if not k.startswith(remembered)}
     apart = sorted(taken.keys() ^ expected.keys())
@@ -86,7 +90,14 @@ def inherit(
     if apart:
         raise ValueError(f"these are weights of another model: they differ at {apart[0]}")
     model.load_state_dict(taken, strict=False)
-    for _, choice, weight in graphs:
+    for _, choice, weight in uses:
         key = next(n for n, p in model.named_parameters() if p is weight)
         candidates = choice.candidates(weight, training=False)
-        choice.rule.inherit(candidates, trained[key].to(candidates.weight))
+        choice.rule.inherit(candidates, choice.flat(trained[key]).to(candidates.weight))
+
+
+def _as_stored(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state with the names that weights have in a model made sparse."""
+    stored = "parametrizations.weight.original"
+    plain = {key.replace(stored, "weight"): key for key in model.state_dict()}
+    return {plain.get(name, name): value for name, value in state.items()}

@@ -2,13 +2,18 @@
 
 import copy
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
-from dnw_graph import attach, bake, cost, penalty, sparsify, sparsity
+from dnw_graph import attach, bake, cost, inherit, penalty, sparsify, sparsity
+from dnw_graph.sparse import sparse_layers_of
 from dnw_graph.wiring import RULES, top_k
 from tests.conftest import relative_error
 
@@ -151,6 +156,13 @@ def test_shared_weights_stay_shared() -> None:
     assert int(torch.count_nonzero(first.weight)) == 18
 
 
+def test_a_shared_weight_takes_of_a_budget_once() -> None:
+    net = nn.Sequential(*(nn.Linear(6, 6, bias=False) for _ in range(4)))
+    net[2].weight = net[1].weight
+    sparsify(net, 1 / 3, spread="erk")
+    assert [layer.nonzero for layer in sparsity(net).layers] == [12, 12, 12, 12]
+
+
 def test_empty_layers_are_left_alone() -> None:
     with pytest.warns(UserWarning, match="zero-element"):
         empty = nn.Linear(0, 4)
@@ -222,6 +234,39 @@ def test_counting_does_not_need_a_training() -> None:
     assert not net.norm.training  # a norm that was frozen stays so
 
 
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "torchvision resnet50": torchvision.models.resnet50,
+    "torchvision mobilenet_v3_small": torchvision.models.mobilenet_v3_small,
+    **{
+        f"timm {name}": partial(timm.create_model, name)
+        for name in ("nf_regnet_b0", "convnext_atto")
+    },
+    "timm vit": partial(timm.create_model, "vit_tiny_patch16_224", img_size=64),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_counts_are_exact_in_networks_of_others(name: str) -> None:
+    net = sparsify(NETWORKS[name](), 0.1).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9)
+    F.cross_entropy(net(torch.randn(2, 3, 64, 64)), torch.tensor([1, 2])).backward()
+    before = [layer.weight.detach().clone() for _, layer in sparse_layers_of(net)]
+    optimizer.step()
+    report = sparsity(net)
+    assert len(before) == len(report.layers) > 20
+    for layer in report.layers:
+        assert layer.nonzero == max(1, round(0.1 * layer.total)), layer.name
+    moved = [
+        int(((layer.weight != 0) != (old != 0)).sum())
+        for (_, layer), old in zip(sparse_layers_of(net), before, strict=True)
+    ]
+    assert sum(moved) > 0
+    twin = copy.deepcopy(net.eval())
+    assert sparsity(bake(twin)) == report
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.allclose(twin(x), net(x), rtol=1e-4, atol=1e-5)
+
+
 def test_state_dict_deepcopy_and_autocast() -> None:
     net, other = sparsify(Net(), 0.2), sparsify(Net(), 0.2)
     other.load_state_dict(net.state_dict())
@@ -256,8 +301,13 @@ def test_fine_tune_and_lottery_keep_the_largest_weights_there_are() -> None:
         p.data += 0.5 * torch.randn_like(p)
     kept = top_k(trained.fc.weight.detach().flatten(), 8)
     tuned = sparsify(copy.deepcopy(trained), 0.1, rule="fine_tune")
-    ticket = sparsify(copy.deepcopy(trained), 0.1, rule="lottery", initial=initial.state_dict())
-    for net, source in ((tuned, trained), (ticket, initial)):
+    ticket, late = sparsify(Net(), 0.1, rule="lottery"), sparsify(Net(), 0.1, rule="fine_tune")
+    with pytest.raises(ValueError, match=r"rule Lottery keeps the largest .* call dnw_graph.inher"):
+        ticket(IMAGES)
+    complete = sparsify(copy.deepcopy(trained), rule="complete").state_dict()
+    inherit(ticket, initial=initial.state_dict(), trained=trained.state_dict())
+    inherit(late, initial=initial.state_dict(), trained=complete)
+    for net, source in ((tuned, trained), (ticket, initial), (late, trained)):
         assert torch.equal(net.fc.weight.flatten().nonzero().flatten(), kept)
         assert torch.equal(net.fc.weight.flatten()[kept], source.fc.weight.flatten()[kept])
         assert torch.equal(net.fc.bias, source.fc.bias)
@@ -285,10 +335,13 @@ def test_patterns_keep_n_of_m_input_channels(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rule": "n_of_m"}, r"groups of 4, but those of conv1, depthwise do not: name these"),
+        (
+            {"rule": "n_of_m"},
+            r"NOfM does not fit conv1 \(its input channels do not divide by 4\), .* them dense",
+        ),
         (
             {"rule": "n_of_m", "density": 0.3, "keep_dense": ["conv1", "depthwise"]},
-            r"2 of 4 real weights are a density of 0.5, not 0.3: leave",
+            r"2 of 4 edges are 64 of 128, not 38: leave",
         ),
         ({"rule": "n_of_m(n=5)"}, r"1 <= n <= m <= 255, got 5 of 4"),
     ],
@@ -312,8 +365,6 @@ def test_patterns_that_do_not_fit(options: dict[str, object], message: str) -> N
         (sparsify(Net()), {}, r"conv1 is parametrized already: .*bake\(\) it first"),
         (nn.LazyLinear(3), {}, r"does not know its shape yet: run the module once"),
         (Net(), {"rule": "dwn"}, r"unknown rule 'dwn'; did you mean 'dnw'"),
-        (Net(), {"rule": "lottery"}, r"rule lottery needs initial="),
-        (Net(), {"initial": {}}, r"initial is for the rule lottery, not for DNW"),
         (Net(), {"density": 0.002, "spread": "erk"}, r"leaves 1 real weights for 4 layers"),
         (Net(), {"spread": "even"}, r"unknown spread 'even' \(known: uniform, erk, global\)"),
     ],
