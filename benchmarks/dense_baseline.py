@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import ModelConfig
+from models.mbv1 import MobileNetV1Config
 from models.mbv1_dnw import STAGES, Stage
 
 Choice = Literal["sort", "partition"]
@@ -79,7 +79,7 @@ class DenseBaseline(nn.Module):
         choice: How edges are chosen: a full sort, or a partition in its place.
     """
 
-    def __init__(self, config: ModelConfig, choice: Choice = "sort") -> None:
+    def __init__(self, config: MobileNetV1Config, choice: Choice = "sort") -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, STAGES[0].inputs, 3, config.stride, padding=1, bias=False)
         self.stages = nn.Sequential(

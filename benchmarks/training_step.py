@@ -28,7 +28,8 @@ from benchmarks.dense_baseline import DenseBaseline
 from benchmarks.measure import Timing, alternate, machine
 from benchmarks.original import load_original
 from dnw_graph import attach
-from models import ModelConfig, create_model
+from models import create_model
+from models.mbv1 import MobileNetV1Config
 from models.mbv1_dnw import STAGES
 
 
@@ -67,8 +68,8 @@ class Candidate:
     steps: int = 1  # that are timed together, where they differ
 
 
-def _config(args: Arguments) -> ModelConfig:
-    return ModelConfig(width=args.width, image_size=args.image_size)
+def _config(args: Arguments) -> MobileNetV1Config:
+    return MobileNetV1Config(width=args.width, image_size=args.image_size)
 
 
 def _ours(backend: str = "auto", rule: str = "dnw") -> Callable[[Arguments], nn.Module]:
@@ -77,7 +78,7 @@ def _ours(backend: str = "auto", rule: str = "dnw") -> Callable[[Arguments], nn.
     )
 
 
-def _given(config: ModelConfig) -> dict[str, Any]:
+def _given(config: MobileNetV1Config) -> dict[str, Any]:
     return {"width": config.width, "image_size": config.image_size}
 
 

@@ -1,7 +1,11 @@
 """MobileNetV1 (Howard et al. 2017), the network whose wiring DNW learns anew."""
 
+import math
 from collections import OrderedDict
+from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
+from typing import Literal
 
 from torch import nn
 
@@ -23,14 +27,49 @@ LAYERS = (
 STEM = 32
 
 
-@register_model("mbv1")
-def mbv1(config: ModelConfig) -> nn.Module:
+@dataclass(frozen=True, kw_only=True)
+class MobileNetV1Config(ModelConfig):
+    """What MobileNetV1 is built from, besides what every model is.
+
+    Attributes:
+        width: Width multiplier ``d``.
+        norm_eps: Added to variances by normalisation. The default is MobileNetV1's own; that of
+            PyTorch and of the published implementation of DNW is 1e-5 (docs/training.md).
+        stem_stride: Stride of the first convolution; ``"auto"`` is 1 for images of at most 64
+            pixels and 2 for larger ones.
+    """
+
+    width: float = 1.0
+    norm_eps: float = 1e-3
+    stem_stride: int | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (isinstance(self.width, int | float) and 0 < self.width < math.inf):
+            raise ValueError(f"width must be a number above 0, got {self.width!r}")
+        if not self.norm_eps > 0:
+            raise ValueError(f"norm_eps must be above 0, got {self.norm_eps}")
+        if self.stem_stride != "auto" and not (
+            isinstance(self.stem_stride, int) and self.stem_stride >= 1
+        ):
+            raise ValueError(f'stem_stride must be "auto" or 1 or more, got {self.stem_stride!r}')
+
+    @property
+    def stride(self) -> int:
+        """The stem's stride in pixels."""
+        if self.stem_stride == "auto":
+            return 1 if self.image_size <= 64 else 2
+        return self.stem_stride
+
+    @property
+    def exact_width(self) -> Fraction:
+        """The width multiplier as it was written, without binary rounding."""
+        return Fraction(str(self.width))
+
+
+@register_model("mbv1", MobileNetV1Config)
+def mbv1(config: MobileNetV1Config) -> nn.Module:
     """Build plain MobileNetV1; ``width`` multiplies the channels of every layer."""
-    if config.rule is not None:
-        raise ValueError(
-            f"mbv1 has no wiring to apply rule {config.rule!r} to; "
-            "mbv1_dnw has, with the same nodes"
-        )
     check_strides(config.image_size, [config.stride, *(stride for _, stride in LAYERS)])
 
     def scaled(channels: int) -> int:

@@ -1,17 +1,19 @@
 """MobileNetV1-DNW: one graph a resolution over the nodes of MobileNetV1 (section 2.4)."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from dnw_graph import NeuralGraph, Topology
+from dnw_graph import NeuralGraph, Rule, Topology
+from dnw_graph.aggregation import BACKENDS, Aggregation
 from dnw_graph.node import NormReluConv
-from models.registry import ModelConfig, register_model
+from models.mbv1 import MobileNetV1Config
+from models.registry import register_model
 from models.strides import check_strides
 
 
@@ -48,11 +50,40 @@ STAGES = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class MobileNetV1GraphConfig(MobileNetV1Config):
+    """What MobileNetV1 with a wiring is built from, besides what MobileNetV1 is.
+
+    Attributes:
+        width: Width multiplier ``d``; it sets the number of real edges only.
+        backend: How messages are summed; see :class:`dnw_graph.NeuralGraph`.
+    """
+
+    width: float = 0.225
+    backend: str | Aggregation | type[Aggregation] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        BACKENDS.resolve(self.backend)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MobileNetV1DNWConfig(MobileNetV1GraphConfig):
+    """What MobileNetV1-DNW is built from, besides that.
+
+    Attributes:
+        rule: How edges are chosen.
+    """
+
+    rule: str | Rule | type[Rule] = "dnw"
+
+
 class MobileNetV1DNW(nn.Module):
     """Stem, graphs, head: 3x3 convolution; one graph a resolution; norm, ReLU, pool, classifier.
 
     Args:
-        config: Width, rule, classes, image size, stem, backend.
+        config: Width, classes, image size, stem, backend.
+        rule: How edges are chosen.
         small: Whether the classifier is a graph too, with ``d`` of its edges and no bias.
         stages: The graphs.
         num_edges: Real edges of each graph, the classifier's included, in place of the width's.
@@ -64,7 +95,8 @@ class MobileNetV1DNW(nn.Module):
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: MobileNetV1GraphConfig,
+        rule: str | Rule | type[Rule] = "dnw",
         small: bool = False,
         stages: Sequence[Stage] = STAGES,
         num_edges: Sequence[int] | None = None,
@@ -83,7 +115,7 @@ class MobileNetV1DNW(nn.Module):
             *(
                 NeuralGraph(
                     stage.topology(),
-                    rule=config.rule or "dnw",
+                    rule=rule,
                     num_edges=k,
                     node=partial(NormReluConv, eps=config.norm_eps),
                     stride=stage.stride,
@@ -100,7 +132,7 @@ class MobileNetV1DNW(nn.Module):
         if small:
             self.classifier = NeuralGraph(
                 Topology.layered([features, config.num_classes]),
-                rule=config.rule or "dnw",
+                rule=rule,
                 num_edges=num_edges[-1],
                 node="identity",
                 backend=config.backend,
@@ -123,33 +155,25 @@ class MobileNetV1DNW(nn.Module):
         return logits
 
 
-@register_model("mbv1_dnw")
-def mbv1_dnw(config: ModelConfig) -> nn.Module:
+@register_model("mbv1_dnw", MobileNetV1DNWConfig)
+def mbv1_dnw(config: MobileNetV1DNWConfig) -> nn.Module:
     """Build MobileNetV1-DNW; its wiring is learned unless ``rule`` says otherwise."""
-    return MobileNetV1DNW(config)
+    return MobileNetV1DNW(config, config.rule)
 
 
-@register_model("mbv1_dnw_small")
-def mbv1_dnw_small(config: ModelConfig) -> nn.Module:
+@register_model("mbv1_dnw_small", MobileNetV1DNWConfig)
+def mbv1_dnw_small(config: MobileNetV1DNWConfig) -> nn.Module:
     """Build MobileNetV1-DNW-Small, whose classifier is a graph as well."""
-    return MobileNetV1DNW(config, small=True)
+    return MobileNetV1DNW(config, config.rule, small=True)
 
 
-@register_model("mbv1_random")
-def mbv1_random(config: ModelConfig) -> nn.Module:
+@register_model("mbv1_random", MobileNetV1GraphConfig)
+def mbv1_random(config: MobileNetV1GraphConfig) -> nn.Module:
     """Build the same network with a wiring drawn at random."""
-    return MobileNetV1DNW(_with_rule(config, "random"))
+    return MobileNetV1DNW(config, "random")
 
 
-@register_model("mbv1_complete")
-def mbv1_complete(config: ModelConfig) -> nn.Module:
+@register_model("mbv1_complete", MobileNetV1GraphConfig)
+def mbv1_complete(config: MobileNetV1GraphConfig) -> nn.Module:
     """Build the same network with every candidate edge real, whatever the width."""
-    return MobileNetV1DNW(_with_rule(config, "complete"))
-
-
-def _with_rule(config: ModelConfig, rule: str) -> ModelConfig:
-    if config.rule not in (None, rule):
-        raise ValueError(
-            f"mbv1_{rule} is mbv1_dnw with rule {rule!r}; for rule {config.rule!r} use mbv1_dnw"
-        )
-    return dataclasses.replace(config, rule=rule)
+    return MobileNetV1DNW(config, "complete")

@@ -31,8 +31,10 @@ from train.setup import (
     check_network,
     check_new,
     check_resume,
+    default_folder,
     make_batches,
     make_fabric,
+    make_schedule,
 )
 from train.start import inherit, network_weights
 
@@ -54,6 +56,9 @@ class Training:
     """
 
     def __init__(self, options: Options) -> None:
+        if options.run.resume is None and options.run.out is None:
+            options = options.replace(out=default_folder(options))
+        options = options.resolved()
         run = options.run
         self.fabric = make_fabric(run.device, run.precision)
         network = check_network(options)
@@ -68,7 +73,7 @@ class Training:
         )
         if past:
             past.check_images(source)
-        options = options.replace(resume=None, out=options.run.out or str(self.folder.path))
+        options = options.replace(resume=None, out=str(self.folder.path))
         self.config = RunConfig.of(options, source)
         self.options, self.images = self.config.options, source.fingerprint()
         self.batches = make_batches(source, self.config, self.fabric.device)
@@ -91,9 +96,8 @@ class Training:
             compiled: Any = torch.compile(model, mode="reduce-overhead" if on_gpu else "default")
             model = compiled
         self.model, self.optimizer = self.fabric.setup(model, optimizer)
-        total_steps = fit.epochs * self.batches.steps
-        attach(self.plain_model, optimizer, total_steps=total_steps)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total_steps)
+        attach(self.plain_model, optimizer, total_steps=fit.epochs * self.batches.steps)
+        self.schedule = make_schedule(optimizer, fit, self.batches.steps)
         self.rows: list[dict[str, Any]] = []
         self.epoch = 0
         if past:
@@ -256,7 +260,8 @@ class Training:
         self.last_lr: float = self.optimizer.param_groups[0]["lr"]
         self.optimizer.zero_grad(set_to_none=True)
         logits: Tensor = self.model(self.normalize(images))
-        loss = F.cross_entropy(logits, labels)
+        smoothing = self.options.optimization.label_smoothing
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
         self.fabric.backward(loss + penalty(self.plain_model))
         self.optimizer.step()
         self.schedule.step()

@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
-from dnw_graph import NeuralGraph
+from dnw_graph.wiring import choices
 from train.run import RunConfig
 
 
@@ -71,8 +71,13 @@ def accuracy_metric(k: int, num_classes: int) -> Metric:
 
 
 def masks(model: nn.Module) -> list[Tensor]:
-    """Return which candidates are real, graph by graph."""
-    return [m.wiring().mask for m in model.modules() if isinstance(m, NeuralGraph)]
+    """Return which candidates are real ``[E]``, of each graph and each layer made sparse."""
+    found = []
+    for _, choice, weight in choices(model):
+        edge_id, _ = choice.select(weight.detach(), training=False)
+        mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
+        found.append(mask.index_fill_(0, edge_id, True))
+    return found
 
 
 def edges_changed(before: list[Tensor], now: list[Tensor]) -> int:

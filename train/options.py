@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 from typeguard import TypeCheckError, check_type
 
+from models import model_options
 from train.data import Dataset
 
 
@@ -20,16 +21,42 @@ class NetworkOptions:
 
     graph: str = "mbv1_dnw"
     """Model, one of models.list_models()."""
-    width: float = 0.225
-    """Width multiplier; of a graph it sets the number of real edges only."""
+    width: float | None = None
+    """Width multiplier of a MobileNet, 1 unless given; of a graph it sets the number of real edges
+    only, and is 0.225 unless given."""
     rule: str | None = None
-    """How edges are chosen: complete, dnw, fine_tune, l1_anneal, lottery, no_update, random,
-    rigl, set or targeted_dropout, if need be with arguments, "rigl(every=50)" (docs/rules.md);
-    the model's own rule unless given."""
-    norm_eps: float = 1e-3
-    """Added to variances by normalisation; 1e-3 is MobileNetV1's own, 1e-5 PyTorch's."""
-    stem_stride: int | Literal["auto"] = "auto"
-    """Stride of the first convolution, in pixels; auto is 1 up to 64-pixel images, else 2."""
+    """How edges are chosen: complete, dnw, fine_tune, l1_anneal, lottery, n_of_m, no_update,
+    random, rigl, set or targeted_dropout, if need be with arguments, "rigl(every=50)"
+    (docs/rules.md); dnw unless given."""
+    norm_eps: float | None = None
+    """Added to variances by normalisation in a MobileNet; 1e-3, MobileNetV1's own, unless given;
+    PyTorch's is 1e-5."""
+    stem_stride: int | Literal["auto"] | None = None
+    """Stride of a MobileNet's first convolution, in pixels; auto, unless given, is 1 up to 64-pixel
+    images, else 2."""
+    density: float | None = None
+    """Share of each layer's weights that are real in a sparse ResNet; 0.1 unless given."""
+    first_layer_dense: bool = False
+    """Keep every weight of a sparse ResNet's first convolution."""
+
+    def given(self) -> dict[str, Any]:
+        """Return what differs from what every model does unless told, the model's name apart."""
+        fields = [field for field in dataclasses.fields(self) if field.name != "graph"]
+        found = {field.name: getattr(self, field.name) for field in fields}
+        return {f.name: found[f.name] for f in fields if found[f.name] != f.default}
+
+    def resolved(self) -> "NetworkOptions":
+        """Return the same with every option that the model takes.
+
+        Raises:
+            ValueError: An unknown model.
+        """
+        own = model_options(self.graph)
+        taken = [field.name for field in dataclasses.fields(self) if field.name in own]
+        return dataclasses.replace(self, **{n: own[n] for n in taken if n not in self.given()})
+
+    def __str__(self) -> str:
+        return ", ".join([self.graph, *(f"{name} {value}" for name, value in self.given().items())])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +88,15 @@ class OptimizationOptions:
     batch_size: int = 512
     """Images a step."""
     lr: float = 0.1
-    """Learning rate at the start; falls to 0 along a cosine, step by step."""
+    """Learning rate at its highest; falls to 0 along a cosine, step by step."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 5e-5
     """Weight decay of SGD, on every parameter."""
+    warmup_epochs: int = 0
+    """Epochs in which the learning rate first rises to lr, linearly, step by step."""
+    label_smoothing: float = 0.0
+    """Share of the label that is spread over all classes in the training loss."""
     recalibrate: int = 0
     """Batches over which normalisation statistics are taken anew for the final wiring."""
 
@@ -83,7 +114,7 @@ class RunOptions:
     compile: bool = False
     """Compile the network with torch.compile, on a GPU with CUDA graphs."""
     out: str | None = None
-    """Run folder to write; runs/<graph>[-<rule>]-<width>-seed<seed> unless given."""
+    """Run folder to write; runs/<graph>-<what is said of it>-seed<seed> unless given."""
     resume: str | None = None
     """Run folder to continue; its options are kept."""
     init: str | None = None
@@ -108,11 +139,15 @@ class Options:
         for name in ("data", "out", "resume", "init", "from_run"):
             if self.flat()[name] == "":
                 raise ValueError(f"{name} is empty: name a folder, or leave it out")
-        if not 0 < self.network.norm_eps < math.inf:
+        norm_eps, optimization = self.network.norm_eps, self.optimization
+        if norm_eps is not None and not 0 < norm_eps < math.inf:
             raise ValueError("norm_eps must be a finite number above 0")
-        optimization = self.optimization
         if optimization.epochs < 1:
             raise ValueError("epochs must be 1 or more")
+        if not 0 <= optimization.warmup_epochs < optimization.epochs:
+            raise ValueError("warmup_epochs must be 0 or more, and fewer than epochs")
+        if not 0 <= optimization.label_smoothing < 1:
+            raise ValueError("label_smoothing must be a share, 0 or more and below 1")
         if optimization.batch_size < 2:
             raise ValueError("batch_size must be 2 or more: normalisation needs a variance")
         for name, below in (("lr", math.inf), ("momentum", 1.0), ("weight_decay", math.inf)):
@@ -155,6 +190,14 @@ class Options:
     def flat(self) -> dict[str, Any]:
         """Return every option by name."""
         return {k: v for group in dataclasses.asdict(self).values() for k, v in group.items()}
+
+    def resolved(self) -> "Options":
+        """Return the same with every option that the model takes, as it is unless given.
+
+        Raises:
+            ValueError: An unknown model.
+        """
+        return dataclasses.replace(self, network=self.network.resolved())
 
     def replace(self, **changes: Any) -> "Options":
         """Return the same options but for some."""

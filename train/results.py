@@ -14,7 +14,7 @@ from train.run import atomically
 from train.table_rows import Row, Table
 
 COLUMNS = (
-    *("row", "seed", "accuracy", "epochs", "parameters", "macs", "seconds"),
+    *("row", "seed", "accuracy", "top5", "epochs", "parameters", "macs", "seconds"),
     *("train_images", "image_size", "precision", "commit", "versions", "machine"),
 )
 
@@ -55,6 +55,7 @@ class Results:
             "row": row,
             "seed": seed,
             "accuracy": f"{100 * summary['top1']:.2f}",
+            "top5": f"{100 * summary['top5']:.2f}",
             "epochs": summary["epochs"],
             "parameters": summary["parameters"],
             "macs": summary["macs"],
@@ -98,30 +99,32 @@ def as_markdown(
     title = f"# {table.title}"
     if changes:
         listed = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in changes.items())
-        title += f", cut down: {listed} (the paper: {table.epochs} epochs)"
+        title += f", cut down: {listed} (in full: {table.epochs} epochs)"
     lines = [title, "", f"`{command}`", ""]
-    cells = [["row", "top-1, %", "n", "the paper", "parameters", "MACs", "there"]]
+    measured = "top-1 / top-5, %" if table.top5 else "top-1, %"
+    cells = [["row", measured, "n", "the paper", "parameters", "MACs", "there"]]
     cells.append(["---"] * len(cells[0]))
     for row in table.rows:
         runs = results.of(row.name)
-        if runs or row.paper is not None:
-            cells.append(_line(row, runs, untrained.get(row.name)))
+        if runs or row.usual:
+            cells.append(_line(row, runs, untrained.get(row.name), table.top5))
     for quoted in table.quoted:
         spent = ", ".join(filter(None, (quoted.parameters, quoted.macs)))
-        cells.append([quoted.title, "", "", f"{quoted.accuracy} (quoted there)", "", "", spent])
-    told = len(cells[0]) - (0 if any(row.paper_cost for row in table.rows) else 1)
-    lines += [f"| {' | '.join(row[:told])} |" for row in cells]
+        figure = f"{quoted.accuracy} ({quoted.source})"
+        cells.append([quoted.title, "", "", figure, "", "", spent])
+    if not any(row.paper for row in table.rows):
+        cells = [[*row[:3], *row[4:]] for row in cells]
+    if not any(row.paper_cost for row in table.rows):
+        cells = [row[:-1] for row in cells]
+    lines += [f"| {' | '.join(row)} |" for row in cells]
     lines += ["", *_notes(table, results)]
     return "\n".join(lines) + "\n"
 
 
-def _line(row: Row, runs: list[dict[str, str]], untrained: Cost | None) -> list[str]:
-    accuracies = [float(run["accuracy"]) for run in runs]
-    measured = "not run"
-    if accuracies:
-        measured = f"{statistics.mean(accuracies):.1f}"
-    if len(accuracies) > 1:
-        measured += f" ± {statistics.stdev(accuracies):.1f}"
+def _line(row: Row, runs: list[dict[str, str]], untrained: Cost | None, top5: bool) -> list[str]:
+    names = ["accuracy", "top5"] if top5 else ["accuracy"]
+    measured = " / ".join(_spread([float(run[name]) for run in runs]) for name in names)
+    measured = measured if runs else "not run"
     spent = ["", ""]
     if runs:
         spent = [_mean(runs, name) for name in ("parameters", "macs")]
@@ -129,6 +132,14 @@ def _line(row: Row, runs: list[dict[str, str]], untrained: Cost | None) -> list[
         spent = [f"{untrained.parameters:,} *", f"{untrained.macs:,} *"]
     paper = row.paper or "not in it"
     return [row.title, measured, str(len(runs)), paper, *spent, row.paper_cost]
+
+
+def _spread(values: list[float]) -> str:
+    """Return mean and standard deviation."""
+    if not values:
+        return ""
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation}"
 
 
 def _mean(runs: list[dict[str, str]], name: str) -> str:
@@ -140,6 +151,7 @@ def _notes(table: Table, results: Results) -> list[str]:
         "Accuracy is that of the last epoch on the images that were not trained on, mean ± "
         "standard deviation over n seeds; MACs are multiply-adds an image."
     ]
+    lines += table.notes
     if not table.finds_data:
         lines.append(
             "\\* of the network before training, with 1000 classes; a learned wiring has other "

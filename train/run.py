@@ -103,16 +103,9 @@ def build_network(options: Options, num_classes: int) -> nn.Module:
     Raises:
         ValueError: An unknown model or rule, or a size it cannot have.
     """
-    network = options.network
-    return create_model(
-        network.graph,
-        width=network.width,
-        rule=network.rule,
-        norm_eps=network.norm_eps,
-        stem_stride=network.stem_stride,
-        image_size=options.data.image_size,
-        num_classes=num_classes,
-    )
+    network, size = options.network, options.data.image_size
+    given = {**network.given(), "image_size": size, "num_classes": num_classes}
+    return create_model(network.graph, **given)
 
 
 class RunFolder:
@@ -219,10 +212,9 @@ class RunFolder:
         try:
             model.load_state_dict(self.load_weights(weights))
         except RuntimeError as error:
-            network = config.options.network
             raise ValueError(
-                f"{self.path / weights}.safetensors does not fit {network.graph} at width "
-                f"{network.width}, which config.yaml asks for: {' '.join(str(error).split()[:40])}"
+                f"{self.path / weights}.safetensors does not fit {config.options.network}, which "
+                f"config.yaml asks for: {' '.join(str(error).split()[:40])}"
             ) from error
         return model.eval()
 

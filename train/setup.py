@@ -1,5 +1,6 @@
 """What has to be right before training starts: device, folder, images, what a run begins from."""
 
+import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from train.data import Batches, ResidentBatches, Source, fits
-from train.options import Options
+from train.options import OptimizationOptions, Options
 from train.run import RunConfig, RunFolder, build_network
 from train.start import check_classes, check_from, network_weights
 
@@ -59,11 +60,32 @@ def make_batches(
     )
 
 
+def make_schedule(
+    optimizer: torch.optim.Optimizer, fit: OptimizationOptions, steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return what sets the learning rate before each step: a linear rise, then half a cosine.
+
+    Args:
+        optimizer: Whose learning rate it is.
+        fit: Epochs in all, and those of the rise.
+        steps: Steps of an epoch.
+    """
+    rise, total = fit.warmup_epochs * steps, fit.epochs * steps
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        return (1 + math.cos(math.pi * (step - rise) / (total - rise))) / 2
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
 def default_folder(options: Options) -> str:
     """Return the run folder of options that name none."""
-    network = options.network
-    rule = "-" + re.sub(r"[^\w.]+", "_", network.rule).strip("_") if network.rule else ""
-    return f"runs/{network.graph}{rule}-{network.width}-seed{options.run.seed}"
+    given = options.network.given().items()
+    told = [options.network.graph, *(name if value is True else value for name, value in given)]
+    parts = [re.sub(r"[^\w.]+", "_", str(part)).strip("_") for part in told]
+    return f"runs/{'-'.join(parts)}-seed{options.run.seed}"
 
 
 @dataclass(frozen=True)
@@ -143,7 +165,8 @@ def check_new(options: Options, network: nn.Module) -> RunFolder:
         ValueError: The folder is taken, or ``--init`` names no run, or one of another network.
     """
     run = options.run
-    folder = RunFolder(run.out or default_folder(options))
+    assert run.out is not None
+    folder = RunFolder(run.out)
     check_from(options, network)
     if run.init is not None:
         if folder.path.resolve() == Path(run.init).resolve():

@@ -1,11 +1,12 @@
 """What a run may begin from: the network of another one, or the wiring that another one found."""
 
+import torch
 from torch import Tensor, nn
 
 import dnw_graph
-from dnw_graph.wiring import choices
+from dnw_graph.wiring import Complete, choices
 from train.options import Options
-from train.run import RunFolder
+from train.run import RunFolder, build_network
 
 
 def check_classes(folder: RunFolder, theirs: tuple[str, ...], ours: tuple[str, ...]) -> None:
@@ -32,9 +33,8 @@ def network_weights(folder: RunFolder, network: nn.Module) -> dict[str, Tensor]:
     if apart:
         given = folder.load_config().options.network
         raise ValueError(
-            f"--init {folder.path} is {given.graph} at width {given.width}, another network "
-            f"than the one to train (they differ at {', '.join(apart[:3])}); give the same "
-            "--graph, --width and --rule"
+            f"--init {folder.path} is another network ({given}) than the one to train (they "
+            f"differ at {', '.join(apart[:3])}); give the same --graph and options of it"
         )
     return taken
 
@@ -65,10 +65,12 @@ def check_from(options: Options, network: nn.Module) -> None:
     folder = RunFolder(run.from_run)
     theirs, ours = folder.load_config().options, options.network
     kept = theirs.network
-    if kept.rule != "complete" and kept.graph != "mbv1_complete":
+    with torch.device("meta"):
+        rules = {type(use.choice.rule) for use in choices(build_network(theirs, num_classes=2))}
+    if not rules <= {Complete}:
         raise ValueError(
-            f"--from {folder.path} is a run of {kept.graph} with rule {kept.rule or 'of its own'}; "
-            "it has to be one with --rule complete"
+            f"--from {folder.path} is a run of {kept}; it has to be of a complete graph, "
+            "--rule complete"
         )
     if not (folder.path / "summary.json").exists():
         raise ValueError(

@@ -1,7 +1,8 @@
-"""Reproduce a table of the paper.
+"""Reproduce a table of the paper, or train a study of this project's own.
 
     python -m train.tables 2 --data DIR --seeds 5
     python -m train.tables 3                      # only what it costs; with --data, accuracy too
+    python -m train.tables resnet18 --data DIR
 
 Trains every cell that is missing, and writes results/table2.csv and results/table2.md. Stopped at
 any point, it goes on with the same command.
@@ -35,15 +36,15 @@ from train.table_rows import TABLES, Row, Table
 class Arguments:
     """Train the cells of a table of the paper that are missing, and write the table."""
 
-    table: Annotated[Literal["2", "3"], tyro.conf.Positional]
-    """Number of the table."""
+    table: Annotated[Literal["2", "3", "4", "resnet18"], tyro.conf.Positional]
+    """Number of the paper's table, or a study of this project's own."""
     data: str | None = None
-    """Folder of images, as for train.cifar10 (table 2) and train.imagenet (table 3)."""
+    """Folder of images, as for train.cifar10 (table 2) and train.imagenet (the others)."""
     preset: Literal["full", "smoke"] = "full"
     """smoke is 3 epochs on 5,000 images, measured on 2,000, for 2 seeds, where nothing else is
     said."""
     seeds: int | None = None
-    """Runs of each row; 5 (table 2) or 1 (table 3) unless given."""
+    """Runs of each row; the table's number unless given (5, 1, 1, 2)."""
     rows: tuple[str, ...] = ()
     """Rows to train, by name; those of the paper unless given."""
     epochs: int | None = None
@@ -104,11 +105,11 @@ def plan(args: Arguments, table: Table) -> list[Cell]:
     for name, value in (("seeds", seeds), ("parallel", args.parallel)):
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")
-    chosen = [row for row in table.rows if row.name in args.rows or (not args.rows and row.paper)]
+    chosen = [row for row in table.rows if row.name in args.rows or (not args.rows and row.usual)]
     needed = {row.needs for row in chosen}
     chosen = [row for row in table.rows if row in chosen or row.name in needed]
     changes = cut(args)
-    place = Path(args.runs) / f"table{args.table}{suffix(changes)}"
+    place = Path(args.runs) / f"{stem(args)}{suffix(changes)}"
     cells = []
     for seed, row in itertools.product(range(seeds), chosen):
         given: dict[str, Any] = {"seed": seed, "data": args.data, "device": args.device}
@@ -129,6 +130,11 @@ def cut(args: Arguments) -> dict[str, Any]:
     return {**smoke, **given, **precision}
 
 
+def stem(args: Arguments) -> str:
+    """Return what the files of a table are called."""
+    return f"table{args.table}" if args.table.isdigit() else args.table
+
+
 def suffix(changes: dict[str, Any]) -> str:
     """Return what tells the files of a cut-down table from those of the full one."""
     short = {"epochs": "e", "train_images": "n", "validation_images": "v", "image_size": "s"}
@@ -146,7 +152,7 @@ def train_cell(cell: Cell, deadline: float) -> dict[str, Any] | None:
     if (folder.path / "resume.pt").exists():
         past = folder.load_config().options
         free = {"data": past.data.data, "device": past.run.device, "out": past.run.out}
-        apart = past.differences(options.replace(**free))
+        apart = past.differences(options.resolved().replace(**free))
         if apart.keys() - {"overwrite"}:
             raise ValueError(
                 f"{folder.path} is a run of other options ({', '.join(apart)}); move it away"
@@ -187,8 +193,7 @@ def main(args: Sequence[str] | None = None) -> None:
     given = tyro.cli(Arguments, args=args, prog="python -m train.tables", description=__doc__)
     table, changes = TABLES[given.table], cut(given)
     cells, deadline = plan(given, table), time.time() + 60 * given.time_budget
-    stem = f"table{given.table}{suffix(changes)}"
-    results = Results(Path(given.results) / f"{stem}.csv")
+    results = Results(Path(given.results) / f"{stem(given)}{suffix(changes)}.csv")
     command = "python -m train.tables " + " ".join(sys.argv[1:] if args is None else args)
     untrained = {} if table.finds_data else dict(untrained_costs(table))
 

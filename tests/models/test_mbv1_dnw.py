@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dnw_graph import cost
-from models import ModelConfig, create_model
-from models.mbv1_dnw import STAGES, MobileNetV1DNW, Stage
+from models import create_model
+from models.mbv1_dnw import STAGES, MobileNetV1DNW, MobileNetV1DNWConfig, Stage
 from tests.conftest import relative_error
 
 
@@ -68,7 +68,7 @@ def test_equals_the_published_implementation(reference: Any, backend: str, devic
     budget = [
         kept_candidates(s, state[f"layers.{i}.graph.weight"], d) for i, s in enumerate(stages)
     ]
-    config = ModelConfig(
+    config = MobileNetV1DNWConfig(
         num_classes=10, image_size=meta["image_size"], backend=backend, norm_eps=1e-5
     )
     model = MobileNetV1DNW(config, stages=stages, num_edges=budget)
@@ -102,7 +102,7 @@ def test_equals_the_published_implementation(reference: Any, backend: str, devic
     ],
 )
 def test_edges_of_each_graph(d: float, edges: list[int]) -> None:
-    exact = ModelConfig(width=d).exact_width
+    exact = MobileNetV1DNWConfig(width=d).exact_width
     assert [stage.num_edges(exact) for stage in STAGES] == edges
 
 

@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from dnw_graph import NeuralGraph
-from models import ModelConfig, create_model, list_models, register_model
+from models import create_model, list_models, model_options, register_model
+from models.mbv1 import MobileNetV1Config
 
 
 @pytest.mark.parametrize("name", list_models())
 def test_every_model_trains_and_evaluates(name: str) -> None:
-    model = create_model(name, width=0.25, num_classes=7, image_size=32)
+    options = {"width": 0.25} if "width" in model_options(name) else {}
+    model = create_model(name, num_classes=7, image_size=32, **options)
     images = torch.randn(2, 3, 32, 32)
     torch.nn.functional.cross_entropy(model(images), torch.tensor([1, 5])).backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
@@ -33,8 +35,8 @@ def test_a_model_has_its_own_rule_unless_told_another(name: str, rule: str) -> N
 
 @pytest.mark.parametrize(("image_size", "stride"), [(32, 1), (64, 1), (65, 2), (224, 2)])
 def test_the_stem_strides_over_large_images_only(image_size: int, stride: int) -> None:
-    assert ModelConfig(image_size=image_size).stride == stride
-    assert ModelConfig(image_size=image_size, stem_stride=3).stride == 3
+    assert MobileNetV1Config(image_size=image_size).stride == stride
+    assert MobileNetV1Config(image_size=image_size, stem_stride=3).stride == 3
 
 
 @pytest.mark.parametrize(
@@ -45,12 +47,12 @@ def test_the_stem_strides_over_large_images_only(image_size: int, stride: int) -
             {},
             r"unknown model 'mbv1_dwn'; did you mean 'mbv1_dnw'\? \(known: mbv1, mbv1_",
         ),
-        ("mbv1_dnw", {"widht": 1}, r"unknown model option 'widht'; did you mean 'width'\? \(known"),
+        ("mbv1_dnw", {"widht": 1}, r"takes no option 'widht'; did you mean 'width'\? \(it takes: "),
         ("mbv1_dnw", {"width": 0}, r"width must be a number above 0, got 0"),
         ("mbv1_dnw", {"width": "0.2"}, r"width must be a number above 0, got '0.2'"),
         ("mbv1_dnw", {"width": float("inf")}, r"width must be a number above 0, got inf"),
-        ("mbv1", {"backend": "sprase"}, r"unknown backend 'sprase'; did you mean 'sparse'"),
-        ("mbv1_random", {"rule": "dnw"}, r"for rule 'dnw' use mbv1_dnw"),
+        ("mbv1_dnw", {"backend": "sprase"}, r"unknown backend 'sprase'; did you mean 'sparse'"),
+        ("mbv1_random", {"rule": "dnw"}, r"mbv1_random takes no option 'rule' \(it takes: num_c"),
         ("mbv1_dnw", {"stem_stride": 10**5}, r"use 800001 pixels or more"),
         ("mbv1_dnw", {"width": 3}, r"width 3 asks for .* graph 0, which has 2,048 candidates"),
         ("mbv1_dnw", {"norm_eps": 0.0}, r"norm_eps must be above 0, got 0.0"),
@@ -59,7 +61,14 @@ def test_the_stem_strides_over_large_images_only(image_size: int, stride: int) -
         ("mbv1_dnw", {"stem_stride": "two"}, r"stem_stride must be \"auto\" or 1 or more"),
         ("mbv1_dnw", {"image_size": 8}, r"images of 8 pixels are too small.*use 9 pixels or more"),
         ("mbv1_dnw", {"rule": "dwn"}, r"unknown rule 'dwn'"),
-        ("mbv1", {"rule": "dnw"}, r"mbv1 has no wiring to apply rule 'dnw' to"),
+        ("mbv1", {"rule": "dnw"}, r"mbv1 takes no option 'rule' \(it takes: num_classes, image"),
+        ("resnet50", {"width": 0.5}, r"resnet50 takes no option 'width' \(it takes: num_classes, "),
+        ("resnet18_dnw", {"density": 1.5}, r"density must be a share .* got 1.5"),
+        (
+            "resnet18_dnw",
+            {"rule": "n_of_m"},
+            r"NOfM does not fit conv1 \(its input channels do not",
+        ),
         ("mbv1", {"image_size": 16, "stem_stride": 2}, r"use 17 pixels or more"),
     ],
 )

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 import train
-from models import create_model
 from train.cli import parse_options
 from train.options import Options
+from train.run import build_network
+from train.table_rows import TABLES
 
 RECIPES = sorted((Path(train.__file__).parent / "recipes").glob("*.yaml"))
 
@@ -19,7 +20,7 @@ def parse(*args: str) -> Options:
 
 
 def test_defaults_are_the_papers_protocol_for_imagenet() -> None:
-    flat = parse().flat()
+    flat = parse().resolved().flat()
     expected = {
         "graph": "mbv1_dnw",
         "width": 0.225,
@@ -58,16 +59,16 @@ def test_flags_override_a_recipe(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_builds_its_network(recipe: Path) -> None:
-    options = parse("--recipe", str(recipe))
-    network = options.network
-    create_model(network.graph, width=network.width, rule=network.rule)
-    row = recipe.stem.split("_")
-    assert row[0].startswith("table")
-    assert recipe.read_text().startswith("# Table ")
+    network = build_network(parse("--recipe", str(recipe)), num_classes=10)
+    assert list(network.parameters())
+    table = recipe.stem.partition("_")[0]
+    title = table.replace("table", "Table ").replace("resnet", "ResNet-")
+    assert recipe.read_text().startswith(f"# {title}, ")
 
 
-def test_there_is_a_recipe_for_each_row_of_table_3() -> None:
-    assert len([r for r in RECIPES if r.stem.startswith("table3_")]) == 9
+def test_there_is_a_recipe_for_each_row_of_each_table() -> None:
+    rows = {row.recipe for table in TABLES.values() for row in table.rows}
+    assert rows == {recipe.stem for recipe in RECIPES}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,10 @@ import pytest
 import train.tables
 from tests.train.test_data import small
 from train.loop import Training
+from train.options import Options
+from train.results import Results, as_markdown
 from train.run import RunFolder
+from train.table_rows import TABLES
 from train.tables import main
 
 
@@ -131,3 +134,26 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path, cifar: Path) -> 
     with pytest.raises(ValueError, match=r"has other columns than results have .*move it away"):
         run(tmp_path, cifar, "--rows", "random")
     assert (results / "table2-e1-s16.csv").read_text() == "name,age\nfoo,3\n"
+
+
+def test_table_4_shows_top_5_and_what_others_have_reached(tmp_path: Path) -> None:
+    results, table = Results(tmp_path / "table4.csv"), TABLES["4"]
+    for seed, top1 in ((0, 0.70), (1, 0.72)):
+        summary = {"top1": top1, "top5": 0.9, "epochs": 100, "parameters": 7, "macs": 8}
+        summary |= {"seconds": 9.0, "device": "cpu"}
+        results.add("dense", seed, summary, Options())
+    text = as_markdown(table, Results(tmp_path / "table4.csv"), {}, "command", {})
+    assert "| dense | 71.0 ± 1.4 / 90.0 ± 0.0 | 2 | 77.5 / 93.7 | 7 | 8 |" in text
+    assert "| 10 %, first layer dense | not run | 0 | 75.0 / 92.5 |" in text
+    assert "| RigL 1×, ERK, 10 % |  |  | 73.1 (Evci et al. 2020) |" in text
+    assert "Quoted figures were trained otherwise." in text
+
+
+def test_a_study_of_ones_own_has_no_column_for_the_paper(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["resnet18", f"--results={tmp_path}"])
+    assert (tmp_path / "resnet18.md").exists()
+    out = capsys.readouterr().out
+    assert "| row | top-1, % | n | parameters | MACs |" in out
+    assert "| 5 % of weights, random | not run | 0 | 583,945 * | 7,429,356 * |" in out

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import os
 import pickle
 import shutil
@@ -15,17 +16,18 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from models import list_models
+from dnw_graph.wiring import top_k
+from models import list_models, model_options
 from train.data import open_source
 from train.data.images import MemoryImages
 from train.evaluate import evaluate
 from train.imagenet import main, resume, train
 from train.loop import Training
-from train.options import Options
+from train.options import OptimizationOptions, Options
 from train.predict import Predictor
 from train.predict import main as predict_main
 from train.run import RunConfig, RunFolder
-from train.setup import make_fabric
+from train.setup import make_fabric, make_schedule
 
 SMALL = {  # a network that trains in seconds
     "graph": "mbv1",
@@ -61,6 +63,70 @@ def test_mbv1_dnw_learns_the_digits(seed: int, tmp_path: Path) -> None:
     with (tmp_path / "run" / "metrics.csv").open() as file:
         changed = [int(row["edges_changed"]) for row in csv.DictReader(file)]
     assert changed[0] > changed[-1] > 0
+
+
+RESNET = {"graph": "resnet18_dnw", "width": None, "density": 0.1, "first_layer_dense": True}
+
+
+def test_a_sparse_resnet_trains_and_resumes(tmp_path: Path) -> None:
+    given = {**RESNET, "warmup_epochs": 1, "label_smoothing": 0.1, "train_images": 300}
+    summary = train(options(tmp_path / "whole", **given))
+    assert summary["candidate_edges"] == 11_176_512 + 5_120 - 9_408 - 9_600
+    assert summary["real_edges"] == pytest.approx(0.1 * summary["candidate_edges"], rel=1e-4)
+    whole = RunFolder(tmp_path / "whole")
+    with (whole.path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert all(int(row["edges_changed"]) > 0 for row in rows)
+    stopped = Training(options(tmp_path / "stopped", **given))
+    stopped.advance()
+    del stopped
+    resume(tmp_path / "stopped")
+    resumed = RunFolder(tmp_path / "stopped")
+    assert same(whole.load_weights("last"), resumed.load_weights("last"))
+
+
+def test_a_dense_resnet_is_a_complete_graph_to_start_from(tmp_path: Path) -> None:
+    dense = {"graph": "resnet18", "width": None, "epochs": 1, "train_images": 200}
+    train(options(tmp_path / "dense", **dense))
+    given = {
+        **RESNET,
+        **dense,
+        "graph": "resnet18_dnw",
+        "rule": "lottery",
+        "from_run": str(tmp_path / "dense"),
+    }
+    training = Training(options(tmp_path / "ticket", **given))
+    initial, last = (RunFolder(tmp_path / "dense").load_weights(n) for n in ("initial", "last"))
+    weight = training.plain_model.get_parameter("fc.parametrizations.weight.original")
+    assert torch.equal(weight, initial["fc.weight"])
+    kept = training.plain_model.get_submodule("fc").weight.flatten().nonzero().flatten()
+    assert torch.equal(kept, top_k(last["fc.weight"].flatten(), 512))
+
+
+def test_the_learning_rate_rises_then_falls_along_a_cosine() -> None:
+    fit = OptimizationOptions(epochs=6, warmup_epochs=2, lr=0.3)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=fit.lr)
+    schedule, rates = make_schedule(optimizer, fit, steps=5), []
+    for _ in range(30):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:10] == pytest.approx([0.03 * (i + 1) for i in range(10)])
+    assert rates[10] == rates[9] == 0.3
+    assert rates[10:] == pytest.approx([0.15 * (1 + math.cos(math.pi * i / 20)) for i in range(20)])
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0)
+
+
+def test_smoothed_labels_raise_the_training_loss_only(tmp_path: Path) -> None:
+    def first_loss(smoothing: float) -> float:
+        training = Training(options(tmp_path / f"{smoothing}", label_smoothing=smoothing))
+        images, labels = next(iter(training.batches.train(0)))
+        loss, logits = (x.detach() for x in training.step(images, labels))
+        expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        assert float(loss) == pytest.approx(expected.item())
+        return loss.item()
+
+    assert first_loss(0.5) != first_loss(0.0)
 
 
 def test_a_run_leaves_what_it_promises(finished: Path) -> None:
@@ -161,7 +227,7 @@ def test_init_takes_the_network_and_not_the_classifier(finished: Path, tmp_path:
         (tmp_path / "new" / "config.yaml").read_text().replace(str(finished), "moved-away")
     )
     main(["--resume", str(tmp_path / "new")])
-    with pytest.raises(ValueError, match=r"is mbv1 at width 0.25, another network"):
+    with pytest.raises(ValueError, match=r"is another network \(mbv1, width 0.25, norm"):
         Training(options(tmp_path / "other", init=str(finished), width=0.5))
 
 
@@ -169,7 +235,7 @@ def test_init_takes_the_network_and_not_the_classifier(finished: Path, tmp_path:
     ("changes", "message"),
     [
         ({"graph": "mbv1_dwn"}, r"unknown model 'mbv1_dwn'; did you mean 'mbv1_dnw'"),
-        ({"rule": "dnw"}, r"mbv1 has no wiring"),
+        ({"rule": "dnw"}, r"mbv1 takes no option 'rule'"),
         ({"data": "nowhere"}, r"--data nowhere: there is no such folder"),
         ({"image_size": 4}, r"images of 4 pixels are too small"),
         ({"batch_size": 5000}, r"--batch-size 5000 is larger than the 1438 training images"),
@@ -177,6 +243,12 @@ def test_init_takes_the_network_and_not_the_classifier(finished: Path, tmp_path:
         ({"device": "gpu"}, r"--device gpu is not there"),
         ({"resume": "nowhere"}, r"nowhere is not a run folder"),
         ({"init": "nowhere"}, r"nowhere has no weights|nowhere is not a run folder"),
+        (
+            {"graph": "resnet18"},
+            r"resnet18 takes no option 'width' \(it takes: num_classes, image_",
+        ),
+        ({"warmup_epochs": 2}, r"warmup_epochs must be 0 or more, and fewer than epochs"),
+        ({"label_smoothing": 1.0}, r"label_smoothing must be a share, 0 or more and below 1"),
         ({"graph": "mbv1_dnw", "width": 100.0}, r"width 100.0 asks for .* edges in graph 0"),
     ],
 )
@@ -193,6 +265,9 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "complete"
     train(options(out, graph="mbv1_dnw", width=0.225, rule="complete", epochs=1))
     return out
+
+
+LEARNED = Options.from_flat({"graph": "mbv1_dnw", "data": "digits"}).resolved()
 
 
 @pytest.mark.parametrize(("rule", "weights"), [("lottery", "initial"), ("fine_tune", "last")])
@@ -218,7 +293,11 @@ def test_rules_that_start_from_a_complete_run(
     [
         ({"rule": "lottery"}, r"rule lottery keeps the largest .*--rule complete.*--from"),
         ({"rule": "lottery", "from_run": "nowhere"}, r"nowhere is not a run folder"),
-        ({"rule": "lottery", "from_run": "FINISHED"}, r"run of mbv1 with rule of its own; it has"),
+        ({"rule": "lottery", "from_run": "FINISHED"}, r"weights of another model: they differ at"),
+        (
+            {"rule": "lottery", "from_run": "LEARNED"},
+            r"is a run of mbv1_dnw, .*rule dnw.* complete",
+        ),
         ({"rule": "dnw", "from_run": "COMPLETE"}, r"for the rules lottery and fine_tune, not for"),
         (
             {"rule": "lottery", "from_run": "COMPLETE", "norm_eps": 1e-5},
@@ -235,7 +314,9 @@ def test_rules_that_start_from_a_complete_run(
 def test_rules_and_runs_that_do_not_go_together(
     complete: Path, finished: Path, tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
-    places = {"COMPLETE": str(complete), "FINISHED": str(finished)}
+    learned = tmp_path / "learned"
+    RunFolder(learned).create(RunConfig.of(LEARNED, open_source("digits")), overwrite=False)
+    places = {"COMPLETE": str(complete), "FINISHED": str(finished), "LEARNED": str(learned)}
     given = {k: places.get(str(v), v) for k, v in changes.items()}
     with pytest.raises(ValueError, match=message):
         train(options(tmp_path / "run", graph="mbv1_dnw", width=0.225, **given))
@@ -362,7 +443,7 @@ def test_damaged_and_hostile_files_are_refused(
     with pytest.raises(ValueError, match=r"last.safetensors is damaged"):
         folder.load_model()
     save_file({"weight": torch.zeros(3)}, tmp_path / "last.safetensors")
-    with pytest.raises(ValueError, match=r"last.safetensors does not fit mbv1 at width 0.25"):
+    with pytest.raises(ValueError, match=r"last.safetensors does not fit mbv1, width 0.25, norm"):
         folder.load_model()
     state = torch.load(finished / "resume.pt", weights_only=True)
     torch.save({**state, "model": 7}, tmp_path / "resume.pt")
@@ -424,7 +505,8 @@ def test_mixed_precision_trains(tmp_path: Path) -> None:
 
 def test_every_model_can_be_trained_and_loaded_again(tmp_path: Path) -> None:
     for name in list_models():
-        training = Training(options(tmp_path / name, graph=name, width=0.1))
+        width = 0.1 if "width" in model_options(name) else None
+        training = Training(options(tmp_path / name, graph=name, width=width))
         restored = RunFolder(tmp_path / name).load_model("initial")
         ours = training.plain_model.state_dict()
         assert same(ours, restored.state_dict())
