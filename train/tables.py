@@ -60,7 +60,7 @@ class Arguments:
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
     parallel: int = 1
-    """Runs at a time, on the same device."""
+    """Runs at a time, on the same device; on a CPU they share its cores."""
     time_budget: float = math.inf
     """Minutes after which runs stop at the end of an epoch, to be continued."""
     runs: str = "runs"
@@ -180,7 +180,10 @@ def train_cells(
             if summary is not None:
                 yield cell, summary
         return
-    with ProcessPoolExecutor(parallel, mp_context=get_context("spawn")) as pool:
+    threads = max(1, torch.get_num_threads() // parallel)  # more than cores would wait in turn
+    with ProcessPoolExecutor(
+        parallel, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+    ) as pool:
         futures = {pool.submit(train_cell, cell, deadline): cell for cell in cells}
         for future in as_completed(futures):
             summary = future.result()
