@@ -1,7 +1,6 @@
 """The graph as a layer: composes topology, rule, backend, node functions and schedule."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +8,10 @@ from torch_geometric.data import Data
 
 from dnw_graph import whole_graph
 from dnw_graph.aggregation import BACKENDS, Aggregation
-from dnw_graph.aggregation.base import Pull
 from dnw_graph.node import make_node
 from dnw_graph.node.base import NodeFactory
-from dnw_graph.schedule import SCHEDULES, Schedule
-from dnw_graph.topology import Block, Role, Topology
+from dnw_graph.schedule import SCHEDULES, Flow, Schedule
+from dnw_graph.topology import Role, Topology
 from dnw_graph.wiring import RULES, Choice, Rule, Wired, Wiring
 
 
@@ -25,10 +23,12 @@ class NeuralGraph(Wired):
 
     with the real edges :math:`E` chosen by a rule from the candidates of a topology on every
     forward pass (sections 2.1 and 2.2 of the paper). What the graph is given is the :math:`I` of
-    its inputs; what it returns, the :math:`Z` of its outputs.
+    its inputs, or in time their :math:`Z` at the start; what it returns, the :math:`Z` of its
+    outputs.
 
     Shapes:
-        - input ``[B, inputs, *features]``; for ``norm_relu_conv`` the features are ``H, W``.
+        - input ``[B, inputs, *features]``; for ``norm_relu_conv`` the features are ``H, W``. A
+          schedule that takes or returns sequences has ``[B, T, ...]``.
         - output ``[B, outputs, *features]``, ``H`` and ``W`` divided by ``stride``, rounded up; a
           view whose memory is node-major, so ``reshape`` it rather than ``view``.
 
@@ -40,15 +40,20 @@ class NeuralGraph(Wired):
         node: Node function of hidden nodes, and of inputs unless ``input_node`` is given: a name
             (``"identity"``, ``"relu"``, ``"norm_relu_conv"``) or what builds one for a number of
             nodes.
-        schedule: When nodes fire: a name (``"static"``), class or object.
+        schedule: When nodes fire: a name (``"static"``, ``"discrete(steps=5)"``,
+            ``"continuous"``), class or object.
         stride: Pixels between the outputs; acts at the input nodes.
         input_node: Node function of inputs, if another; equation 1 has none: ``"identity"``.
         output_node: Node function of outputs.
+        message: Function of a node's state that goes along its edges in place of the state, built
+            like a node function.
         backend: How messages are summed: ``"auto"``, ``"reference"``, ``"dense"``, ``"sparse"``, or
             an object.
 
     Attributes:
         weight: Candidate weights ``[E]``, in the order of ``topology.edge_index``.
+        evaluations: In continuous time, how often the last pass evaluated the graph,
+            ``"forward"`` and ``"backward"``.
 
     Raises:
         ValueError: A budget that cannot be met, a topology that the schedule cannot run, an unknown
@@ -71,6 +76,7 @@ class NeuralGraph(Wired):
         stride: int = 1,
         input_node: str | NodeFactory | None = None,
         output_node: str | NodeFactory = "identity",
+        message: str | NodeFactory = "identity",
         backend: str | Aggregation | type[Aggregation] = "auto",
     ) -> None:
         super().__init__()
@@ -94,6 +100,8 @@ class NeuralGraph(Wired):
             make_node(functions[b.role], len(b.nodes), stride if b.role == Role.INPUT else 1)
             for b in topology.blocks
         )
+        self.messages = nn.ModuleList(make_node(message, len(b.nodes)) for b in topology.blocks)
+        self.evaluations: dict[str, int] = {}
         self._reset_wiring()
 
     def reset_parameters(self) -> None:
@@ -103,6 +111,7 @@ class NeuralGraph(Wired):
         """
         self._reset_wiring()
         _reset(self.nodes)
+        _reset(self.messages)
 
     def _reset_wiring(self) -> None:
         bound = 1 / math.sqrt(self.topology.num_sources)
@@ -137,27 +146,31 @@ class NeuralGraph(Wired):
     def forward(self, x: Tensor) -> Tensor:
         """Return the states of the output nodes; see the class for shapes."""
         self._check_input(x)
-        wiring = self.wiring(self.training)
-        weights = self.weight.split([len(b.edges) for b in self.topology.blocks])
+        self.evaluations = {}
+        flow = Flow(
+            wiring=self.wiring(self.training),
+            weight=self.weight,
+            aggregation=self.aggregation,
+            nodes=list(self.nodes),
+            messages=list(self.messages),
+            evaluations=self.evaluations,
+        )
+        frames = [
+            self._node_major(f) for f in (x.unbind(1) if self.schedule.takes_sequence else [x])
+        ]
+        whole = whole_graph.run(flow, self.schedule, frames[0])
+        outputs = self.schedule.run(flow, frames) if whole is None else [whole]
+        outputs = [self._batch_major(y) for y in outputs]
+        return torch.stack(outputs, dim=1) if self.schedule.gives_sequence else outputs[0]
 
-        def pull(block: Block, states: Sequence[Tensor]) -> Tensor:
-            if not block.edges:
-                return states[0].new_zeros(len(block.nodes), *states[0].shape[1:])
-            sources = tuple(self.topology.blocks[i] for i in block.sources)
-            given = [states[i] for i in block.sources]
-            total: Tensor = self.aggregation(
-                Pull(block, sources, wiring), weights[block.index], given
-            )
-            return total
+    # Node-major inside: a graph's output is a view, which the next graph takes without a copy.
 
-        # Node-major inside: a graph's output is a view, which the next graph takes without a copy.
+    def _node_major(self, x: Tensor) -> Tensor:
         x = x.transpose(0, 1)
-        x = x.contiguous() if self.input_order is None else x[self.input_order]
-        nodes = list(self.nodes)
-        whole = whole_graph.run(wiring, self.weight, x, nodes, self.schedule, self.aggregation)
-        y = self.schedule.run(self.topology, x, nodes, pull) if whole is None else whole
-        y = y if self.output_order is None else y[self.output_order]
-        return y.transpose(0, 1)
+        return x.contiguous() if self.input_order is None else x[self.input_order]
+
+    def _batch_major(self, y: Tensor) -> Tensor:
+        return (y if self.output_order is None else y[self.output_order]).transpose(0, 1)
 
     def to_data(self) -> Data:
         """Return the real edges as a PyTorch Geometric graph.
@@ -218,14 +231,15 @@ class NeuralGraph(Wired):
                 f"expected input of the weights' type {self.weight.dtype}, got {x.dtype}; "
                 f"convert it, or the graph with .to({x.dtype})"
             )
-        if x.dim() < 2 or x.shape[1] != expected:
+        at = 2 if self.schedule.takes_sequence else 1
+        if x.dim() <= at or x.shape[at] != expected or (at == 2 and not x.shape[1]):
+            shape = f"[B, {'T, ' * (at - 1)}{expected}, ...]"
             raise ValueError(
-                f"expected input [B, {expected}, ...], one channel an input node, "
-                f"got {list(x.shape)}"
+                f"expected input {shape}, one channel an input node, got {list(x.shape)}"
             )
-        if x.dim() == 4 and min(x.shape[2:]) < self.stride:
+        if x.dim() == at + 3 and min(x.shape[at + 1 :]) < self.stride:
             raise ValueError(
-                f"feature maps of {x.shape[2]}x{x.shape[3]} pixels are too small for stride "
+                f"feature maps of {x.shape[-2]}x{x.shape[-1]} pixels are too small for stride "
                 f"{self.stride}: give larger images, or fewer strides before"
             )
 

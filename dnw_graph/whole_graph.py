@@ -6,7 +6,6 @@ maps, only the inputs of nodes are kept; states come again as a by-product of th
 backward, which reads those inputs anyway.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,39 +13,29 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dnw_graph._arena import empty
-from dnw_graph.aggregation import Aggregation
 from dnw_graph.aggregation.whole import WholeGraph
 from dnw_graph.node import Identity, NormReluConv, fused
-from dnw_graph.schedule import Schedule, Static
+from dnw_graph.schedule import Flow, Schedule, Static
 from dnw_graph.topology import Block, Role
-from dnw_graph.wiring import Wiring
 
 
-def run(
-    wiring: Wiring,
-    weight: Tensor,
-    x: Tensor,
-    nodes: Sequence[nn.Module],
-    schedule: Schedule,
-    aggregation: Aggregation,
-) -> Tensor | None:
+def run(flow: Flow, schedule: Schedule, x: Tensor) -> Tensor | None:
     """Return the states of the output nodes, or None where the graph is not of this kind.
 
     Args:
-        wiring: The real edges.
-        weight: Candidate weights ``[E]``.
-        x: Inputs of the input nodes ``[inputs, B, H, W]``, by number of the node.
-        nodes: Node function of each block.
+        flow: The graph.
         schedule: When nodes fire.
-        aggregation: How messages are summed.
+        x: Inputs of the input nodes ``[inputs, B, H, W]``, by number of the node.
 
     Returns:
         States ``[outputs, B, H / stride, W / stride]``, by number of the node.
     """
-    blocks = wiring.topology.blocks
-    if type(schedule) is not Static or x.dim() != 4 or not all(map(_known, blocks, nodes)):
+    blocks, nodes = flow.topology.blocks, flow.nodes
+    if type(schedule) is not Static or x.dim() != 4:
         return None
-    products = aggregation.whole_graph(wiring)
+    if not all(map(_known, blocks, nodes, flow.messages)):
+        return None
+    products = flow.aggregation.whole_graph(flow.wiring)
     if products is None:
         return None
     x, stride = x.to(fused.accepted(x)), int(nodes[0].stride)  # type: ignore[arg-type]
@@ -62,7 +51,7 @@ def run(
             computing.append((node, maps))
     tensors = [t for p in plans for t in (p.scale, p.shift, p.filters, p.mean, p.rstd)]
     settings = [(p.stride, p.eps, p.given) for p in plans]
-    y, *statistics = _Function.apply(products, settings, weight, x, *tensors)
+    y, *statistics = _Function.apply(products, settings, flow.weight, x, *tensors)
     for i, (node, maps) in enumerate(computing):
         mean, rstd = statistics[2 * i : 2 * i + 2]
         node.learn(mean, rstd, maps[0].numel())
@@ -70,9 +59,12 @@ def run(
     return result
 
 
-def _known(block: Block, node: nn.Module) -> bool:
+def _known(block: Block, node: nn.Module, message: nn.Module) -> bool:
     """Return whether the function below knows such a block, and nobody listens to its nodes."""
-    if node._forward_hooks or node._forward_pre_hooks or node._backward_hooks:
+    for module in (node, message):
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            return False
+    if type(message) is not Identity:
         return False
     if block.role == Role.INPUT:
         return type(node) is NormReluConv

@@ -1,7 +1,18 @@
 """What a node computes from its input: Z = f(I, t)."""
 
 from dnw_graph.node.base import NODES, NodeFunction, make_node
+from dnw_graph.node.norm import Norm
 from dnw_graph.node.norm_relu_conv import NormReluConv
 from dnw_graph.node.pointwise import Identity, Relu
+from dnw_graph.node.relu_conv import ReluConv
 
-__all__ = ["NODES", "Identity", "NodeFunction", "NormReluConv", "Relu", "make_node"]
+__all__ = [
+    "NODES",
+    "Identity",
+    "NodeFunction",
+    "Norm",
+    "NormReluConv",
+    "Relu",
+    "ReluConv",
+    "make_node",
+]

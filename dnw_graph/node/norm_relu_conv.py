@@ -1,13 +1,12 @@
 """The node function of the paper's image networks."""
 
-from typing import Any, Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnw_graph.node import fused
 from dnw_graph.node.base import NODES, NodeFunction
+from dnw_graph.node.norm import NormKind, make_norm, norm_at, normalised
 
 
 @NODES.register("norm_relu_conv")
@@ -24,11 +23,13 @@ class NormReluConv(NodeFunction):
         eps: Added to the variance. A node that has lost its last real edge has variance 0, and its
             hallucinated edges gradients that are ``1 / sqrt(eps)`` times as large as others': 32
             times for MobileNetV1's own 1e-3, 316 times for PyTorch's 1e-5.
+        steps: Number of norms, of which step ``t`` of discrete time has one of its own, and those
+            after the last one that; one for all unless given.
         use_fused: Whether kernels of our own do it all at once where there are any; else PyTorch's
             layers do, one after the other, and define what is right.
 
     Raises:
-        ValueError: Another norm, a stride below 1, or an eps that is not above 0.
+        ValueError: Another norm, a stride below 1, no steps, or an eps that is not above 0.
     """
 
     macs_per_pixel = 9
@@ -38,22 +39,16 @@ class NormReluConv(NodeFunction):
         self,
         num_nodes: int,
         stride: int = 1,
-        norm: Literal["batch", "instance"] = "batch",
+        norm: NormKind = "batch",
         eps: float = 1e-5,
+        steps: int | None = None,
         use_fused: bool = True,
     ) -> None:
         if stride < 1:
             raise ValueError(f"stride must be 1 or more, got {stride}")
-        if not eps > 0:
-            raise ValueError(f"eps must be above 0, got {eps}")
         super().__init__(num_nodes, stride)
         self.use_fused = use_fused
-        if norm == "batch":
-            self.norm: Any = nn.BatchNorm2d(num_nodes, eps=eps)
-        elif norm == "instance":
-            self.norm = nn.InstanceNorm2d(num_nodes, eps=eps, affine=True)
-        else:
-            raise ValueError(f"unknown norm {norm!r} (known: batch, instance)")
+        self.norm = make_norm(norm, num_nodes, eps, steps)
         self.conv = nn.Conv2d(
             num_nodes, num_nodes, 3, stride, padding=1, groups=num_nodes, bias=False
         )
@@ -65,19 +60,15 @@ class NormReluConv(NodeFunction):
                 f"norm_relu_conv needs feature maps [B, C, H, W], got {x.dim()} dimensions; "
                 'use node="relu" for vectors'
             )
-        plan = self.plan(x)
+        plan = self.plan(x, t)
         if plan is not None:
             z, statistics = fused.norm_relu_conv(x.to(fused.accepted(x)).contiguous(), plan)
-            self.learn(*statistics, x[0].numel())
+            self.learn(*statistics, x[0].numel(), t)
             return z
-        nodes, batch, height, width = x.shape
-        if isinstance(self.norm, nn.InstanceNorm2d):
-            x = self.norm(x.transpose(0, 1))
-        else:  # node-major maps are one image of B * H rows: no copy, and the same statistics
-            x = self.norm(x.reshape(1, nodes, batch * height, width)).view_as(x).transpose(0, 1)
+        x = normalised(norm_at(self.norm, t), x).transpose(0, 1)
         return self.conv(F.relu(x)).transpose(0, 1).contiguous()
 
-    def plan(self, x: Tensor) -> fused.Plan | None:
+    def plan(self, x: Tensor, t: float = 0.0) -> fused.Plan | None:
         """Return what one operator needs to do it all at once; None where PyTorch's layers must.
 
         Only type and shape of the inputs ``x [V, B, H, W]`` matter.
@@ -85,7 +76,8 @@ class NormReluConv(NodeFunction):
         Raises:
             ValueError: Statistics of a single value.
         """
-        norm, kind = self.norm, type(self.norm)
+        norm = norm_at(self.norm, t)
+        kind = type(norm)
         batch = kind is nn.BatchNorm2d
         known = batch or kind is nn.InstanceNorm2d
         if not (self.use_fused and known and fused.available(x, norm.weight)):
@@ -113,15 +105,17 @@ class NormReluConv(NodeFunction):
         )
 
     @torch.no_grad()
-    def learn(self, mean: Tensor, rstd: Tensor, count: int) -> None:
+    def learn(self, mean: Tensor, rstd: Tensor, count: int, t: float = 0.0) -> None:
         """Update the running statistics of a batch norm in training, as PyTorch does.
 
         Args:
             mean: Means of the nodes ``[V, 1]``.
             rstd: Their ``1 / sqrt(var + eps)``.
             count: Of how many values each.
+            t: The time.
         """
-        norm, kind = self.norm, type(self.norm)
+        norm = norm_at(self.norm, t)
+        kind = type(norm)
         if kind is not nn.BatchNorm2d or not norm.training or not count:
             return
         norm.num_batches_tracked += 1

@@ -2,18 +2,86 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from dnw_graph._registry import PartRegistry
+from dnw_graph.aggregation import Aggregation
+from dnw_graph.aggregation.base import Pull
 from dnw_graph.topology import Block, Topology
+from dnw_graph.wiring import Wiring
 
 PullFunction = Callable[[Block, Sequence[Tensor]], Tensor]
-"""``pull(block, states)``: the inputs of a block, given the states of all blocks so far."""
+"""``pull(block, messages)``: the inputs of a block, given what each block so far sends."""
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A graph in one forward pass: the real edges are decided, nothing has fired yet.
+
+    Attributes:
+        wiring: The real edges.
+        weight: Candidate weights ``[E]``.
+        aggregation: How messages are summed.
+        nodes: Node function of each block.
+        messages: What a block sends, given its states: a module a block.
+        evaluations: How often the graph was evaluated, to be counted by schedules that find out.
+    """
+
+    wiring: Wiring
+    weight: Tensor
+    aggregation: Aggregation
+    nodes: Sequence[nn.Module]
+    messages: Sequence[nn.Module]
+    evaluations: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def topology(self) -> Topology:
+        """The candidates."""
+        return self.wiring.topology
+
+    def puller(self) -> PullFunction:
+        """Return what sums messages; made once a pass, since it splits the weights once."""
+        blocks = self.topology.blocks
+        weights = self.weight.split([len(block.edges) for block in blocks])
+
+        def pull(block: Block, messages: Sequence[Tensor]) -> Tensor:
+            if not block.edges:
+                return messages[0].new_zeros(len(block.nodes), *messages[0].shape[1:])
+            sources = tuple(blocks[i] for i in block.sources)
+            given = [messages[i] for i in block.sources]
+            asked = Pull(block, sources, self.wiring)
+            total: Tensor = self.aggregation(asked, weights[block.index], given)
+            return total
+
+        return pull
+
+    def fire(self, block: Block, inputs: Tensor, t: float) -> Tensor:
+        """Return the states of a block: what its node function makes of its inputs.
+
+        Raises:
+            ValueError: The node function returned another number of nodes, or lost the batch.
+        """
+        return _checked(self.nodes[block.index], "node", block, inputs, t)
+
+    def send(self, block: Block, states: Tensor, t: float) -> Tensor:
+        """Return what a block sends along its edges.
+
+        Raises:
+            ValueError: As :meth:`fire`.
+        """
+        return _checked(self.messages[block.index], "message", block, states, t)
 
 
 class Schedule(ABC):
     """Decides in which order nodes fire, and how often; holds settings only."""
+
+    #: Whether the graph is given a sequence: ``[B, T, inputs, *features]``.
+    takes_sequence: bool = False
+
+    #: Whether it returns one.
+    gives_sequence: bool = False
 
     @abstractmethod
     def check(self, topology: Topology) -> None:
@@ -24,36 +92,33 @@ class Schedule(ABC):
         """
 
     @abstractmethod
-    def run(
-        self, topology: Topology, x: Tensor, nodes: Sequence[nn.Module], pull: PullFunction
-    ) -> Tensor:
+    def run(self, flow: Flow, frames: Sequence[Tensor]) -> list[Tensor]:
         """Return the outputs.
 
         Args:
-            topology: The graph.
-            x: Inputs of the input nodes ``[inputs, *features]``, by number of the node.
-            nodes: The node function of each block.
-            pull: Sums messages; the real edges are decided already.
+            flow: The graph.
+            frames: What it is given ``[inputs, *features]``, by number of the node: once, or at
+                each time where it :attr:`takes_sequence`.
 
         Returns:
-            States of the output nodes ``[outputs, *features]``, by number of the node.
+            States of the output nodes ``[outputs, *features]``, by number of the node: once, or at
+            each time where it :attr:`gives_sequence`.
         """
 
+    def firings(self, flow: Flow) -> int:
+        """Return how often each node fired in a pass that is over."""
+        return 1
 
-def fire(block: Block, node: nn.Module, inputs: Tensor, t: float) -> Tensor:
-    """Return the states of a block: what its node function makes of its inputs.
 
-    Raises:
-        ValueError: The node function returned another number of nodes, or lost the batch.
-    """
-    states: Tensor = node(inputs, t)
-    if states.dim() != inputs.dim() or states.shape[:2] != inputs.shape[:2]:
+def _checked(module: nn.Module, kind: str, block: Block, x: Tensor, t: float) -> Tensor:
+    out: Tensor = module(x, t)
+    if out.dim() != x.dim() or out.shape[:2] != x.shape[:2]:
+        what = "states" if kind == "node" else "messages"
         raise ValueError(
-            f"node function {type(node).__name__} of block {block.index} must return states "
-            f"[{len(block.nodes)}, B, ...] for inputs {list(inputs.shape)}, "
-            f"got {list(states.shape)}"
+            f"{kind} function {type(module).__name__} of block {block.index} must return {what} "
+            f"[{len(block.nodes)}, B, ...] for inputs {list(x.shape)}, got {list(out.shape)}"
         )
-    return states
+    return out
 
 
 SCHEDULES = PartRegistry("schedule", Schedule)

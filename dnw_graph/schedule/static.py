@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import networkx as nx
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dnw_graph.schedule.base import SCHEDULES, PullFunction, Schedule, fire
+from dnw_graph.schedule.base import SCHEDULES, Flow, Schedule
 from dnw_graph.topology import Block, Role, Topology
 
 
@@ -49,29 +49,29 @@ class Static(Schedule):
                 f"{topology.describe(lost)}; add edges, or take the node out of the outputs"
             )
 
-    def run(
-        self, topology: Topology, x: Tensor, nodes: Sequence[nn.Module], pull: PullFunction
-    ) -> Tensor:
+    def run(self, flow: Flow, frames: Sequence[Tensor]) -> list[Tensor]:
         """See :meth:`Schedule.run`."""
-        states: list[Tensor] = []
+        pull, (x,) = flow.puller(), frames
+        messages: list[Tensor] = []
         outputs: list[Tensor] = []
         taken = 0
-        for block, node in zip(topology.blocks, nodes, strict=True):
+        for block in flow.topology.blocks:
             if block.role == Role.INPUT:
                 inputs = x[taken : taken + len(block.nodes)]
                 taken += len(block.nodes)
             else:
-                inputs = pull(block, states)
-            states.append(fire(block, node, inputs, t=0.0))
-            if states[-1].shape[2:] != states[0].shape[2:]:
+                inputs = pull(block, messages)
+            states = flow.fire(block, inputs, t=0.0)
+            messages.append(flow.send(block, states, t=0.0))
+            if messages[-1].shape[2:] != messages[0].shape[2:]:
                 raise ValueError(
                     f"node functions must agree on the size of feature maps: block 0 has "
-                    f"{list(states[0].shape[2:])}, block {block.index} "
-                    f"{list(states[-1].shape[2:])}; only input nodes may have a stride"
+                    f"{list(messages[0].shape[2:])}, block {block.index} "
+                    f"{list(messages[-1].shape[2:])}; only input nodes may have a stride"
                 )
             if block.role == Role.OUTPUT:
-                outputs.append(states[-1])
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+                outputs.append(states)
+        return [outputs[0] if len(outputs) == 1 else torch.cat(outputs)]
 
     @staticmethod
     def _edges(topology: Topology, block: Block) -> Tensor:

@@ -44,18 +44,40 @@ def sorted_edges(
 
 def levels(edge_index: Tensor, num_nodes: int) -> Tensor | None:
     """Return the longest path in edges that ends in each node, or None where there is a cycle."""
-    source, target = edge_index.numpy()
-    order = np.argsort(source, kind="stable")
-    children = target[order]
-    ptr = np.concatenate([[0], np.bincount(source, minlength=num_nodes).cumsum()])
-    waiting = np.bincount(target, minlength=num_nodes)
+    children, ptr = _children(edge_index, num_nodes)
+    waiting = np.bincount(children, minlength=num_nodes)
     level = np.zeros(num_nodes, dtype=np.int64)
     ready, depth, done = np.flatnonzero(waiting == 0), 0, 0
     while len(ready):
         level[ready], done = depth, done + len(ready)
-        counts = ptr[ready + 1] - ptr[ready]
-        shift = np.repeat(ptr[ready] - np.concatenate([[0], counts.cumsum()[:-1]]), counts)
-        reached, times = np.unique(children[shift + np.arange(counts.sum())], return_counts=True)
+        reached, times = np.unique(_children_of(ready, children, ptr), return_counts=True)
         waiting[reached] -= times
         ready, depth = reached[waiting[reached] == 0], depth + 1
     return torch.from_numpy(level) if done == num_nodes else None
+
+
+def distances(edge_index: Tensor, num_nodes: int, start: Tensor) -> Tensor:
+    """Return the edges on a shortest path to each node from the nearest start, or -1."""
+    children, ptr = _children(edge_index, num_nodes)
+    distance = np.full(num_nodes, -1, dtype=np.int64)
+    reached, away = start.numpy(), 0
+    while len(reached):
+        distance[reached] = away
+        found = np.unique(_children_of(reached, children, ptr))
+        reached, away = found[distance[found] < 0], away + 1
+    return torch.from_numpy(distance)
+
+
+def _children(edge_index: Tensor, num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the targets of all edges by source, and where each source's begin ``[V + 1]``."""
+    source, target = edge_index.numpy()
+    order = np.argsort(source, kind="stable")
+    ptr = np.concatenate([[0], np.bincount(source, minlength=num_nodes).cumsum()])
+    return target[order], ptr
+
+
+def _children_of(nodes: np.ndarray, children: np.ndarray, ptr: np.ndarray) -> np.ndarray:
+    """Return the targets of all edges out of some nodes."""
+    counts = ptr[nodes + 1] - ptr[nodes]
+    shift = np.repeat(ptr[nodes] - np.concatenate([[0], counts.cumsum()[:-1]]), counts)
+    return children[shift + np.arange(counts.sum())]

@@ -228,6 +228,11 @@ class Topology:
         level = _order.levels(self.edge_index, self.num_nodes)
         return None if level is None else int(level.max())
 
+    @cached_property
+    def distance(self) -> Tensor:
+        """Edges on a shortest path from an input to each node ``[V]``; -1 where there is none."""
+        return _order.distances(self.edge_index, self.num_nodes, self.inputs)
+
     def describe(self, nodes: Iterable[int], most: int = 5) -> str:
         """Name some nodes for an error message."""
         nodes = [int(v) for v in nodes]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dnw_graph import NeuralGraph, Topology, whole_graph
 from dnw_graph.node import NormReluConv
+from dnw_graph.schedule import Flow
 from tests.conftest import relative_error
 
 BF16 = 2.0**-8
@@ -140,10 +141,9 @@ def test_a_graph_as_one_function_equals_it_block_by_block(
 
 def whole(graph: NeuralGraph, x: Tensor) -> bool:
     """Return whether a graph is run as one function."""
-    nodes, wiring = list(graph.nodes), graph.wiring()
-    x = x.transpose(0, 1).contiguous()
-    found = whole_graph.run(wiring, graph.weight, x, nodes, graph.schedule, graph.aggregation)
-    return found is not None
+    modules = list(graph.nodes), list(graph.messages)
+    flow = Flow(graph.wiring(), graph.weight, graph.aggregation, *modules)
+    return whole_graph.run(flow, graph.schedule, x.transpose(0, 1).contiguous()) is not None
 
 
 def test_graphs_of_another_kind_are_run_block_by_block() -> None:

@@ -450,9 +450,12 @@ def test_inputs_that_do_not_fit(shape: tuple[int, ...], message: str) -> None:
         ({"node": "relu", "stride": 2}, r"Relu has no stride, got 2"),
         (
             {"node": "norm_relu"},
-            r"unknown node function 'norm_relu'.*known: identity, norm_relu_conv",
+            r"unknown node function 'norm_relu'.*known: identity, norm, norm_relu_conv",
         ),
-        ({"schedule": "discreet"}, r"unknown schedule 'discreet' \(known: static\)"),
+        (
+            {"schedule": "discreet"},
+            r"unknown schedule 'discreet'; did you mean 'discrete'\? \(known: c",
+        ),
         ({"stride": 0}, r"stride must be 1 or more, got 0"),
         ({"stride": 2.0}, r"stride must be a whole number of pixels, got 2.0"),
         ({"num_edges": 20.5}, r"num_edges must be a whole number, got 20.5"),

@@ -1,0 +1,81 @@
+"""Normalisation of each node apart."""
+
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dnw_graph.node.base import NODES, NodeFunction
+
+NormKind = Literal["batch", "instance"]
+
+
+def make_norm(norm: NormKind, num_nodes: int, eps: float, steps: int | None) -> Any:
+    """Return a norm with a scale and a shift a node, or one for each of some steps.
+
+    Raises:
+        ValueError: Another norm, no steps, or an eps that is not above 0.
+    """
+    if not eps > 0:
+        raise ValueError(f"eps must be above 0, got {eps}")
+    if steps is not None:
+        if steps < 1:
+            raise ValueError(f"steps must be 1 or more, got {steps}")
+        return nn.ModuleList(make_norm(norm, num_nodes, eps, None) for _ in range(steps))
+    if norm == "batch":
+        return nn.BatchNorm2d(num_nodes, eps=eps)
+    if norm == "instance":
+        return nn.InstanceNorm2d(num_nodes, eps=eps, affine=True)
+    raise ValueError(f"unknown norm {norm!r} (known: batch, instance)")
+
+
+def norm_at(norm: Any, t: float) -> Any:
+    """Return the norm at a time: of those of steps, the last from there on."""
+    return norm[min(int(t), len(norm) - 1)] if isinstance(norm, nn.ModuleList) else norm
+
+
+def normalised(norm: Any, x: Tensor) -> Tensor:
+    """Return node-major maps ``[V, B, H, W]`` normalised, without a copy for another layout."""
+    nodes, batch, height, width = x.shape
+    if isinstance(norm, nn.InstanceNorm2d):  # every map is a channel of its own
+        scale, shift = (p.repeat_interleave(batch) for p in (norm.weight, norm.bias))
+        maps = x.reshape(1, nodes * batch, height, width)
+        return F.batch_norm(maps, None, None, scale, shift, training=True, eps=norm.eps).view_as(x)
+    # One image of B * H rows has the same statistics.
+    out: Tensor = norm(x.reshape(1, nodes, batch * height, width)).view_as(x)
+    return out
+
+
+@NODES.register("norm")
+class Norm(NodeFunction):
+    """``Z_v = norm(I_v)``, with a scale and a shift a node.
+
+    Args:
+        num_nodes: How many nodes.
+        stride: 1.
+        norm: ``"batch"`` (over ``B, H, W``, with running statistics) or ``"instance"`` (over
+            ``H, W``).
+        eps: Added to the variance.
+        steps: Number of norms, of which step ``t`` of discrete time has one of its own, and those
+            after the last one that; one for all unless given.
+
+    Raises:
+        ValueError: Another norm, a stride, no steps, or an eps that is not above 0.
+    """
+
+    def __init__(
+        self,
+        num_nodes: int,
+        stride: int = 1,
+        norm: NormKind = "batch",
+        eps: float = 1e-5,
+        steps: int | None = None,
+    ) -> None:
+        if stride != 1:
+            raise ValueError(f"norm has no stride, got {stride}")
+        super().__init__(num_nodes)
+        self.norm = make_norm(norm, num_nodes, eps, steps)
+
+    def forward(self, x: Tensor, t: float = 0.0) -> Tensor:
+        """See :meth:`NodeFunction.forward`."""
+        return normalised(norm_at(self.norm, t), x)

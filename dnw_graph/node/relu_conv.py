@@ -1,0 +1,54 @@
+"""ReLU, then a 3x3 filter a node."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dnw_graph.node import fused
+from dnw_graph.node.base import NODES, NodeFunction
+
+
+@NODES.register("relu_conv")
+class ReluConv(NodeFunction):
+    """``Z_v = K_v * max(I_v, 0)``, ``K_v`` a 3x3 filter of one channel; padding 1, no bias.
+
+    Args:
+        num_nodes: How many nodes.
+        stride: Of the convolution.
+        use_fused: Whether kernels of our own do it at once where there are any.
+
+    Raises:
+        ValueError: A stride below 1.
+    """
+
+    macs_per_pixel = 9
+    parameters_per_node = 9
+
+    def __init__(self, num_nodes: int, stride: int = 1, use_fused: bool = True) -> None:
+        if stride < 1:
+            raise ValueError(f"stride must be 1 or more, got {stride}")
+        super().__init__(num_nodes, stride)
+        self.use_fused = use_fused
+        self.conv = nn.Conv2d(
+            num_nodes, num_nodes, 3, stride, padding=1, groups=num_nodes, bias=False
+        )
+
+    def forward(self, x: Tensor, t: float = 0.0) -> Tensor:
+        """See :meth:`NodeFunction.forward`."""
+        weight = self.conv.weight
+        if not (self.use_fused and fused.available(x, weight)):
+            return self.conv(F.relu(x).transpose(0, 1)).transpose(0, 1).contiguous()
+        with torch.no_grad():  # a norm that changes nothing
+            ones, zeros = weight.new_ones(len(x)), weight.new_zeros(len(x))
+        plan = fused.Plan(
+            scale=ones,
+            shift=zeros,
+            filters=weight[:, 0].contiguous(),
+            stride=self.stride,
+            eps=1e-5,
+            mean=zeros[:, None],
+            rstd=ones[:, None],
+            given=True,
+        )
+        z, _ = fused.norm_relu_conv(x.to(fused.accepted(x)).contiguous(), plan)
+        return z

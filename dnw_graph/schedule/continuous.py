@@ -1,0 +1,131 @@
+"""States follow a differential equation."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchdiffeq import odeint, odeint_adjoint
+
+from dnw_graph.schedule._time import InTime, outputs_of, parts_of, start, update
+from dnw_graph.schedule.base import SCHEDULES, Flow
+
+
+@SCHEDULES.register("continuous")
+class Continuous(InTime):
+    r"""``dZ / dt = f(A Z(t), t)`` for ``t`` from 0 to ``t1``, read out at the end (section 2.3).
+
+    :math:`Z(0) = X` on the inputs and 0 elsewhere, an augmented neural ODE. Solved by torchdiffeq
+    with the real edges fixed, in float32 inside autocast. How often the graph was evaluated is in
+    :attr:`NeuralGraph.evaluations`; normalisation over a batch updates its statistics each time, so
+    ``norm="instance"`` suits it better.
+
+    Args:
+        method: A solver of torchdiffeq; the default is Dormand and Prince's, of order 5.
+        rtol: Relative tolerance of adaptive solvers.
+        atol: Absolute tolerance.
+        t1: Time at the end.
+        step_size: Of solvers with a fixed step; one step unless given.
+        adjoint: Whether gradients come from the adjoint equation, solved backward, in memory for
+            one evaluation, rather than through the solver.
+        max_evaluations: Evaluations of the graph, forward and backward each, after which it gives
+            up.
+
+    Raises:
+        ValueError: Another method, or a number out of range; on a forward or backward pass, more
+            evaluations than ``max_evaluations``.
+    """
+
+    def __init__(
+        self,
+        method: str = "dopri5",
+        rtol: float = 1e-3,
+        atol: float = 1e-3,
+        t1: float = 1.0,
+        step_size: float | None = None,
+        adjoint: bool = False,
+        max_evaluations: int = 1000,
+    ) -> None:
+        numbers = {"rtol": rtol, "atol": atol, "t1": t1, "max_evaluations": max_evaluations}
+        if step_size is not None:
+            numbers["step_size"] = step_size
+        for name, value in numbers.items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a number above 0, got {value!r}")
+        self.rtol, self.atol, self.t1, self.method = rtol, atol, t1, method
+        self.adjoint, self.max_evaluations = adjoint, max_evaluations
+        self.options = {} if step_size is None else {"step_size": step_size}
+        ends = torch.tensor([0.0, t1], device="cpu")
+        try:  # what torchdiffeq does not know, or does not take, it says now
+            self._solve(odeint, lambda t, z: (z[0],), (torch.zeros(1, device="cpu"),), ends)
+        except (ValueError, TypeError, AssertionError) as error:
+            raise ValueError(f"continuous time with method {method!r}: {error}") from error
+
+    def run(self, flow: Flow, frames: Sequence[Tensor]) -> list[Tensor]:
+        """See :meth:`Schedule.run`."""
+        (x,) = frames
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float() if x.dtype != torch.float64 else x
+            states = tuple(start(flow, parts_of(flow.topology, x)))
+            ends = torch.tensor([0.0, self.t1], dtype=x.dtype, device=x.device)
+            derivative = _Derivative(flow, self)
+            with derivative.counting("forward"):
+                if self.adjoint:
+                    held = tuple(p for p in derivative.parameters() if p.requires_grad)
+                    found = self._solve(
+                        odeint_adjoint, derivative, states, ends, adjoint_params=held
+                    )
+                else:
+                    found = self._solve(odeint, derivative, states, ends)
+        return [outputs_of(flow.topology, [z[-1] for z in found])]
+
+    def _solve(self, solver: Any, *args: Any, **more: Any) -> Any:
+        given = {"rtol": self.rtol, "atol": self.atol, "method": self.method}
+        return solver(*args, **given, options=self.options or None, **more)
+
+    def firings(self, flow: Flow) -> int:
+        """See :meth:`Schedule.firings`."""
+        return flow.evaluations["forward"]
+
+
+class _Derivative(nn.Module):
+    """The right-hand side ``f(A Z, t)``.
+
+    It holds the weights as a parameter and splits them at each evaluation: the adjoint gives
+    gradients to parameters of the right-hand side, and to nothing else that it uses.
+    """
+
+    def __init__(self, flow: Flow, schedule: Continuous) -> None:
+        super().__init__()
+        self._flow, self._schedule, self._phase = flow, schedule, "backward"
+        self._pull = None if schedule.adjoint else flow.puller()
+        self.weight = flow.weight
+        self.functions = nn.ModuleList([*flow.nodes, *flow.messages])
+        flow.evaluations.update(forward=0, backward=0)
+
+    @contextmanager
+    def counting(self, phase: str) -> Iterator[None]:
+        """Count evaluations as those of a phase; as backward ones elsewhere."""
+        self._phase = phase
+        try:
+            yield
+        finally:
+            self._phase = "backward"
+
+    def forward(self, t: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the derivative of each block's states."""
+        counts, schedule, now = self._flow.evaluations, self._schedule, float(t.detach())
+        counts[self._phase] += 1
+        if counts[self._phase] > schedule.max_evaluations:
+            largest = max(float(z.detach().abs().max()) for z in states)
+            looser = "rtol" if schedule.rtol * largest >= schedule.atol else "atol"
+            raise ValueError(
+                f"the solver needed more than {schedule.max_evaluations} evaluations "
+                f"({self._phase}, at time {now:.3g} of {schedule.t1:g}, states up to "
+                f"{largest:.3g}): loosen {looser}, now {getattr(schedule, looser):g}, which "
+                "allows most of the error, or raise max_evaluations"
+            )
+        pull = self._pull or self._flow.puller()
+        return tuple(update(self._flow, pull, states, now))

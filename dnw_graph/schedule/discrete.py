@@ -1,0 +1,87 @@
+"""All nodes fire at every step: a recurrent network."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from dnw_graph.schedule._time import InTime, outputs_of, padded, parts_of, start, update
+from dnw_graph.schedule.base import SCHEDULES, Flow
+from dnw_graph.topology import Topology
+
+Input = Literal["start", "held", "new"]
+Read = Literal["end", "every"]
+
+
+@SCHEDULES.register("discrete")
+class Discrete(InTime):
+    r"""``Z(l + 1) = f(A Z(l), l)`` for ``l`` from 0, read out at ``Z(L)`` (section 2.3).
+
+    What the graph is given may be the states of its inputs at the start,
+    :math:`Z_{V_0}(0) = X`, or flow into them: :math:`Z(l + 1) = f(A Z(l) + X(l + 1), l)` on the
+    inputs, where :math:`Z_{V_0}(0) = f(X(0), 0)`. If it is the same at every step, inputs have no
+    parents, and there are as many steps as the longest path has edges, the outputs are those of a
+    static graph.
+
+    Args:
+        steps: ``L``; the information in a state goes along one edge a step.
+        input: ``"start"``; ``"held"``, the same flows in at every step; ``"new"``, a sequence
+            ``[B, T, inputs, *features]`` of up to ``L + 1`` does, one a step, and nothing after
+            its end.
+        read: ``"end"``; or ``"every"`` step, and the outputs are ``[B, L, outputs, *features]``.
+
+    Raises:
+        ValueError: No steps, or another word.
+    """
+
+    def __init__(self, steps: int = 5, input: Input = "start", read: Read = "end") -> None:
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps must be a whole number, 1 or more, got {steps!r}")
+        for name, value, known in (("input", input, Input), ("read", read, Read)):
+            if value not in get_args(known):
+                words = ", ".join(get_args(known))
+                raise ValueError(f"unknown {name} {value!r} (known: {words})")
+        self.steps, self.input, self.read = steps, input, read
+        self.takes_sequence, self.gives_sequence = input == "new", read == "every"
+
+    def check(self, topology: Topology) -> None:
+        """See :meth:`Schedule.check`."""
+        super().check(topology)
+        far = topology.outputs[topology.distance[topology.outputs] > self.steps]
+        if len(far):
+            needed = int(topology.distance[topology.outputs].max())
+            raise ValueError(
+                f"in {self.steps} steps nothing reaches output {topology.describe(far)} from an "
+                f"input; give {needed} steps or more"
+            )
+
+    def run(self, flow: Flow, frames: Sequence[Tensor]) -> list[Tensor]:
+        """See :meth:`Schedule.run`.
+
+        Raises:
+            ValueError: A sequence with more than one frame a step.
+        """
+        topology, pull, features = flow.topology, flow.puller(), frames[0].shape[2:]
+        if len(frames) > self.steps + 1:
+            raise ValueError(
+                f"a sequence of {len(frames)} does not flow in within {self.steps} steps; give "
+                f"{len(frames) - 1} steps or more"
+            )
+        given = [parts_of(topology, frame) for frame in frames]
+        first = given[0]
+        if self.input != "start":
+            blocks = topology.blocks
+            first = {i: padded(flow.fire(blocks[i], x, 0.0), features) for i, x in first.items()}
+        states, outputs = start(flow, first), []
+        for step in range(self.steps):
+            now = given[0] if self.input == "held" else None
+            if self.input == "new" and step + 1 < len(given):
+                now = given[step + 1]
+            states = update(flow, pull, states, float(step), now)
+            if self.gives_sequence or step + 1 == self.steps:
+                outputs.append(outputs_of(topology, states))
+        return outputs
+
+    def firings(self, flow: Flow) -> int:
+        """See :meth:`Schedule.firings`."""
+        return self.steps
