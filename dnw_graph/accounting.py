@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dnw_graph import _trace
 from dnw_graph.neural_graph import NeuralGraph
+from dnw_graph.schedule import Static
 from dnw_graph.sparse import evaluation_weight, sparse_layers_of
 from dnw_graph.topology import Role
 
@@ -46,7 +47,8 @@ def cost(model: nn.Module, image_size: int = 224, *, example: Tensor | None = No
     """Count what a network costs for one image, as the paper does.
 
     Runs the network once in evaluation mode. Real edges count once a pixel, the node function of
-    each live node 9 times (3x3), average pooling once a pixel. Where a layer feeds graphs only, its
+    each live node 9 times (3x3), average pooling once a pixel; in time, that at each step, or each
+    evaluation that the image took. Where a layer feeds graphs only, its
     channels without a real edge out do not count; where a graph feeds a layer, channels without a
     real edge in do not. That is followed through modules that keep channels apart (norms,
     activations, pooling, dropout); anything else reads every channel. Of a layer with zeros among
@@ -82,7 +84,7 @@ def cost(model: nn.Module, image_size: int = 224, *, example: Tensor | None = No
     for call, (inputs, outputs) in zip(calls, live, strict=True):
         module = call.module
         if isinstance(module, NeuralGraph):
-            entry = _graph(module, wirings[module], call.out)
+            entry = _graph(module, wirings[module], call)
         else:
             entry = _layer(module, call, inputs, outputs)
         # What is there counts once, what is done counts every time.
@@ -107,8 +109,12 @@ def _ends(graph: NeuralGraph, nodes: Tensor, role: Role) -> Tensor:
     return torch.isin(channels, nodes)
 
 
-def _graph(graph: NeuralGraph, edge_index: Tensor, out: Tensor) -> Cost:
-    topology, pixels, edges = graph.topology, out[0, 0].numel(), edge_index.shape[1]
+def _graph(graph: NeuralGraph, edge_index: Tensor, call: _trace.Call) -> Cost:
+    """Count a graph: its maps are those of its outputs, in time those of its states."""
+    topology, edges, schedule = graph.topology, edge_index.shape[1], graph.schedule
+    firings = schedule.firings(graph.evaluations)
+    like = call.out if type(schedule) is Static else call.x
+    pixels = firings * like.shape[2 + schedule.takes_sequence :].numel()
     nodes = torch.arange(topology.num_nodes)
     has_out, has_in = torch.isin(nodes, edge_index[0]), torch.isin(nodes, edge_index[1])
     total = Cost(
@@ -118,13 +124,14 @@ def _graph(graph: NeuralGraph, edge_index: Tensor, out: Tensor) -> Cost:
         candidate_edges=topology.num_candidates,
         dead_nodes=int((~has_out & (topology.role != Role.OUTPUT)).sum()),
     )
-    for block, node in zip(topology.blocks, graph.nodes, strict=True):
-        alive = has_in if block.role == Role.OUTPUT else has_out
-        number = int(alive[block.nodes.start : block.nodes.stop].sum())
-        total += Cost(
-            macs=number * int(getattr(node, "macs_per_pixel", 0)) * pixels,
-            parameters=number * int(getattr(node, "parameters_per_node", 0)),
-        )
+    for block, node, message in zip(topology.blocks, graph.nodes, graph.messages, strict=True):
+        fires = has_in if block.role == Role.OUTPUT else has_out
+        for module, alive in ((node, fires), (message, has_out)):
+            number = int(alive[block.nodes.start : block.nodes.stop].sum())
+            total += Cost(
+                macs=number * int(getattr(module, "macs_per_pixel", 0)) * pixels,
+                parameters=number * int(getattr(module, "parameters_per_node", 0)),
+            )
     return total
 
 

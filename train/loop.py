@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -21,6 +22,7 @@ from train.metrics import (
     as_line,
     edges_changed,
     evaluate,
+    evaluations_of,
     masks,
     progress,
     show,
@@ -190,13 +192,14 @@ class Training:
         before = masks(self.plain_model)
         loss_mean = MeanMetric(nan_strategy="disable").to(device)
         accuracy = accuracy_metric(1, len(self.config.classes)).to(device)
-        stepping = 0.0
+        stepping, evaluations = 0.0, Counter[str]()
         self.model.train()
         title = f"epoch {self.epoch + 1}/{self.options.optimization.epochs}"
         with progress(title, self.batches.steps * self.batches.batch_size) as bar:
             for step, (images, labels) in enumerate(self.batches.train(self.epoch), start=1):
                 began = time.perf_counter()
                 loss, logits = self.step(images.to(device), labels.to(device))
+                evaluations.update(evaluations_of(self.plain_model))
                 stepping += time.perf_counter() - began
                 loss_mean.update(loss.detach())
                 accuracy.update(logits.detach(), labels.to(device))
@@ -220,6 +223,7 @@ class Training:
             "train_top1": float(accuracy.compute()),
             **measured,
             "edges_changed": edges_changed(before, now),
+            **{name: count / self.batches.steps for name, count in evaluations.items()},
             "images_per_second": self.batches.steps * self.batches.batch_size / trained,
             "seconds": time.perf_counter() - start,
             "seconds_training": trained,

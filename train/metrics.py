@@ -1,5 +1,6 @@
 """What is measured of a network, and shown while it trains."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
+from dnw_graph import NeuralGraph
 from dnw_graph.wiring import choices
 from train.run import RunConfig
 
@@ -78,6 +80,15 @@ def masks(model: nn.Module) -> list[Tensor]:
         mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
         found.append(mask.index_fill_(0, edge_id, True))
     return found
+
+
+def evaluations_of(model: nn.Module) -> dict[str, int]:
+    """Return how often graphs in continuous time were evaluated in the last step."""
+    found: Counter[str] = Counter()
+    for graph in model.modules():
+        if isinstance(graph, NeuralGraph):
+            found.update({f"evaluations_{k}": n for k, n in graph.evaluations.items()})
+    return dict(found)
 
 
 def edges_changed(before: list[Tensor], now: list[Tensor]) -> int:

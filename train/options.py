@@ -88,7 +88,10 @@ class OptimizationOptions:
     batch_size: int = 512
     """Images a step."""
     lr: float = 0.1
-    """Learning rate at its highest; falls to 0 along a cosine, step by step."""
+    """Learning rate at its highest."""
+    lr_schedule: Literal["cosine", "steps"] = "cosine"
+    """How it falls: to 0 along a cosine, step by step; or to a tenth after half of the epochs, and
+    again after three quarters."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 5e-5

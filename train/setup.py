@@ -63,11 +63,11 @@ def make_batches(
 def make_schedule(
     optimizer: torch.optim.Optimizer, fit: OptimizationOptions, steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Return what sets the learning rate before each step: a linear rise, then half a cosine.
+    """Return what sets the learning rate before each step: a linear rise, then the way down.
 
     Args:
         optimizer: Whose learning rate it is.
-        fit: Epochs in all, and those of the rise.
+        fit: Epochs in all, those of the rise, and how it falls.
         steps: Steps of an epoch.
     """
     rise, total = fit.warmup_epochs * steps, fit.epochs * steps
@@ -75,6 +75,8 @@ def make_schedule(
     def factor(step: int) -> float:
         if step < rise:
             return (step + 1) / rise
+        if fit.lr_schedule == "steps":
+            return 0.1 ** (int(step >= total / 2) + int(step >= 3 * total / 4))
         return (1 + math.cos(math.pi * (step - rise) / (total - rise))) / 2
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

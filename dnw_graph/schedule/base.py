@@ -1,7 +1,7 @@
 """The contract of a schedule."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -105,8 +105,12 @@ class Schedule(ABC):
             each time where it :attr:`gives_sequence`.
         """
 
-    def firings(self, flow: Flow) -> int:
-        """Return how often each node fired in a pass that is over."""
+    def firings(self, evaluations: Mapping[str, int]) -> int:
+        """Return how often each node fires in a pass.
+
+        Args:
+            evaluations: What :attr:`Flow.evaluations` held after it.
+        """
         return 1
 
 

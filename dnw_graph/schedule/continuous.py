@@ -1,7 +1,7 @@
 """States follow a differential equation."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,7 +59,7 @@ class Continuous(InTime):
         self.options = {} if step_size is None else {"step_size": step_size}
         ends = torch.tensor([0.0, t1], device="cpu")
         try:  # what torchdiffeq does not know, or does not take, it says now
-            self._solve(odeint, lambda t, z: (z[0],), (torch.zeros(1, device="cpu"),), ends)
+            self._solve(odeint, lambda t, z: z, torch.zeros(1, device="cpu"), ends)
         except (ValueError, TypeError, AssertionError) as error:
             raise ValueError(f"continuous time with method {method!r}: {error}") from error
 
@@ -68,7 +68,7 @@ class Continuous(InTime):
         (x,) = frames
         with torch.autocast(x.device.type, enabled=False):
             x = x.float() if x.dtype != torch.float64 else x
-            states = tuple(start(flow, parts_of(flow.topology, x)))
+            states = torch.cat(start(flow, parts_of(flow.topology, x)))
             ends = torch.tensor([0.0, self.t1], dtype=x.dtype, device=x.device)
             derivative = _Derivative(flow, self)
             with derivative.counting("forward"):
@@ -79,15 +79,15 @@ class Continuous(InTime):
                     )
                 else:
                     found = self._solve(odeint, derivative, states, ends)
-        return [outputs_of(flow.topology, [z[-1] for z in found])]
+        return [outputs_of(flow.topology, derivative.by_block(found[-1]))]
 
     def _solve(self, solver: Any, *args: Any, **more: Any) -> Any:
         given = {"rtol": self.rtol, "atol": self.atol, "method": self.method}
         return solver(*args, **given, options=self.options or None, **more)
 
-    def firings(self, flow: Flow) -> int:
+    def firings(self, evaluations: Mapping[str, int]) -> int:
         """See :meth:`Schedule.firings`."""
-        return flow.evaluations["forward"]
+        return evaluations["forward"]
 
 
 class _Derivative(nn.Module):
@@ -114,12 +114,16 @@ class _Derivative(nn.Module):
         finally:
             self._phase = "backward"
 
-    def forward(self, t: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Return the derivative of each block's states."""
+    def by_block(self, states: Tensor) -> tuple[Tensor, ...]:
+        """Return the states of each block."""
+        return states.split([len(block.nodes) for block in self._flow.topology.blocks])
+
+    def forward(self, t: Tensor, states: Tensor) -> Tensor:
+        """Return the derivative of the states of all nodes ``[V, *features]``."""
         counts, schedule, now = self._flow.evaluations, self._schedule, float(t.detach())
         counts[self._phase] += 1
         if counts[self._phase] > schedule.max_evaluations:
-            largest = max(float(z.detach().abs().max()) for z in states)
+            largest = float(states.detach().abs().max())
             looser = "rtol" if schedule.rtol * largest >= schedule.atol else "atol"
             raise ValueError(
                 f"the solver needed more than {schedule.max_evaluations} evaluations "
@@ -128,4 +132,4 @@ class _Derivative(nn.Module):
                 "allows most of the error, or raise max_evaluations"
             )
         pull = self._pull or self._flow.puller()
-        return tuple(update(self._flow, pull, states, now))
+        return torch.cat(update(self._flow, pull, self.by_block(states), now))

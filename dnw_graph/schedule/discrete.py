@@ -1,6 +1,6 @@
 """All nodes fire at every step: a recurrent network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -82,6 +82,6 @@ class Discrete(InTime):
                 outputs.append(outputs_of(topology, states))
         return outputs
 
-    def firings(self, flow: Flow) -> int:
+    def firings(self, evaluations: Mapping[str, int]) -> int:
         """See :meth:`Schedule.firings`."""
         return self.steps

@@ -114,11 +114,45 @@ class Topology:
         firsts = [0 if skip else start[j - 1] for j in range(1, len(sizes))]
         fed_by = [torch.arange(0), *map(torch.arange, firsts, start[1:-1])]
         roles = [Role.INPUT, *[Role.HIDDEN] * (len(sizes) - 2), Role.OUTPUT]
+        return cls._of_blocks(sizes, roles, fed_by)
+
+    @classmethod
+    @_on_cpu
+    def complete(cls, inputs: int, hidden: int, outputs: int, acyclic: bool = False) -> "Topology":
+        """Any node may feed any, itself included; or, acyclic, any later one but no input.
+
+        Args:
+            inputs: Number of inputs.
+            hidden: Number of hidden nodes.
+            outputs: Number of outputs.
+            acyclic: Whether edges lead to later nodes only; each hidden node is then a block, and
+                outputs feed nothing.
+
+        Raises:
+            ValueError: No input, no output, or fewer than no hidden nodes.
+        """
+        if inputs < 1 or outputs < 1 or hidden < 0:
+            raise ValueError(
+                "a complete topology needs an input and an output at least, got "
+                f"{inputs} inputs, {hidden} hidden nodes and {outputs} outputs"
+            )
+        if acyclic:
+            return cls.layered([inputs, *[1] * hidden, outputs])
+        sizes = {Role.INPUT: inputs, Role.HIDDEN: hidden, Role.OUTPUT: outputs}
+        roles = [role for role, size in sizes.items() if size]
+        everything = torch.arange(inputs + hidden + outputs)
+        return cls._of_blocks([sizes[r] for r in roles], roles, [everything] * len(roles))
+
+    @classmethod
+    def _of_blocks(
+        cls, sizes: Sequence[int], roles: Sequence[Role], fed_by: Sequence[Tensor]
+    ) -> "Topology":
+        """Return blocks of which every node is fed by the same sources, given for each block."""
         repeats = torch.tensor(list(sizes))
         made = cls.__new__(cls)
         made._set_nodes(
             torch.arange(len(sizes)).repeat_interleave(repeats),
-            torch.tensor(roles).repeat_interleave(repeats),
+            torch.tensor(list(roles)).repeat_interleave(repeats),
         )
         counts = torch.tensor([len(sources) for sources in fed_by]).repeat_interleave(repeats)
         made._set_edges(counts, fed_by)

@@ -117,6 +117,17 @@ def test_the_learning_rate_rises_then_falls_along_a_cosine() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0)
 
 
+def test_the_learning_rate_may_fall_in_steps() -> None:
+    fit = OptimizationOptions(epochs=8, lr=0.3, lr_schedule="steps")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=fit.lr)
+    schedule, rates = make_schedule(optimizer, fit, steps=2), []
+    for _ in range(16):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.3] * 8 + [0.03] * 4 + [0.003] * 4)
+
+
 def test_smoothed_labels_raise_the_training_loss_only(tmp_path: Path) -> None:
     def first_loss(smoothing: float) -> float:
         training = Training(options(tmp_path / f"{smoothing}", label_smoothing=smoothing))

@@ -1,0 +1,125 @@
+"""The tiny classifiers of Table 1: one graph, static, in discrete or in continuous time."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from dnw_graph import NeuralGraph, Rule, Topology
+from dnw_graph.aggregation import BACKENDS, Aggregation
+from dnw_graph.node import Norm, NormReluConv
+from models.registry import ModelConfig, register_model
+
+INPUTS, OUTPUTS, NODES, EDGES = 32, 100, 800, 32_000
+LAYERS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyConfig(ModelConfig):
+    """What a tiny classifier is built from, besides what every model is.
+
+    Attributes:
+        rule: How edges are chosen.
+        norm_eps: Added to variances by the nodes' normalisation.
+        backend: How messages are summed; see :class:`dnw_graph.NeuralGraph`.
+    """
+
+    rule: str | Rule | type[Rule] = "dnw"
+    norm_eps: float = 1e-5
+    backend: str | Aggregation | type[Aggregation] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        BACKENDS.resolve(self.backend)
+        if self.image_size < 8:
+            raise ValueError(
+                f"images of {self.image_size} pixels are too small for a tiny classifier: use 8 "
+                "pixels or more"
+            )
+
+
+class CentrePool(nn.Module):
+    """The mean of four pixels near the centre: of ``n`` rows and columns, ``n/2 - 2, n/2 - 1``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[B, C]`` of maps ``[B, C, H, W]``, ``H`` and ``W`` 2 or more."""
+        rows, columns = (slice(max(size // 2 - 2, 0), size // 2) for size in x.shape[2:])
+        return x[:, :, rows, columns].mean((2, 3))
+
+
+class TinyClassifier(nn.Module):
+    """Stem to a quarter of the resolution; a graph of 800 nodes and 32,000 edges; classifier.
+
+    Args:
+        config: Classes, image size.
+        graph: The graph.
+
+    Shapes:
+        - input ``[B, 3, H, W]``
+        - output ``[B, num_classes]``
+    """
+
+    def __init__(self, config: TinyConfig, graph: NeuralGraph) -> None:
+        super().__init__()
+        half = INPUTS // 2
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, half, 3, 2, padding=1),
+            nn.BatchNorm2d(half),
+            nn.ReLU(),
+            nn.Conv2d(half, half, 3, 2, padding=1, groups=half),
+            nn.Conv2d(half, INPUTS, 1),
+            nn.BatchNorm2d(INPUTS),
+        )
+        self.graph = graph
+        self.pool = CentrePool()
+        self.classifier = nn.Linear(OUTPUTS, config.num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``[B, num_classes]`` of images ``[B, 3, H, W]``."""
+        logits: Tensor = self.classifier(self.pool(self.graph(self.stem(x))))
+        return logits
+
+
+@register_model("tiny_static", TinyConfig)
+def tiny_static(config: TinyConfig) -> nn.Module:
+    """Build the static classifier: inputs, four blocks of 167 nodes, outputs.
+
+    Its longest path has five edges, as many as the discrete one has steps. The static network of
+    the published implementation is cyclic within its last block, and has no acyclic equal.
+    """
+    width = (NODES - INPUTS - OUTPUTS) // (LAYERS - 1)
+    graph = NeuralGraph(
+        Topology.layered([INPUTS, *[width] * (LAYERS - 1), OUTPUTS]),
+        rule=config.rule,
+        num_edges=EDGES,
+        node=partial(NormReluConv, norm="instance", eps=config.norm_eps),
+        backend=config.backend,
+    )
+    return TinyClassifier(config, graph)
+
+
+@register_model("tiny_discrete", TinyConfig)
+def tiny_discrete(config: TinyConfig) -> nn.Module:
+    """Build the classifier in discrete time: five steps of ``norm(A conv(relu(Z)))``."""
+    return TinyClassifier(config, _in_time(config, f"discrete(steps={LAYERS})"))
+
+
+@register_model("tiny_continuous", TinyConfig)
+def tiny_continuous(config: TinyConfig) -> nn.Module:
+    """Build the classifier in continuous time: ``dZ / dt = norm(A conv(relu(Z)))``, t to 1."""
+    return TinyClassifier(config, _in_time(config, "continuous(rtol=1e-3, atol=1e-3)"))
+
+
+def _in_time(config: TinyConfig, schedule: str) -> NeuralGraph:
+    """Return a graph in which any node may feed any, itself included."""
+    norm = partial(Norm, norm="instance", eps=config.norm_eps)
+    return NeuralGraph(
+        Topology.complete(INPUTS, NODES - INPUTS - OUTPUTS, OUTPUTS),
+        rule=config.rule,
+        num_edges=EDGES,
+        node=norm,
+        output_node=norm,
+        message="relu_conv",
+        schedule=schedule,
+        backend=config.backend,
+    )
