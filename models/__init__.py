@@ -1,12 +1,14 @@
 """Networks built from neural graphs, made by name with :func:`create_model`."""
 
 from models import mbv1, mbv1_dnw, resnet, tiny
+from models.allenai import load_allenai
 from models.registry import ModelConfig, create_model, list_models, model_options, register_model
 
 __all__ = [
     "ModelConfig",
     "create_model",
     "list_models",
+    "load_allenai",
     "mbv1",
     "mbv1_dnw",
     "model_options",

@@ -56,10 +56,12 @@ class MobileNetV1GraphConfig(MobileNetV1Config):
 
     Attributes:
         width: Width multiplier ``d``; it sets the number of real edges only.
+        num_edges: Real edges of each graph, that of a classifier included, in place of the width's.
         backend: How messages are summed; see :class:`dnw_graph.NeuralGraph`.
     """
 
     width: float = 0.225
+    num_edges: tuple[int, ...] | None = None
     backend: str | Aggregation | type[Aggregation] = "auto"
 
     def __post_init__(self) -> None:
@@ -86,7 +88,6 @@ class MobileNetV1DNW(nn.Module):
         rule: How edges are chosen.
         small: Whether the classifier is a graph too, with ``d`` of its edges and no bias.
         stages: The graphs.
-        num_edges: Real edges of each graph, the classifier's included, in place of the width's.
 
     Shapes:
         - input ``[B, 3, H, W]``
@@ -99,11 +100,11 @@ class MobileNetV1DNW(nn.Module):
         rule: str | Rule | type[Rule] = "dnw",
         small: bool = False,
         stages: Sequence[Stage] = STAGES,
-        num_edges: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         check_strides(config.image_size, [config.stride, *(stage.stride for stage in stages)])
         d, features = config.exact_width, stages[-1].width
+        num_edges: Sequence[int] | None = config.num_edges
         if num_edges is None:
             num_edges = [stage.num_edges(d) for stage in stages]
             num_edges += [math.ceil(features * config.num_classes * d)] if small else []

@@ -61,18 +61,19 @@ class TinyClassifier(nn.Module):
 
     def __init__(self, config: TinyConfig, graph: NeuralGraph) -> None:
         super().__init__()
-        half = INPUTS // 2
+        inputs, outputs = graph.topology.num_inputs, graph.topology.num_outputs
+        half = inputs // 2
         self.stem = nn.Sequential(
             nn.Conv2d(3, half, 3, 2, padding=1),
             nn.BatchNorm2d(half),
             nn.ReLU(),
             nn.Conv2d(half, half, 3, 2, padding=1, groups=half),
-            nn.Conv2d(half, INPUTS, 1),
-            nn.BatchNorm2d(INPUTS),
+            nn.Conv2d(half, inputs, 1),
+            nn.BatchNorm2d(inputs),
         )
         self.graph = graph
         self.pool = CentrePool()
-        self.classifier = nn.Linear(OUTPUTS, config.num_classes)
+        self.classifier = nn.Linear(outputs, config.num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[B, num_classes]`` of images ``[B, 3, H, W]``."""
@@ -98,28 +99,46 @@ def tiny_static(config: TinyConfig) -> nn.Module:
     return TinyClassifier(config, graph)
 
 
+SCHEDULES = {
+    "tiny_discrete": f"discrete(steps={LAYERS})",
+    "tiny_continuous": "continuous(rtol=1e-3, atol=1e-3)",
+}
+
+
 @register_model("tiny_discrete", TinyConfig)
 def tiny_discrete(config: TinyConfig) -> nn.Module:
     """Build the classifier in discrete time: five steps of ``norm(A conv(relu(Z)))``."""
-    return TinyClassifier(config, _in_time(config, f"discrete(steps={LAYERS})"))
+    return TinyClassifier(config, in_time(config, "tiny_discrete"))
 
 
 @register_model("tiny_continuous", TinyConfig)
 def tiny_continuous(config: TinyConfig) -> nn.Module:
     """Build the classifier in continuous time: ``dZ / dt = norm(A conv(relu(Z)))``, t to 1."""
-    return TinyClassifier(config, _in_time(config, "continuous(rtol=1e-3, atol=1e-3)"))
+    return TinyClassifier(config, in_time(config, "tiny_continuous"))
 
 
-def _in_time(config: TinyConfig, schedule: str) -> NeuralGraph:
-    """Return a graph in which any node may feed any, itself included."""
+def in_time(
+    config: TinyConfig,
+    name: str,
+    sizes: tuple[int, int, int] = (INPUTS, NODES - INPUTS - OUTPUTS, OUTPUTS),
+    num_edges: int = EDGES,
+) -> NeuralGraph:
+    """Return the graph of a classifier in time, in which any node may feed any, itself included.
+
+    Args:
+        config: Rule, eps, backend.
+        name: Of the classifier.
+        sizes: Numbers of inputs, hidden nodes and outputs.
+        num_edges: The budget.
+    """
     norm = partial(Norm, norm="instance", eps=config.norm_eps)
     return NeuralGraph(
-        Topology.complete(INPUTS, NODES - INPUTS - OUTPUTS, OUTPUTS),
+        Topology.complete(*sizes),
         rule=config.rule,
-        num_edges=EDGES,
+        num_edges=num_edges,
         node=norm,
         output_node=norm,
         message="relu_conv",
-        schedule=schedule,
+        schedule=SCHEDULES[name],
         backend=config.backend,
     )

@@ -8,20 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dnw_graph import cost
-from models import create_model
+from dnw_graph.aggregation import BACKENDS
+from models import create_model, load_allenai
+from models.allenai import candidates
 from models.mbv1_dnw import STAGES, MobileNetV1DNW, MobileNetV1DNWConfig, Stage
 from tests.conftest import relative_error
-
-
-def candidates(stage: Stage, matrix: Tensor) -> Tensor:
-    """Read the candidate weights out of the published implementation's full matrix."""
-    matrix, width = matrix.flatten(1), stage.width
-    return torch.cat(
-        [
-            matrix[j * width : (j + 1) * width, : stage.inputs + j * width].flatten()
-            for j in range(stage.blocks)
-        ]
-    )
 
 
 def to_ours(stages: list[Stage], theirs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -47,15 +38,6 @@ def to_ours(stages: list[Stage], theirs: dict[str, Tensor]) -> dict[str, Tensor]
     return ours
 
 
-def kept_candidates(stage: Stage, matrix: Tensor, d: float) -> int:
-    """Count the candidates among the entries that the published implementation keeps."""
-    edges = stage.inputs * stage.width + (stage.blocks - 1) * stage.width**2
-    drop = int((1 - edges * d**2 / matrix.numel()) * matrix.numel())
-    kept = torch.zeros(matrix.numel())
-    kept[matrix.flatten().abs().argsort()[drop:]] = 1
-    return int(candidates(stage, kept.view_as(matrix)).sum())
-
-
 @pytest.mark.parametrize("backend", ["auto", "reference", "dense", "sparse"])
 def test_equals_the_published_implementation(reference: Any, backend: str, device: str) -> None:
     if device == "cuda" and backend == "sparse":
@@ -63,16 +45,11 @@ def test_equals_the_published_implementation(reference: Any, backend: str, devic
     recorded = reference("mbv1_dnw")
     meta = recorded["meta"]
     stages = [Stage(*s) for s in meta["stages"]]
-    d = 1 - meta["prune_rate"]
     state = {k.removeprefix("state/"): v for k, v in recorded.items() if k.startswith("state/")}
-    budget = [
-        kept_candidates(s, state[f"layers.{i}.graph.weight"], d) for i, s in enumerate(stages)
-    ]
-    config = MobileNetV1DNWConfig(
-        num_classes=10, image_size=meta["image_size"], backend=backend, norm_eps=1e-5
-    )
-    model = MobileNetV1DNW(config, stages=stages, num_edges=budget)
-    model.load_state_dict(to_ours(stages, state))
+    given = {"prune_rate": meta["prune_rate"], "image_size": meta["image_size"]}
+    model = load_allenai(state, kind="mbv1_dnw", **given).train()
+    for graph in model.graphs:
+        graph.aggregation = BACKENDS.resolve(backend)
     model.to(device)
 
     logits = model(recorded["input"].to(device))
