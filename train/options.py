@@ -24,6 +24,8 @@ class NetworkOptions:
     width: float | None = None
     """Width multiplier of a MobileNet, 1 unless given; of a graph it sets the number of real edges
     only, and is 0.225 unless given."""
+    num_edges: tuple[int, ...] | None = None
+    """Real edges of each graph, in place of the width's."""
     rule: str | None = None
     """How edges are chosen: complete, dnw, fine_tune, l1_anneal, lottery, n_of_m, no_update,
     random, rigl, set or targeted_dropout, if need be with arguments, "rigl(every=50)"
@@ -213,9 +215,11 @@ class Options:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as YAML can hold it: paths as text, NumPy's float64 as float."""
+    """Return a value as options hold it: paths as text, NumPy's float64 as float, no lists."""
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, list):
+        return tuple(value)
     return float(value) if isinstance(value, float) else value
 
 

@@ -1,0 +1,77 @@
+"""Checkpoints of the published implementation as runs."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.mbv1_dnw import STAGES
+from tests.models.test_allenai import SMALL, by_hand, checkpoint
+from tests.train.test_data import small
+from train.evaluate import evaluate
+from train.imagenet import train
+from train.import_allenai import main
+from train.options import Options
+from train.run import RunFolder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("imported")
+    small(place / "images", number=8)
+    classes = len(list((place / "images" / "train").iterdir()))
+    state = checkpoint(list(STAGES), "mbv1_dnw", classes=classes)
+    torch.save({"model": {f"module.{n}": v for n, v in state.items()}}, place / "best.pt")
+    torch.save({"model": checkpoint(SMALL, "mbv1_dnw", classes)}, place / "small.pt")
+    return place
+
+
+def flags(place: Path, **changes: object) -> list[str]:
+    given = {"kind": "mbv1_dnw", "prune-rate": 0.775, "data": place / "images", "image-size": 32}
+    return [f"--{name}={value}" for name, value in {**given, **changes}.items()]
+
+
+def test_an_imported_run_is_a_run(place: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "run"
+    main([str(place / "best.pt"), *flags(place, out=out)])
+    assert f"next: python -m train.evaluate {out}" in capsys.readouterr().out
+    model = RunFolder(out).load_model()
+    state = torch.load(place / "best.pt", weights_only=True)["model"]
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(
+            model(x), by_hand(state, list(STAGES), 0.775, x), rtol=1e-3, atol=1e-3
+        )
+    assert 0 <= evaluate(str(out), device="cpu")["top1"] <= 1
+    config = RunFolder(out).load_config().options
+    given = {"graph": "mbv1_dnw", "init": str(out), "data": config.data.data, "image_size": 32}
+    given |= {"num_edges": config.network.num_edges, "norm_eps": 1e-5, "width": 0.225}
+    given |= {"epochs": 1, "batch_size": 4, "device": "cpu", "out": str(tmp_path / "tuned")}
+    train(Options.from_flat(given))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("nothing.pt", {}, r"there is no checkpoint .*nothing.pt"),
+        ("small.pt", {"prune-rate": 0.4}, r"of other sizes than mbv1_dnw has; models.load_allenai"),
+        ("best.pt", {"kind": "discrete"}, r"no checkpoint of kind 'discrete'"),
+        ("best.pt", {"data": "nowhere"}, r"--data nowhere: there is no such folder"),
+        ("best.pt", {"data": "digits"}, r"knows \d classes, but digits has 10"),
+        ("list.pt", {}, r"it has no tensors by name under \"model\""),
+        ("words.pt", {}, r"list.pt|'epoch' is no tensor"),
+        ("code.pt", {}, r"is not read: it is damaged, or holds more than tensors"),
+    ],
+)
+def test_errors(
+    place: Path, tmp_path: Path, file: str, changes: dict[str, object], message: str
+) -> None:
+    torch.save([1, 2], place / "list.pt")
+    torch.save({"epoch": 3}, place / "words.pt")
+    (place / "code.pt").write_bytes(pickle.dumps(Path("/"), protocol=2))
+    with pytest.raises(ValueError, match=message):
+        main([str(place / file), *flags(place, **changes), f"--out={tmp_path / 'run'}"])
+    assert not (tmp_path / "run").exists()
