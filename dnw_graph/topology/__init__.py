@@ -1,5 +1,6 @@
 """Which edges may exist: validated, immutable candidate graphs without parameters."""
 
-from dnw_graph.topology.topology import Block, Role, Topology
+from dnw_graph.topology.role import Role
+from dnw_graph.topology.topology import Block, Topology
 
 __all__ = ["Block", "Role", "Topology"]

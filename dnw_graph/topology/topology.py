@@ -1,37 +1,16 @@
 """The candidate graph: nodes in blocks, and the edges that a rule may choose from."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
-from functools import cached_property, wraps
-from typing import Any, ParamSpec, TypeVar
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dnw_graph.topology import _order
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _on_cpu(function: Callable[P, R]) -> Callable[P, R]:
-    """Make tensors on the CPU, whatever device a network is being built on."""
-
-    @wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.device("cpu"):
-            return function(*args, **kwargs)
-
-    return run
-
-
-class Role(IntEnum):
-    """What a node is to the world outside the graph."""
-
-    INPUT = 0
-    HIDDEN = 1
-    OUTPUT = 2
+from dnw_graph.topology.builders import Builders, on_cpu
+from dnw_graph.topology.role import Role
 
 
 @dataclass(frozen=True)
@@ -56,7 +35,7 @@ class Block:
     complete: bool
 
 
-class Topology:
+class Topology(Builders):
     """Candidate edges over nodes in blocks; says which edges may exist, not which do.
 
     Nodes are numbered block by block, edges sorted by ``(target, source)``, so the candidates into
@@ -76,7 +55,7 @@ class Topology:
             roles, no input or no output.
     """
 
-    @_on_cpu
+    @on_cpu
     def __init__(
         self,
         edge_index: Tensor,
@@ -94,56 +73,6 @@ class Topology:
         self._set_edges(counts, list(source.split(per_block.tolist())))
 
     @classmethod
-    @_on_cpu
-    def layered(cls, sizes: Sequence[int], skip: bool = True) -> "Topology":
-        """Blocks in a row: the first the inputs, the last the outputs.
-
-        Args:
-            sizes: Number of nodes of each block, two blocks at least.
-            skip: Whether any earlier block may feed any later one; otherwise adjacent ones only.
-
-        Raises:
-            ValueError: Fewer than two blocks, or an empty one.
-        """
-        if len(sizes) < 2 or min(sizes) < 1:
-            raise ValueError(
-                "a layered topology needs two blocks or more of one node or more, "
-                f"got {list(sizes)}"
-            )
-        start = torch.tensor([0, *sizes]).cumsum(0).tolist()
-        firsts = [0 if skip else start[j - 1] for j in range(1, len(sizes))]
-        fed_by = [torch.arange(0), *map(torch.arange, firsts, start[1:-1])]
-        roles = [Role.INPUT, *[Role.HIDDEN] * (len(sizes) - 2), Role.OUTPUT]
-        return cls._of_blocks(sizes, roles, fed_by)
-
-    @classmethod
-    @_on_cpu
-    def complete(cls, inputs: int, hidden: int, outputs: int, acyclic: bool = False) -> "Topology":
-        """Any node may feed any, itself included; or, acyclic, any later one but no input.
-
-        Args:
-            inputs: Number of inputs.
-            hidden: Number of hidden nodes.
-            outputs: Number of outputs.
-            acyclic: Whether edges lead to later nodes only; each hidden node is then a block, and
-                outputs feed nothing.
-
-        Raises:
-            ValueError: No input, no output, or fewer than no hidden nodes.
-        """
-        if inputs < 1 or outputs < 1 or hidden < 0:
-            raise ValueError(
-                "a complete topology needs an input and an output at least, got "
-                f"{inputs} inputs, {hidden} hidden nodes and {outputs} outputs"
-            )
-        if acyclic:
-            return cls.layered([inputs, *[1] * hidden, outputs])
-        sizes = {Role.INPUT: inputs, Role.HIDDEN: hidden, Role.OUTPUT: outputs}
-        roles = [role for role, size in sizes.items() if size]
-        everything = torch.arange(inputs + hidden + outputs)
-        return cls._of_blocks([sizes[r] for r in roles], roles, [everything] * len(roles))
-
-    @classmethod
     def _of_blocks(
         cls, sizes: Sequence[int], roles: Sequence[Role], fed_by: Sequence[Tensor]
     ) -> "Topology":
@@ -159,7 +88,7 @@ class Topology:
         return made
 
     @classmethod
-    @_on_cpu
+    @on_cpu
     def from_edges(
         cls,
         edge_index: Tensor | Sequence[Sequence[int]],
