@@ -7,9 +7,10 @@ with warnings.catch_warnings():  # PyTorch Geometric uses what PyTorch has depre
     import torch_geometric.nn  # noqa: F401
 
 from dnw_graph.accounting import Cost, cost
+from dnw_graph.edit import edited
 from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.sparse import bake, sparsify, sparsity
-from dnw_graph.topology import Role, Topology
+from dnw_graph.topology import Role, Topology, read_graph, write_graph
 from dnw_graph.wiring import Rule, Wiring, attach, inherit, penalty
 
 __version__ = "0.1.0"
@@ -25,8 +26,11 @@ __all__ = [
     "attach",
     "bake",
     "cost",
+    "edited",
     "inherit",
     "penalty",
+    "read_graph",
     "sparsify",
     "sparsity",
+    "write_graph",
 ]

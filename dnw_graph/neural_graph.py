@@ -1,7 +1,9 @@
 """The graph as a layer: composes topology, rule, backend, node functions and schedule."""
 
 import math
+from typing import Any
 
+import networkx as nx
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
@@ -95,6 +97,13 @@ class NeuralGraph(Wired):
         self._check_backend()
         self.choice = Choice(rule, topology, rule.budget(num_edges, topology.num_candidates))
         self.weight = nn.Parameter(torch.empty(topology.num_candidates))
+        #: What node functions and messages were asked for, by argument.
+        self.functions: dict[str, Any] = {
+            "node": node,
+            "input_node": input_node,
+            "output_node": output_node,
+            "message": message,
+        }
         functions = {Role.INPUT: input_node or node, Role.HIDDEN: node, Role.OUTPUT: output_node}
         self.nodes = nn.ModuleList(
             make_node(functions[b.role], len(b.nodes), stride if b.role == Role.INPUT else 1)
@@ -103,6 +112,12 @@ class NeuralGraph(Wired):
         self.messages = nn.ModuleList(make_node(message, len(b.nodes)) for b in topology.blocks)
         self.evaluations: dict[str, int] = {}
         self._reset_wiring()
+
+    def __getstate__(self) -> dict[str, Any]:
+        named = {
+            k: f for k, f in self.functions.items() if "<" not in getattr(f, "__qualname__", "")
+        }
+        return {**self.__dict__, "functions": named}  # local functions cannot be pickled
 
     def reset_parameters(self) -> None:
         r"""Draw everything anew: weights, what the rule remembers, node functions.
@@ -191,6 +206,38 @@ class NeuralGraph(Wired):
         )
         data.validate()
         return data
+
+    def to_networkx(self, candidates: bool = False) -> nx.DiGraph:
+        """Return the real edges as a directed graph.
+
+        Nodes go by :attr:`Topology.names` and have ``role``, ``block``, inputs and outputs
+        ``channel``, and ``alive``: whether a real edge leads out, or it is an output. Edges have
+        ``weight``. :func:`dnw_graph.edited` makes a graph of it again.
+
+        Args:
+            candidates: Whether hallucinated edges are in it too; edges then say if they are
+                ``real``.
+        """
+        graph, wiring = self.topology.to_networkx(), self.wiring()
+        names, source = self.topology.names, wiring.edge_index[0].cpu()
+        alive = torch.isin(torch.arange(self.topology.num_nodes), source)
+        alive |= self.topology.role == Role.OUTPUT
+        for name, lives in zip(names, alive.tolist(), strict=True):
+            graph.nodes[name]["alive"] = lives
+        every = zip(
+            self.topology.edge_index.t().tolist(),
+            self.weight.tolist(),
+            wiring.mask.tolist(),
+            strict=True,
+        )
+        for (u, v), weight, real in every:
+            if candidates:
+                graph.edges[names[u], names[v]].update(weight=weight, real=real)
+            elif real:
+                graph.edges[names[u], names[v]]["weight"] = weight
+            else:
+                graph.remove_edge(names[u], names[v])
+        return graph
 
     def validate(self) -> None:
         """Check weights and wiring; waits for the device.

@@ -20,6 +20,7 @@ LIBRARY = [  # likewise, inside dnw_graph
     "schedule",
     "whole_graph",
     "neural_graph",
+    "edit",
     "_trace",
     "accounting",
 ]

@@ -44,6 +44,7 @@ class Builders:
         inputs: Iterable[int],
         outputs: Iterable[int],
         num_nodes: int | None = None,
+        names: Sequence[Any] | None = None,
     ) -> Self:
         """See :meth:`Topology.from_edges`."""
 

@@ -1,14 +1,15 @@
 """The candidate graph: nodes in blocks, and the edges that a rule may choose from."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import networkx as nx
 import torch
 from torch import Tensor
 
-from dnw_graph.topology import _order
+from dnw_graph.topology import _order, exchange
 from dnw_graph.topology.builders import Builders, on_cpu
 from dnw_graph.topology.role import Role
 
@@ -95,18 +96,20 @@ class Topology(Builders):
         inputs: Iterable[int],
         outputs: Iterable[int],
         num_nodes: int | None = None,
+        names: Sequence[Any] | None = None,
     ) -> "Topology":
         """Any directed graph; blocks follow from its longest paths.
 
         A node's block is the length of the longest path that ends in it, nodes of different roles
         apart. A graph with a cycle has one block a role. Nodes are renumbered block by block, and
-        :attr:`names` keeps the numbers given here.
+        :attr:`names` keeps the numbers given here, or what they are called.
 
         Args:
             edge_index: Candidate edges ``[2, E]``.
             inputs: Nodes that are given the graph's input, in the order of its channels.
             outputs: Nodes whose states are the graph's output, in the order of its channels.
             num_nodes: Number of nodes; one more than the largest number seen unless given.
+            names: What nodes are called, by the numbers given here.
 
         Raises:
             ValueError: As for :class:`Topology`; or a node that is both input and output.
@@ -135,10 +138,56 @@ class Topology(Builders):
             number[edge_index],
             block,
             role[order],
-            names=order.tolist(),
+            names=order.tolist() if names is None else [names[v] for v in order.tolist()],
             inputs=number[inputs],
             outputs=number[outputs],
         )
+
+    @classmethod
+    @on_cpu
+    def from_networkx(
+        cls,
+        graph: nx.DiGraph,
+        inputs: Iterable[Hashable] | None = None,
+        outputs: Iterable[Hashable] | None = None,
+    ) -> "Topology":
+        """The edges of a directed networkx graph as candidates.
+
+        Args:
+            graph: Its nodes may have a ``role`` (``"input"``, ``"hidden"``, the default, or
+                ``"output"``), a ``block``, all or none of them, and inputs and outputs a
+                ``channel``, their place in the input and output. :attr:`names` keeps the nodes.
+            inputs: Input nodes in the order of the input's channels, in place of roles.
+            outputs: Likewise output nodes.
+
+        Raises:
+            ValueError: As for :class:`Topology`; or an undirected graph, or an unknown role.
+        """
+        given = exchange.nodes_of(graph, inputs, outputs)
+        names, ends = given["names"], (given["inputs"], given["outputs"])
+        if given["blocks"] is None:
+            return cls.from_edges(given["edges"], *ends, num_nodes=len(names), names=names)
+        role = torch.full((len(names),), Role.HIDDEN)
+        role[ends[0]], role[ends[1]] = Role.INPUT, Role.OUTPUT
+        block = torch.tensor(given["blocks"], dtype=torch.int64)
+        order = torch.argsort(block, stable=True)
+        number = order.argsort()
+        return cls(
+            number[given["edges"]],
+            block[order],
+            role[order],
+            names=[names[v] for v in order.tolist()],
+            inputs=number[ends[0]],
+            outputs=number[ends[1]],
+        )
+
+    def to_networkx(self) -> nx.DiGraph:
+        """Return the candidates as a directed graph.
+
+        Nodes go by :attr:`names` and have ``role`` and ``block``, inputs and outputs ``channel``;
+        :meth:`from_networkx` undoes it.
+        """
+        return exchange.to_networkx(self)
 
     @property
     def edge_index(self) -> Tensor:

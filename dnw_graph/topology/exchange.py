@@ -1,0 +1,132 @@
+"""Topologies as networkx graphs, and these as files."""
+
+import json
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import networkx as nx
+import torch
+
+from dnw_graph.topology.role import Role
+
+if TYPE_CHECKING:
+    from dnw_graph.topology.topology import Topology
+
+
+def to_networkx(topology: "Topology") -> nx.DiGraph:
+    """Return candidates as a directed graph; see :meth:`Topology.to_networkx`."""
+    names, graph = topology.names, nx.DiGraph()
+    channel = {int(v): i for v in (topology.inputs, topology.outputs) for i, v in enumerate(v)}
+    for v, (role, block) in enumerate(
+        zip(topology.role.tolist(), topology.block.tolist(), strict=True)
+    ):
+        graph.add_node(names[v], role=Role(role).name.lower(), block=block)
+        if v in channel:
+            graph.nodes[names[v]]["channel"] = channel[v]
+    graph.add_edges_from((names[u], names[v]) for u, v in topology.edge_index.t().tolist())
+    return graph
+
+
+def nodes_of(
+    graph: nx.DiGraph,
+    inputs: Iterable[Hashable] | None,
+    outputs: Iterable[Hashable] | None,
+) -> dict[str, Any]:
+    """Return names, edges, inputs, outputs and blocks of a graph, nodes by their place in it.
+
+    Raises:
+        ValueError: An undirected graph or one with parallel edges, an unknown role, inputs or
+            outputs that are no nodes, blocks of some nodes only.
+    """
+    if not graph.is_directed() or graph.is_multigraph():
+        raise ValueError(
+            f"a topology is made of a networkx.DiGraph, got a {type(graph).__name__}: edges need a "
+            "direction, and there is one between two nodes at most"
+        )
+    names = list(graph)
+    place = {name: v for v, name in enumerate(names)}
+    ends = {}
+    for role, given in ((Role.INPUT, inputs), (Role.OUTPUT, outputs)):
+        if given is None:
+            found = [name for name in names if _role(graph, name) == role]
+            found.sort(key=lambda name: graph.nodes[name].get("channel", place[name]))
+        else:
+            found = list(given)
+            if missing := [name for name in found if name not in place]:
+                raise ValueError(f"{role.name.lower()}s {missing[:5]} are no nodes of the graph")
+        ends[role] = [place[name] for name in found]
+    blocks = [graph.nodes[name].get("block") for name in names]
+    if None in blocks and any(block is not None for block in blocks):
+        without = [name for name, block in zip(names, blocks, strict=True) if block is None]
+        raise ValueError(f"nodes {without[:5]} have no block, but others have; give all or none")
+    edges = torch.tensor([(place[u], place[v]) for u, v in graph.edges], dtype=torch.int64)
+    return {
+        "names": names,
+        "edges": edges.view(-1, 2).t(),
+        "inputs": ends[Role.INPUT],
+        "outputs": ends[Role.OUTPUT],
+        "blocks": None if None in blocks else [int(block) for block in blocks],
+    }
+
+
+def _role(graph: nx.DiGraph, name: Hashable) -> Role:
+    """Return the role of a node, hidden where it has none."""
+    role = graph.nodes[name].get("role", "hidden")
+    try:
+        return Role[role.upper()] if isinstance(role, str) else Role(role)
+    except (KeyError, ValueError):
+        known = ", ".join(r.name.lower() for r in Role)
+        raise ValueError(f"node {name!r} has unknown role {role!r} (known: {known})") from None
+
+
+def write_graph(graph: nx.DiGraph, path: str | Path) -> None:
+    """Write a networkx graph with the attributes of its nodes and edges.
+
+    Args:
+        graph: The graph, such as :meth:`Topology.to_networkx` or :meth:`NeuralGraph.to_networkx`
+            makes.
+        path: A file that ends in ``.graphml`` or ``.json`` (node-link data).
+
+    Raises:
+        ValueError: Another ending.
+    """
+    path = Path(path)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(nx.node_link_data(graph, edges="edges")))
+    elif path.suffix == ".graphml":
+        whole = all(isinstance(name, int) for name in graph)
+        marked = graph.copy()
+        marked.graph["names"] = "int" if whole else "str"  # GraphML knows names as text only
+        nx.write_graphml(marked, path)
+    else:
+        raise ValueError(f"a graph is written to .graphml or .json, not to {path.name}")
+
+
+def read_graph(path: str | Path) -> nx.DiGraph:
+    """Read a graph that :func:`write_graph`, or another program, has written.
+
+    Raises:
+        ValueError: A file that is no directed graph, or with another ending.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".json":
+            graph = nx.node_link_graph(json.loads(path.read_text()), edges="edges")
+        elif path.suffix == ".graphml":
+            graph = nx.read_graphml(path)
+            for added in ("node_default", "edge_default"):
+                graph.graph.pop(added, None)
+            if graph.graph.pop("names", "str") == "int":
+                graph = nx.relabel_nodes(graph, int)
+        else:
+            raise ValueError(f"a graph is read from .graphml or .json, not from {path.name}")
+    except OSError:
+        raise
+    except Exception as error:  # whatever parsers make of a file that is not theirs
+        if str(error).startswith("a graph is read"):
+            raise
+        raise ValueError(f"{path} is no graph that can be read: {error}") from error
+    if not graph.is_directed():
+        raise ValueError(f"{path} holds an undirected graph; a wiring has directions")
+    return graph

@@ -1,0 +1,211 @@
+"""Graphs to networkx and back, in memory and in files."""
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dnw_graph import NeuralGraph, Topology, edited, read_graph, write_graph
+
+
+@st.composite
+def wirings(draw: st.DrawFn) -> nx.DiGraph:
+    """Draw a directed graph with roles, nodes in any order and called anything."""
+    size = draw(st.integers(2, 8))
+    pairs = st.tuples(st.integers(0, size - 1), st.integers(0, size - 1))
+    labels = draw(st.sampled_from([list(range(size)), [f"n{i}" for i in range(size)]]))
+    order = draw(st.permutations(range(size)))
+    graph = nx.DiGraph()
+    for v in order:
+        graph.add_node(labels[v], role={0: "input", 1: "output"}.get(v, "hidden"))
+    graph.add_edges_from((labels[u], labels[v]) for u, v in draw(st.sets(pairs, max_size=20)))
+    return graph
+
+
+def stripped(graph: nx.DiGraph) -> nx.DiGraph:
+    """Return nodes, roles and edges alone."""
+    bare = nx.DiGraph()
+    bare.add_nodes_from((v, {"role": data["role"]}) for v, data in graph.nodes(data=True))
+    bare.add_edges_from(graph.edges)
+    return bare
+
+
+@given(wirings())
+def test_networkx_to_topology_and_back_loses_nothing(graph: nx.DiGraph) -> None:
+    topology = Topology.from_networkx(graph)
+    back = topology.to_networkx()
+    assert nx.utils.graphs_equal(stripped(back), graph)
+    again = Topology.from_networkx(back)
+    assert nx.utils.graphs_equal(again.to_networkx(), back)
+    assert torch.equal(again.edge_index, topology.edge_index)
+    assert torch.equal(again.block, topology.block)
+    assert list(again.names) == list(topology.names)
+    for name in ("inputs", "outputs"):
+        ours, theirs = getattr(again, name), getattr(topology, name)
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".graphml"])
+@given(graph=wirings())
+def test_files_lose_nothing(graph: nx.DiGraph, suffix: str, tmp_path_factory: Any) -> None:
+    path = tmp_path_factory.mktemp("files") / f"wiring{suffix}"
+    whole = Topology.from_networkx(graph).to_networkx()
+    write_graph(whole, path)
+    assert nx.utils.graphs_equal(read_graph(path), whole)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".graphml"])
+def test_a_learned_graph_survives_a_file(tmp_path: Path, suffix: str) -> None:
+    graph = NeuralGraph(Topology.layered([3, 5, 4, 2]), num_edges=20)
+    write_graph(graph.to_networkx(), tmp_path / f"wiring{suffix}")
+    again = edited(graph, read_graph(tmp_path / f"wiring{suffix}"))
+    x = torch.randn(4, 3, 5, 5)
+    assert torch.allclose(again.eval()(x), graph.eval()(x), atol=1e-6)
+
+
+def test_inputs_and_outputs_may_be_named_in_their_order() -> None:
+    graph = nx.DiGraph([("a", "c"), ("b", "c"), ("c", "d"), ("b", "e")])
+    topology = Topology.from_networkx(graph, inputs=["b", "a"], outputs=["e", "d"])
+    assert [topology.names[v] for v in topology.inputs] == ["b", "a"]
+    assert [topology.names[v] for v in topology.outputs] == ["e", "d"]
+    channels = nx.get_node_attributes(topology.to_networkx(), "channel")
+    assert channels == {"b": 0, "a": 1, "e": 0, "d": 1}
+
+
+def test_a_graph_tells_weights_roles_and_liveness() -> None:
+    graph = NeuralGraph(Topology.layered([3, 5, 2]), num_edges=6, node="relu")
+    wiring, real = graph.to_networkx(), graph.wiring()
+    assert sorted(wiring.edges) == sorted(map(tuple, real.edge_index.t().tolist()))
+    for u, v in wiring.edges:
+        at = (real.edge_index.t() == torch.tensor([u, v])).all(1).nonzero().item()
+        assert wiring.edges[u, v]["weight"] == float(real.edge_weight[at])
+    for node, data in wiring.nodes(data=True):
+        assert data["alive"] == (wiring.out_degree(node) > 0 or data["role"] == "output")
+    everything = graph.to_networkx(candidates=True)
+    assert everything.number_of_edges() == graph.topology.num_candidates
+    assert sum(real for _, _, real in everything.edges(data="real")) == 6
+
+
+@pytest.mark.parametrize("rule", ["dnw", "random", "complete", "rigl"])
+def test_editing_keeps_what_stayed(rule: str) -> None:
+    graph = NeuralGraph(Topology.layered([3, 6, 5, 2]), rule=rule, num_edges=25)
+    before = graph.to_networkx()
+    wiring = before.copy()
+    gone = next(iter(wiring.edges))
+    wiring.remove_edge(*gone)
+    free = next(e for e in graph.topology.edge_index.t().tolist() if not wiring.has_edge(*e))
+    wiring.add_edge(*free, weight=0.75)
+    after = edited(graph, wiring)
+    learned = after.to_networkx()
+    assert set(learned.edges) == set(wiring.edges)
+    for edge in learned.edges:
+        expected = 0.75 if edge == tuple(free) else before.edges[edge]["weight"]
+        assert learned.edges[edge]["weight"] == pytest.approx(expected)
+    for ours, theirs in zip(after.nodes, graph.nodes, strict=True):
+        for name, value in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[name], value)
+    assert graph.to_networkx().edges == before.edges
+    assert type(after.rule) is type(graph.rule)
+
+
+def test_hallucinated_edges_may_come_along() -> None:
+    graph = NeuralGraph(Topology.layered([3, 6, 5, 2]), num_edges=25)
+    same = edited(graph, graph.to_networkx(candidates=True))
+    assert torch.equal(same.weight, graph.weight)
+    assert same.num_edges == 25
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.allclose(same(x), graph(x), atol=1e-6)
+
+
+def test_nodes_may_come_and_go() -> None:
+    graph = NeuralGraph(Topology.layered([3, 6, 2]), num_edges=20)
+    wiring = graph.to_networkx()
+    wiring.remove_node(4)
+    wiring.add_edge(0, "new")
+    wiring.add_edge("new", 5)
+    wiring.add_edge(5, 10)
+    after = edited(graph, wiring)
+    assert after(torch.randn(2, 3, 4, 4)).shape == (2, 2, 4, 4)
+
+    def filters(graph: NeuralGraph) -> dict[Any, torch.Tensor]:
+        return {
+            graph.topology.names[v]: graph.nodes[b.index].conv.weight[i]
+            for b in graph.topology.blocks
+            if b.role != 2
+            for i, v in enumerate(b.nodes)
+        }
+
+    ours, theirs = filters(after), filters(graph)
+    assert ours.keys() == (theirs.keys() | {"new"}) - {4}
+    assert all(torch.equal(ours[v], theirs[v]) for v in ours if v != "new")
+
+
+def test_copies_do_not_carry_local_functions() -> None:
+    graph = NeuralGraph(Topology.layered([3, 2]), num_edges=4, node=lambda n: Pass())
+    wiring = graph.to_networkx()
+    assert edited(graph, wiring).num_edges == 4
+    loaded = pickle.loads(pickle.dumps(graph))
+    with pytest.raises(ValueError, match=r"copies do not know node functions that a lambda"):
+        edited(loaded, wiring)
+    plain = NeuralGraph(Topology.layered([3, 2]), num_edges=4)
+    assert edited(copy.deepcopy(plain), plain.to_networkx()).num_edges == 4
+
+
+class Pass(torch.nn.Module):
+    def forward(self, x: torch.Tensor, t: float) -> torch.Tensor:
+        return x
+
+
+def named(**roles: str) -> nx.DiGraph:
+    graph = nx.DiGraph([("a", "b"), ("b", "c")])
+    nx.set_node_attributes(graph, {"a": "input", "c": "output"} | roles, "role")
+    return graph
+
+
+PARTLY = named()
+PARTLY.nodes["a"]["block"] = 0
+LOOP = named()
+LOOP.add_edge("b", "b")
+LOST = named()
+LOST.remove_edge("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("graph", "message"),
+    [
+        (nx.Graph([(0, 1)]), r"made of a networkx.DiGraph, got a Graph"),
+        (nx.MultiDiGraph([(0, 1)]), r"made of a networkx.DiGraph, got a MultiDiGraph"),
+        (named(b="middle"), r"node 'b' has unknown role 'middle' \(known: input, hidden, output"),
+        (named(a="hidden"), r"needs an input node and an output node"),
+        (PARTLY, r"nodes \['b', 'c'\] have no block, but others have"),
+        (LOOP, r"a static graph has no cycle, .* through nodes 'b'"),
+        (LOST, r"leads from an input to output 'c'"),
+    ],
+)
+def test_errors(graph: nx.DiGraph, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NeuralGraph(Topology.from_networkx(graph), num_edges=1, node="relu")
+
+
+def test_errors_of_files(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"written to .graphml or .json, not to wiring.txt"):
+        write_graph(named(), tmp_path / "wiring.txt")
+    with pytest.raises(ValueError, match=r"read from .graphml or .json, not from wiring.txt"):
+        read_graph(tmp_path / "wiring.txt")
+    for name in ("wiring.json", "wiring.graphml"):
+        (tmp_path / name).write_text("<nothing")
+        with pytest.raises(ValueError, match=rf"{name} is no graph that can be read"):
+            read_graph(tmp_path / name)
+    write_graph(nx.Graph([(0, 1)]), tmp_path / "wiring.json")
+    with pytest.raises(ValueError, match=r"holds an undirected graph; a wiring has directions"):
+        read_graph(tmp_path / "wiring.json")
+    with pytest.raises(FileNotFoundError):
+        read_graph(tmp_path / "nothing.json")
+    with pytest.raises(ValueError, match=r"inputs \['z'\] are no nodes of the graph"):
+        Topology.from_networkx(named(), inputs=["z"])
