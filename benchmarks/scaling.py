@@ -88,6 +88,21 @@ def by_images() -> Iterable[tuple[int, Size]]:
         yield batch, Size(topology, 72_991, batch)
 
 
+def large() -> Size:
+    """100,000 nodes in ten blocks, 5 million candidates drawn at random, 200,000 real edges."""
+    generator = torch.Generator().manual_seed(0)
+    nodes, width, number = 100_000, 10_000, 5_000_000
+    target = torch.randint(width, nodes, (number + 50_000,), generator=generator)
+    earlier = target // width * width
+    source = (torch.rand(len(target), generator=generator, dtype=torch.float64) * earlier).long()
+    edges = torch.stack([source, target]).unique(dim=1)
+    edges = edges[:, torch.randperm(edges.shape[1], generator=generator)[:number]]
+    block = torch.arange(nodes) // width
+    role = torch.ones(nodes, dtype=torch.int64)
+    role[:width], role[-width:] = 0, 2
+    return Size(Topology(edges, block, role), edges=200_000, batch=4, side=4)
+
+
 STUDIES: dict[str, Callable[[], Iterable[tuple[int, Size]]]] = {
     "V, nodes": by_nodes,
     "E, candidates, blocks not complete": by_candidates,
@@ -154,6 +169,11 @@ def main() -> None:
             print(f"| {number:,} | {timing} | {held / 1e6:,.1f} |")
         growth = exponent(sizes, [float(m) for m in memory])
         print(f"| exponent | {slope:.2f} | {growth:.2f} |\n", flush=True)
+    step = make_step(large(), args.device)
+    timing = alternate({"step": step}, args.repeats, args.device, warmup=2)["step"]
+    held = allocated(step, args.device)
+    print("100,000 nodes, 5,000,000 candidates, 200,000 real edges, 4 images of 4x4 pixels:")
+    print(f"{timing} ms, {held / 1e6:,.1f} MB a step")
     if args.plot:
         draw(curves, args.plot)
 
