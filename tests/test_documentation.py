@@ -57,3 +57,43 @@ def test_a_rule_of_ones_own_learns_as_well() -> None:
     last = re.findall(r"^ +5 .*?([\d.]+)% +\d+$", done.stdout, flags=re.MULTILINE)
     assert len(last) == 3
     assert min(map(float, last)) > 70
+
+
+def example(*args: str) -> str:
+    """Return what an example prints."""
+    command = [sys.executable, *args]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def accuracies(printed: str) -> list[float]:
+    """Return the test accuracies that the examples' training prints, epoch by epoch."""
+    return [float(a) for a in re.findall(r"^ +\d+ .*?([\d.]+)% +\d+$", printed, flags=re.MULTILINE)]
+
+
+def test_a_perceptron_is_a_graph_in_three_steps() -> None:
+    out = example("examples/perceptron.py")
+    assert float(re.findall(r"largest difference .*: (.*)", out)[0]) < 1e-6
+    assert "after step 2 the outputs hold  0.000,  0.000" in out
+
+
+def test_a_small_world_learns_under_every_schedule() -> None:
+    out = example("examples/small_world.py", "--epochs", "1")
+    assert re.findall(r"^(\w+): Topology", out, flags=re.MULTILINE) == [
+        "static",
+        "discrete",
+        "continuous",
+    ]
+    assert len(accuracies(out)) == 3
+    assert min(accuracies(out)) > 20
+
+
+def test_a_recurrent_graph_reads_digits_row_by_row() -> None:
+    assert accuracies(example("examples/recurrent_digits.py"))[-1] > 90
+
+
+def test_an_edited_wiring_is_trained_on() -> None:
+    out = example("examples/edit_wiring.py")
+    first, second = out.split("without")
+    assert len(accuracies(first)) == 6
+    assert accuracies(second)[-1] > 85
+    assert re.search(r"^ \d+ hidden nodes, with [\d,]+ edges", second)

@@ -35,7 +35,7 @@ class Continuous(InTime):
 
     Raises:
         ValueError: Another method, or a number out of range; on a forward or backward pass, more
-            evaluations than ``max_evaluations``.
+            evaluations than ``max_evaluations``, or states that are not finite.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Continuous(InTime):
         ends = torch.tensor([0.0, t1], device="cpu")
         try:  # what torchdiffeq does not know, or does not take, it says now
             self._solve(odeint, lambda t, z: z, torch.zeros(1, device="cpu"), ends)
-        except (ValueError, TypeError, AssertionError) as error:
+        except (ValueError, TypeError) as error:
             raise ValueError(f"continuous time with method {method!r}: {error}") from error
 
     def run(self, flow: Flow, frames: Sequence[Tensor]) -> list[Tensor]:
@@ -83,7 +83,13 @@ class Continuous(InTime):
 
     def _solve(self, solver: Any, *args: Any, **more: Any) -> Any:
         given = {"rtol": self.rtol, "atol": self.atol, "method": self.method}
-        return solver(*args, **given, options=self.options or None, **more)
+        try:
+            return solver(*args, **given, options=self.options or None, **more)
+        except AssertionError as error:  # how torchdiffeq says that it is lost
+            raise ValueError(
+                f"the solver found no way on ({error}): states or their derivatives are not finite "
+                "or grow without bound; lower the learning rate, or give norms a larger eps"
+            ) from error
 
     def firings(self, evaluations: Mapping[str, int]) -> int:
         """See :meth:`Schedule.firings`."""

@@ -339,6 +339,13 @@ def test_errors(topology: Topology, schedule: str, message: str) -> None:
         NeuralGraph(topology, num_edges=2, node="relu", schedule=schedule)
 
 
+def test_a_solver_that_is_lost_says_so() -> None:
+    graph = continuous(Continuous())
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"solver found no way on \(.*lower the learning rate"):
+        graph(x.fill_(float("nan")))
+
+
 def test_errors_of_a_pass() -> None:
     new = NeuralGraph(FAR, num_edges=3, node="relu", schedule="discrete(steps=3, input='new')")
     with pytest.raises(ValueError, match=r"sequence of 5 does not flow in within 3 steps; give 4"):
