@@ -24,7 +24,7 @@ SCHEDULES = {
 
 
 class SmallWorld(nn.Module):
-    """A convolution with stride 2, a small-world graph, and four times the mean of each output as a logit."""
+    """A convolution with stride 2 and a small-world graph, whose outputs are averaged."""
 
     def __init__(self, schedule: str) -> None:
         super().__init__()
