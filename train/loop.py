@@ -86,7 +86,8 @@ class Training:
             model.load_state_dict(network_weights(RunFolder(run.init), model), strict=False)
         if run.from_run and not past:
             inherit(model, run.from_run, self.config.classes)
-        cost(model, options.data.image_size)  # an image that does not fit is noticed here
+        if not past:
+            cost(model, options.data.image_size)  # an image that does not fit is noticed here
         self.normalize = Normalize(self.config).to(self.fabric.device)
         fit = options.optimization
         optimizer = torch.optim.SGD(

@@ -67,7 +67,7 @@ class DataOptions:
 
     data: str | None = None
     """Folder that holds train/<class>/* and val/<class>/* (or test/), or "digits" for
-    scikit-learn's handwritten digits; $DNW_DATA/imagenet, then data/imagenet unless given."""
+    scikit-learn's handwritten digits; unless given, imagenet (or cifar10) in $DNW_DATA or data/."""
     dataset: Dataset = "imagenet"
     """Kind of images: photographs are cropped, CIFAR-10's moved; sets normalisation as well."""
     train_images: int | None = None
@@ -83,7 +83,7 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizationOptions:
-    """How the weights are fitted; the defaults are the paper's for ImageNet."""
+    """How the weights are fitted; the defaults are the paper's."""
 
     epochs: int = 250
     """Passes over the training images."""

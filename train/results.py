@@ -33,14 +33,32 @@ class Results:
         self.path = path
         self.lines: list[dict[str, str]] = []
         if path.exists():
-            with path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                self.lines = list(reader)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
+            fields, self.lines = _read(path)
+            if fields != COLUMNS:
                 raise ValueError(
                     f"{path} has other columns than results have ({', '.join(COLUMNS)}); move it "
                     "away, or name another folder with --results"
                 )
+
+            self._check()
+
+    def _check(self) -> None:
+        """Raise where a line is not that of a finished run, or a run has two."""
+        seen = set()
+        for number, line in enumerate(self.lines, start=2):
+            try:
+                cell = line["row"], int(line["seed"])
+                for name in ("accuracy", "top5", "parameters", "macs", "seconds"):
+                    float(line[name])
+                json.loads(line["versions"])
+            except (TypeError, ValueError, KeyError) as error:
+                raise ValueError(
+                    f"line {number} of {self.path} is damaged ({error}): remove it, and its run is "
+                    "read again"
+                ) from error
+            if cell in seen:
+                raise ValueError(f"{self.path} has run {cell[0]} of seed {cell[1]} twice")
+            seen.add(cell)
 
     def __contains__(self, cell: tuple[str, int]) -> bool:
         return any((line["row"], int(line["seed"])) == cell for line in self.lines)
@@ -78,6 +96,16 @@ class Results:
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
         atomically(self.path, write)
+
+
+def _read(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
+    """Return the columns and lines of a CSV file."""
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            return tuple(reader.fieldnames or ()), list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no CSV file ({error}); move it away") from error
 
 
 def as_markdown(

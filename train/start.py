@@ -23,11 +23,12 @@ def network_weights(folder: RunFolder, network: nn.Module) -> dict[str, Tensor]:
     """Return the trained weights of a run for a network, all but its classifier.
 
     Raises:
-        ValueError: The run's network is another one.
+        ValueError: Not a run folder, or the run's network is another one.
     """
+    classifier = _classifier(folder.load_config().options)
     theirs, ours = folder.load_weights("last"), network.state_dict()
-    taken = {k: v for k, v in theirs.items() if not k.startswith("classifier.")}
-    kept = {k for k in ours if k.startswith("classifier.")}
+    taken = {k: v for k, v in theirs.items() if not k.startswith(classifier)}
+    kept = {k for k in ours if k.startswith(classifier)}
     apart = sorted((taken.keys() | kept) ^ ours.keys())
     apart += [k for k in taken if k in ours and taken[k].shape != ours[k].shape]
     if apart:
@@ -37,6 +38,14 @@ def network_weights(folder: RunFolder, network: nn.Module) -> dict[str, Tensor]:
             f"differ at {', '.join(apart[:3])}); give the same --graph and options of it"
         )
     return taken
+
+
+def _classifier(options: Options) -> str:
+    """Return what the names of a network's classifier begin with: what the classes change."""
+    with torch.device("meta"):
+        two, three = (build_network(options, num_classes=n).state_dict() for n in (2, 3))
+    name = next(name for name, value in two.items() if value.shape != three[name].shape)
+    return name.partition(".")[0] + "."
 
 
 def check_from(options: Options, network: nn.Module) -> None:
@@ -77,7 +86,7 @@ def check_from(options: Options, network: nn.Module) -> None:
             f"--from {folder.path} is not finished; finish it with --resume {folder.path}"
         )
     for name in ("norm_eps", "stem_stride"):
-        if getattr(kept, name) != getattr(ours, name):
+        if getattr(ours, name) is not None and getattr(kept, name) != getattr(ours, name):
             raise ValueError(
                 f"--from {folder.path} was trained with {name} {getattr(kept, name)}, not "
                 f"{getattr(ours, name)}; give the same"

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -118,7 +118,11 @@ def plan(args: Arguments, table: Table) -> list[Cell]:
         given["out"] = str(place / f"{row.name}-seed{seed}")
         if row.needs:
             given["from_run"] = str(place / f"{row.needs}-seed{seed}")
-        cells.append(Cell(row, load_recipe(row.recipe).replace(**changes, **given)))
+        recipe = load_recipe(row.recipe)
+        if "epochs" in changes:
+            warmup = recipe.optimization.warmup_epochs
+            given["warmup_epochs"] = max(0, min(warmup, changes["epochs"] - 1))
+        cells.append(Cell(row, recipe.replace(**changes, **given)))
     return cells
 
 
@@ -187,10 +191,16 @@ def train_cells(
         parallel, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
     ) as pool:
         futures = {pool.submit(train_cell, cell, deadline): cell for cell in cells}
-        for future in as_completed(futures):
-            summary = future.result()
-            if summary is not None:
-                yield futures[future], summary
+        try:
+            for future in as_completed(futures):
+                summary = future.result()
+                if summary is not None:
+                    yield futures[future], summary
+        except BaseException:  # an interrupt: nothing that waits is begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.terminate()
+            raise
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -214,6 +224,8 @@ def main(args: Sequence[str] | None = None) -> None:
         for needing in (False, True):
             wave = [cell for cell in cells if (cell.row.needs is not None) == needing]
             missing = [cell for cell in wave if (cell.row.name, cell.seed) not in results]
+            if needing:
+                missing = [c for c in missing if (c.row.needs or "", c.seed) in results]
             for cell, summary in train_cells(missing, given.parallel, deadline):
                 results.add(cell.row.name, cell.seed, summary, cell.options)
                 write()

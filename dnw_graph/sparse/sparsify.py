@@ -5,6 +5,7 @@ output channel; a rule chooses which of them are real, as in a :class:`NeuralGra
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -113,14 +114,36 @@ def _sparse(weight: Tensor, rule: Rule, budget: int | None) -> SparseWeight:
     return SparseWeight(choice)
 
 
+def _unshare(module: nn.Module) -> None:
+    """Give sparse layers weights of their own, where what is dense reads the same ones."""
+    layers: list[Any] = [layer for _, layer in sparse_layers_of(module)]
+    lists = [layer.parametrizations.weight for layer in layers]
+    sparse = {id(part) for part in lists}
+    dense = {
+        id(weight)
+        for part in module.modules()
+        if id(part) not in sparse
+        for weight in part.parameters(recurse=False)
+    }
+    own: dict[int, nn.Parameter] = {}
+    for part in lists:
+        weight = part.original
+        if id(weight) in dense:
+            copy = own.setdefault(id(weight), nn.Parameter(weight.detach().clone()))
+            part.original = copy
+
+
 def bake(module: nn.Module) -> nn.Module:
     """Make the zeros of a sparse module permanent, in place: plain layers, the same outputs.
+
+    A weight that a layer left dense, or an embedding, shares with sparse ones is shared no longer.
 
     Returns:
         The module, whose layers are as they were before :func:`sparsify` but for their values.
     """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
+    _unshare(module)
     for _, layer in sparse_layers_of(module):
         # Removing takes the weight from the layer's class too, which copies of it share.
         shared = type(layer)

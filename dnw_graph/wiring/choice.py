@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from dnw_graph.topology import Topology
 from dnw_graph.wiring.base import Candidates, Moment, Rule
-from dnw_graph.wiring.wiring import Wiring
+from dnw_graph.wiring.wiring import Wiring, check_ids
 
 
 def whole(weight: Tensor) -> Tensor:
@@ -51,6 +51,9 @@ class Choice(nn.Module):
         self.rule, self.topology, self.num_edges = rule, topology, num_edges
         self._read: tuple[int, list[int]] | None = None
         self._follows: object = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_follows": None}  # an optimizer follows the original only
 
     def flat(self, weight: Tensor) -> Tensor:
         """Return weights as ``[E]``: a view of contiguous ones, a copy of others."""
@@ -91,7 +94,7 @@ class Choice(nn.Module):
         if self._read is None or self._read[0] != version or version < 0:
             self._read = version, self.clock.tolist()
         step, total, seed = self._read[1]
-        if training and not total:
+        if training and (not total or self._follows is None):
             raise ValueError(
                 f"rule {type(self.rule).__name__} has to be told of the steps of the training: "
                 "call dnw_graph.attach(model, optimizer, total_steps=...) before it"
@@ -110,6 +113,7 @@ class Choice(nn.Module):
         """Return the ids of the real edges, and whether hallucinated ones have a gradient."""
         candidates = self.candidates(weight, training)
         edge_id = self.rule.select(candidates)
+        check_ids(edge_id, len(candidates.weight))
         return edge_id, self.rule.straight_through(candidates.moment)
 
     def wiring(self, weight: Tensor, training: bool) -> Wiring:
@@ -133,7 +137,7 @@ class Choice(nn.Module):
             moment = Moment(step, total, seed, training=True)
         else:
             moment = Moment(training=True)
-        if not self.rule.acts(moment):
+        if not weight.requires_grad or not self.rule.acts(moment):
             return
         own = whole(weight.detach())
         flat = self.flat(own)

@@ -27,14 +27,15 @@ def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> Remov
         A handle, whose ``remove()`` undoes it.
 
     Raises:
-        ValueError: No steps, or an optimizer that does not hold the weights of every graph.
+        ValueError: No steps, or an optimizer that does not hold the weights of every graph. Frozen
+            ones it need not hold; their edges stay.
     """
     if total_steps < 1:
         raise ValueError(f"total_steps must be 1 or more, got {total_steps}")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     found = list(choices(model))
     for use in found:
-        if id(use.weight) not in held:
+        if use.weight.requires_grad and id(use.weight) not in held:
             raise ValueError(
                 f"the optimizer does not hold the edge weights of {use.name or 'the graph'}; give "
                 "it model.parameters(), of the model as it is now"

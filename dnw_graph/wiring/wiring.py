@@ -1,6 +1,7 @@
 """The real edges of one forward pass."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,16 +36,12 @@ class Wiring:
         """Look up what a rule chose.
 
         Args:
-            edge_id: Ids of the real edges ``[k]``, int64, ascending.
+            edge_id: Ids of the real edges ``[k]``, int64, ascending; see :func:`check_ids`.
             weight: Candidate weights ``[E]``.
             topology: The candidates.
             straight_through: :attr:`Rule.straight_through`.
 
-        Raises:
-            ValueError: Ids of another type or shape; on a CPU also ids that do not ascend or name
-                no candidate (a GPU is not made to wait for that; :meth:`validate` does).
         """
-        _check_ids(edge_id, topology.num_candidates)
         rowptr, edges = torch.searchsorted(edge_id, topology.rowptr_on(weight.device)), None
         if len(edge_id) < len(weight):
             nodes = torch.arange(topology.num_nodes, device=weight.device)
@@ -82,7 +79,7 @@ class Wiring:
             ValueError: Naming the promise that is broken.
         """
         number, ids = self.topology.num_candidates, self.edge_id.cpu()
-        _check_ids(ids, number)
+        check_ids(ids, number)
         expected = {
             "rowptr": torch.searchsorted(ids, self.topology.rowptr),
             "edge_index": self.topology.edges(ids),
@@ -95,11 +92,18 @@ class Wiring:
         return self
 
 
-def _check_ids(edge_id: Tensor, num_candidates: int) -> None:
-    if edge_id.dtype != torch.int64 or edge_id.dim() != 1:
+def check_ids(edge_id: Any, num_candidates: int) -> None:
+    """Raise a ``ValueError`` for ids of another type or shape than a wiring's.
+
+    On a CPU also for ids that do not ascend or name no candidate; a GPU is not made to wait for
+    that, which :meth:`Wiring.validate` does.
+    """
+    if not isinstance(edge_id, Tensor) or edge_id.dtype != torch.int64 or edge_id.dim() != 1:
+        tensor = isinstance(edge_id, Tensor)
+        got = f"{edge_id.dtype} {list(edge_id.shape)}" if tensor else repr(edge_id)[:60]
         raise ValueError(
             "a rule must choose edges by id, int64 [k] (mask.nonzero().flatten() of a mask), "
-            f"got {edge_id.dtype} {list(edge_id.shape)}"
+            f"got {got}"
         )
     if edge_id.is_cpu and not torch.compiler.is_compiling() and len(edge_id):
         if not bool((edge_id.diff() > 0).all()):

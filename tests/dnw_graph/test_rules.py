@@ -168,7 +168,20 @@ def test_the_last_optimizer_attached_counts_and_copies_are_on_their_own() -> Non
     second.step()
     second.step()
     assert graph.choice.moment(training=True).step == 2
+    with pytest.raises(ValueError, match=r"rule DNW has to be told of the steps"):
+        twin(torch.randn(2, 6))  # in training, where nobody would count its steps
+    ready(twin)
     assert twin.choice.moment(training=True).step == 0
+
+
+def test_a_state_that_is_loaded_has_to_be_attached_too() -> None:
+    graph = make("rigl")
+    ready(graph)
+    other = make("rigl")
+    other.load_state_dict(graph.state_dict())
+    with pytest.raises(ValueError, match=r"rule RigL has to be told of the steps"):
+        other(torch.randn(2, 6))
+    assert other.eval()(torch.randn(2, 6)).shape == (2, 5)
 
 
 def test_no_update_lets_decay_and_momentum_act_on_every_candidate() -> None:

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import timm
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from dnw_graph import attach, bake, cost, inherit, penalty, sparsify, sparsity
 from dnw_graph.sparse import sparse_layers_of
-from dnw_graph.wiring import RULES, top_k
+from dnw_graph.wiring import RULES, Candidates, Rule, top_k
 from tests.conftest import relative_error
 
 RULES_OF_WEIGHTS = sorted(set(RULES) - {"complete", "lottery", "fine_tune", "n_of_m"})
@@ -154,6 +155,52 @@ def test_shared_weights_stay_shared() -> None:
     bake(net)
     assert torch.equal(first.weight, second.weight)
     assert int(torch.count_nonzero(first.weight)) == 18
+
+
+def test_baking_leaves_alone_what_shares_a_weight_and_is_dense() -> None:
+    embedding, first = nn.Embedding(20, 8), nn.Linear(8, 20)
+    first.weight = embedding.weight
+    net = sparsify(nn.Sequential(embedding, first), 0.25)
+    before, x = embedding.weight.detach().clone(), torch.arange(6)
+    expected = net(x)
+    bake(net)
+    assert torch.equal(net(x), expected)
+    assert torch.equal(embedding.weight, before)
+    assert int(torch.count_nonzero(first.weight)) == 40
+
+
+@pytest.mark.parametrize("rule", ["set(every=1)", "rigl(every=1)", "dnw", "l1_anneal"])
+def test_frozen_layers_stay_as_they_are(rule: str) -> None:
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    net[0].requires_grad_(False)
+    sparsify(net, 0.25, rule=rule)
+    weight = net[0].parametrizations.weight.original
+    before = weight.detach().clone()
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    attach(net, optimizer, total_steps=8)
+    for _ in range(4):
+        optimizer.zero_grad()
+        net(torch.randn(3, 8)).square().sum().backward()
+        optimizer.step()
+    assert torch.equal(weight, before)
+
+
+def test_what_a_rule_selects_is_checked_in_layers_too() -> None:
+    class Wrong(Rule):
+        def __init__(self, chosen: Any) -> None:
+            self.chosen = chosen
+
+        def select(self, candidates: Candidates) -> Tensor:
+            return self.chosen
+
+    for chosen, message in (
+        (torch.zeros(40, dtype=torch.int64), r"in ascending order, each once"),
+        ([1, 2], r"by id, int64 .* got \[1, 2\]"),
+        (torch.ones(4), r"by id, int64 .* got torch.float32 \[4\]"),
+        (torch.tensor([3, 128]), r"chose edges 3 to 128, but the candidates are numbered from 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sparsify(nn.Linear(8, 16), 0.25, rule=Wrong(chosen))(torch.randn(2, 8))
 
 
 def test_a_shared_weight_takes_of_a_budget_once() -> None:

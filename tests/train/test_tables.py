@@ -2,6 +2,8 @@
 
 import csv
 import re
+from collections.abc import Callable
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from train.options import Options
 from train.results import Results, as_markdown
 from train.run import RunFolder
 from train.table_rows import TABLES
-from train.tables import main
+from train.tables import Arguments, main, plan
 
 
 @pytest.fixture
@@ -83,6 +85,32 @@ def test_a_table_that_was_stopped_goes_on(
     assert [line["accuracy"] for line in again] == [line["accuracy"] for line in whole]
 
 
+def test_rows_whose_complete_run_is_unfinished_wait(
+    tmp_path: Path, cifar: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not run(tmp_path, cifar, "--rows", "lottery", "--time-budget=0")
+    assert "4 of 4 runs are left" in capsys.readouterr().out
+
+
+def test_an_interrupt_ends_what_runs_side_by_side(
+    tmp_path: Path, cifar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(futures: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.tables, "as_completed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, cifar, "--rows", "mobilenetv1", "--parallel=2")
+    for process in active_children():
+        process.join(timeout=20)
+        assert not process.is_alive()
+
+
+def test_a_table_cut_to_few_epochs_warms_up_in_fewer(tmp_path: Path) -> None:
+    given = Arguments(table="4", epochs=3, data="digits")
+    assert {cell.options.optimization.warmup_epochs for cell in plan(given, TABLES["4"])} == {2}
+
+
 def test_cells_may_be_trained_side_by_side(
     tmp_path: Path, cifar: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +153,27 @@ def test_table_3_counts_without_any_images(
 def test_errors(tmp_path: Path, args: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         main([*args, f"--runs={tmp_path}", f"--results={tmp_path}"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text + "random,0\n", r"line 3 of .* is damaged .*: remove it"),
+        (lambda text: text.replace("10.00", "abc"), r"line 2 of .* is damaged .*'abc'"),
+        (lambda text: text + text.splitlines()[1] + "\n", r"has run dense of seed 0 twice"),
+        (lambda text: "", r"has other columns than results have"),
+        (lambda text: "\0", r"has other columns|is no CSV file"),
+    ],
+)
+def test_damaged_results_are_named(
+    tmp_path: Path, change: Callable[[str], str], message: str
+) -> None:
+    path = tmp_path / "table4.csv"
+    summary = {"top1": 0.1, "top5": 0.9, "epochs": 100, "parameters": 7, "macs": 8}
+    Results(path).add("dense", 0, {**summary, "seconds": 9.0, "device": "cpu"}, Options())
+    path.write_text(change(path.read_text()))
+    with pytest.raises(ValueError, match=message):
+        Results(path)
 
 
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path, cifar: Path) -> None:

@@ -299,6 +299,26 @@ def test_rules_that_start_from_a_complete_run(
     assert not torch.equal(ours["stem.weight"], after["stem.weight"])
 
 
+def test_a_run_of_lottery_is_resumed(complete: Path, tmp_path: Path) -> None:
+    given = {"graph": "mbv1_dnw", "width": 0.225, "rule": "lottery", "from_run": str(complete)}
+    stopped = Training(options(tmp_path / "stopped", **given, train_images=200))
+    stopped.advance()
+    del stopped
+    assert resume(tmp_path / "stopped")["epochs"] == 2
+
+
+def test_a_resnet_starts_from_another_with_a_new_classifier(tmp_path: Path) -> None:
+    given = {"graph": "resnet18", "width": None, "train_images": 100, "epochs": 1}
+    train(options(tmp_path / "first", **given))
+    training = Training(options(tmp_path / "second", **given, init=str(tmp_path / "first")))
+    last = RunFolder(tmp_path / "first").load_weights("last")
+    ours = training.plain_model.state_dict()
+    assert torch.equal(ours["layer4.1.conv2.weight"], last["layer4.1.conv2.weight"])
+    assert not torch.equal(ours["fc.weight"], last["fc.weight"])
+    with pytest.raises(ValueError, match=r"nowhere is not a run folder"):
+        Training(options(tmp_path / "third", **given, init="nowhere"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
