@@ -3,7 +3,7 @@
     python -m benchmarks.epochs --data DIR [--seeds 3] [--epochs 2 5 10 20] [--only dnw random]
 
 Trains mbv1_dnw x0.225 on Imagenette as in docs/training.md, once for each variant, number of epochs
-and seed, and writes benchmarks/epochs.csv, epochs.md and epochs.png. Runs that are finished are
+and seed, and writes benchmarks/epochs.csv, epochs_tables.md and epochs.png. Runs that are finished are
 kept; stopped at any point, the same command goes on.
 """
 
@@ -154,8 +154,8 @@ def as_markdown(lines: Iterable[Line], args: Arguments) -> str:
             row.append(mean([line.edges_changed[-1] for line in own], 0))
         text.append(f"| {rule} | {' | '.join(row)} |")
     text += ["", f"Variants at {args.at} epochs:", ""]
-    text.append("| variant | top-1, % | n | dead nodes | changed in the last epoch | seconds |")
-    text.append("| --- | --- | --- | --- | --- | --- |")
+    text.append("| variant | top-1, % | n | dead nodes | changed in the last epoch |")
+    text.append("| --- | --- | --- | --- | --- |")
     for name in VARIANTS:
         own = [line for line in lines if (line.variant, line.epochs) == (name, args.at)]
         if own:
@@ -164,7 +164,6 @@ def as_markdown(lines: Iterable[Line], args: Arguments) -> str:
                 str(len(own)),
                 mean([line.dead_nodes for line in own], 0),
                 mean([line.edges_changed[-1] for line in own], 0),
-                mean([line.seconds for line in own], 0),
             ]
             text.append(f"| {name} | {' | '.join(cols)} |")
     return "\n".join(text) + "\n"
@@ -176,22 +175,23 @@ def draw(lines: Iterable[Line], path: Path) -> None:
 
     lines = list(lines)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for rule in RULES:
+    for color, rule in zip(("C0", "C1", "C2"), RULES, strict=True):
         own = [line for line in lines if line.variant == rule]
         numbers = sorted({line.epochs for line in own})
         groups = [[line.top1 for line in own if line.epochs == n] for n in numbers]
         means = [statistics.mean(group) for group in groups]
         spread = [statistics.stdev(group) if len(group) > 1 else 0 for group in groups]
-        left.errorbar(numbers, means, spread, marker="o", capsize=3, label=rule)
+        left.errorbar(numbers, means, spread, marker="o", capsize=3, color=color, label=rule)
         longest = [line for line in own if line.epochs == max(numbers, default=0)]
         if longest and rule != "random":
             by_epoch = zip(*(line.edges_changed for line in longest), strict=True)
             turnover = [statistics.mean(values) for values in by_epoch]
-            right.plot(range(1, len(turnover) + 1), turnover, marker=".", label=rule)
+            right.plot(range(1, len(turnover) + 1), turnover, marker=".", color=color, label=rule)
     left.set(xlabel="epochs of the whole training", ylabel="top-1, %", xscale="log")
     ticks = sorted({line.epochs for line in lines})
     left.set_xticks(ticks, [str(n) for n in ticks])
     left.minorticks_off()
+    right.xaxis.get_major_locator().set_params(integer=True)
     right.set(xlabel="epoch of the longest training", ylabel="edges that changed", yscale="log")
     for axis in (left, right):
         axis.grid(alpha=0.3)
