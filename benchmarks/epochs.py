@@ -3,8 +3,8 @@
     python -m benchmarks.epochs --data DIR [--seeds 3] [--epochs 2 5 10 20] [--only dnw random]
 
 Trains mbv1_dnw x0.225 on Imagenette as in docs/training.md, once for each variant, number of epochs
-and seed, and writes benchmarks/epochs.csv, epochs_tables.md and epochs.png. Runs that are finished are
-kept; stopped at any point, the same command goes on.
+and seed, and writes benchmarks/epochs.csv, epochs_tables.md and epochs.png. Runs that are finished
+are kept; stopped at any point, the same command goes on.
 """
 
 import csv
