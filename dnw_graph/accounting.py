@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from dnw_graph import _trace
 from dnw_graph.neural_graph import NeuralGraph
-from dnw_graph.schedule import Static
 from dnw_graph.sparse import evaluation_weight, sparse_layers_of
 from dnw_graph.topology import Role
 
@@ -113,7 +112,7 @@ def _graph(graph: NeuralGraph, edge_index: Tensor, call: _trace.Call) -> Cost:
     """Count a graph: its maps are those of its outputs, in time those of its states."""
     topology, edges, schedule = graph.topology, edge_index.shape[1], graph.schedule
     firings = schedule.firings(graph.evaluations)
-    like = call.out if type(schedule) is Static else call.x
+    like = call.x if schedule.keeps_size else call.out
     pixels = firings * like.shape[2 + schedule.takes_sequence :].numel()
     nodes = torch.arange(topology.num_nodes)
     has_out, has_in = torch.isin(nodes, edge_index[0]), torch.isin(nodes, edge_index[1])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dnw_graph.neural_graph import NeuralGraph
-from dnw_graph.schedule import Static
+from dnw_graph.schedule import Schedule
 from dnw_graph.topology import Topology
 from dnw_graph.wiring import Rule
 
@@ -40,8 +40,7 @@ def edited(
             "this graph is a copy, and copies do not know node functions that a lambda or a local "
             "function builds: edit the graph itself, or build them by a class"
         )
-    wiring = _with_blocks_that_fit(wiring, isinstance(graph.schedule, Static))
-    topology = Topology.from_networkx(wiring)
+    topology = _topology(wiring, graph.schedule)
     real = [data.get("real", True) for _, _, data in wiring.edges(data=True)]
     new = NeuralGraph(
         topology,
@@ -68,18 +67,17 @@ def edited(
     return new.train(graph.training)
 
 
-def _with_blocks_that_fit(wiring: nx.DiGraph, static: bool) -> nx.DiGraph:
-    """Return the graph without blocks if some nodes have none, or edges do not lead onward."""
-    block = dict(wiring.nodes(data="block"))
-    fits = None not in block.values()
-    if fits and static:
-        fits = all(block[u] < block[v] for u, v in wiring.edges)
-    if fits:
-        return wiring
-    bare = wiring.copy()
-    for node in bare:
-        bare.nodes[node].pop("block", None)
-    return bare
+def _topology(wiring: nx.DiGraph, schedule: Schedule) -> Topology:
+    """Return a topology in the blocks that nodes say, or in others where these do not do."""
+    try:
+        topology = Topology.from_networkx(wiring)
+        schedule.check(topology)
+    except ValueError:  # new nodes without a block, or edges that no longer lead to a later one
+        bare = wiring.copy()
+        for node in bare:
+            bare.nodes[node].pop("block", None)
+        topology = Topology.from_networkx(bare)
+    return topology
 
 
 def _keep_functions(

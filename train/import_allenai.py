@@ -37,7 +37,7 @@ class Arguments:
     data: str
     """Folder of images of the classes that it was trained on, as for training."""
     dataset: Dataset | None = None
-    """Kind of images; cifar10 for 10 classes and imagenet otherwise, unless given."""
+    """Kind of images; cifar10 for the tiny networks and imagenet otherwise, unless given."""
     image_size: int | None = None
     """Height and width of the images, in pixels; 32 for cifar10 and 224 otherwise, unless given."""
     out: str | None = None
@@ -75,8 +75,7 @@ def import_allenai(args: Arguments) -> RunFolder:
         ValueError: A file, kind, rate, data or folder that does not do.
     """
     state = read_checkpoint(Path(args.file))
-    classes = next((len(v) for n, v in state.items() if "linear" in n or "fc.weight" in n), 0)
-    dataset = args.dataset or ("cifar10" if classes == 10 else "imagenet")
+    dataset = args.dataset or ("imagenet" if args.kind.startswith("mbv1") else "cifar10")
     image_size = args.image_size or (32 if dataset == "cifar10" else 224)
     found = read_allenai(state, kind=args.kind, prune_rate=args.prune_rate, image_size=image_size)
     if found.options is None:
@@ -85,6 +84,7 @@ def import_allenai(args: Arguments) -> RunFolder:
             "models.load_allenai reads it"
         )
     source = open_source(args.data, training=False, dataset=dataset)
+    classes = found.options["num_classes"]
     if len(source.classes) != classes:
         raise ValueError(
             f"{args.file} knows {classes} classes, but {args.data} has {len(source.classes)}"

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dnw_graph.schedule.base import Flow, PullFunction, Schedule
-from dnw_graph.topology import Role, Topology
+from dnw_graph.topology import Topology
 
 States = list[Tensor]
 """States of each block ``[nodes, *features]``."""
@@ -21,6 +21,8 @@ class InTime(Schedule):
     (Figure 2 of the paper).
     """
 
+    keeps_size = True
+
     def check(self, topology: Topology) -> None:
         """See :meth:`Schedule.check`."""
         lost = topology.outputs[topology.distance[topology.outputs] < 0]
@@ -29,13 +31,6 @@ class InTime(Schedule):
                 "no path of candidate edges leads from an input to output "
                 f"{topology.describe(lost)}; add edges, or take the node out of the outputs"
             )
-
-
-def parts_of(topology: Topology, x: Tensor) -> dict[int, Tensor]:
-    """Split what the inputs are given ``[inputs, *features]`` by index of the block."""
-    blocks = [block for block in topology.blocks if block.role == Role.INPUT]
-    parts = x.split([len(block.nodes) for block in blocks])
-    return {block.index: part for block, part in zip(blocks, parts, strict=True)}
 
 
 def start(flow: Flow, given: dict[int, Tensor]) -> States:
@@ -89,9 +84,3 @@ def padded(states: Tensor, features: Sequence[int]) -> Tensor:
             f"have {list(states.shape[2:])}"
         )
     return F.pad(states, [n for size in reversed(missing) for n in (0, size)])
-
-
-def outputs_of(topology: Topology, states: Sequence[Tensor]) -> Tensor:
-    """Return the states of the output nodes, by number of the node."""
-    found = [states[block.index] for block in topology.blocks if block.role == Role.OUTPUT]
-    return found[0] if len(found) == 1 else torch.cat(found)

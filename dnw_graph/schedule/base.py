@@ -4,12 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from dnw_graph._registry import PartRegistry
 from dnw_graph.aggregation import Aggregation
 from dnw_graph.aggregation.base import Pull
-from dnw_graph.topology import Block, Topology
+from dnw_graph.topology import Block, Role, Topology
 from dnw_graph.wiring import Wiring
 
 PullFunction = Callable[[Block, Sequence[Tensor]], Tensor]
@@ -83,6 +84,9 @@ class Schedule(ABC):
     #: Whether it returns one.
     gives_sequence: bool = False
 
+    #: Whether states have the size of what the graph is given, whatever the strides.
+    keeps_size: bool = False
+
     @abstractmethod
     def check(self, topology: Topology) -> None:
         """Raise where the schedule cannot run a topology.
@@ -112,6 +116,19 @@ class Schedule(ABC):
             evaluations: What :attr:`Flow.evaluations` held after it.
         """
         return 1
+
+
+def parts_of(topology: Topology, x: Tensor) -> dict[int, Tensor]:
+    """Split what the inputs are given ``[inputs, *features]`` by index of the block."""
+    blocks = [block for block in topology.blocks if block.role == Role.INPUT]
+    parts = x.split([len(block.nodes) for block in blocks])
+    return {block.index: part for block, part in zip(blocks, parts, strict=True)}
+
+
+def outputs_of(topology: Topology, states: Sequence[Tensor]) -> Tensor:
+    """Return the states of the output nodes, by number of the node, given those of each block."""
+    found = [states[block.index] for block in topology.blocks if block.role == Role.OUTPUT]
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _checked(module: nn.Module, kind: str, block: Block, x: Tensor, t: float) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
-from dnw_graph.schedule._time import InTime, outputs_of, parts_of, start, update
-from dnw_graph.schedule.base import SCHEDULES, Flow
+from dnw_graph.schedule._time import InTime, start, update
+from dnw_graph.schedule.base import SCHEDULES, Flow, outputs_of, parts_of
 
 
 @SCHEDULES.register("continuous")

@@ -5,8 +5,8 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from dnw_graph.schedule._time import InTime, outputs_of, padded, parts_of, start, update
-from dnw_graph.schedule.base import SCHEDULES, Flow
+from dnw_graph.schedule._time import InTime, padded, start, update
+from dnw_graph.schedule.base import SCHEDULES, Flow, outputs_of, parts_of
 from dnw_graph.topology import Topology
 
 Input = Literal["start", "held", "new"]

@@ -6,7 +6,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from dnw_graph.schedule.base import SCHEDULES, Flow, Schedule
+from dnw_graph.schedule.base import SCHEDULES, Flow, Schedule, outputs_of, parts_of
 from dnw_graph.topology import Block, Role, Topology
 
 
@@ -52,26 +52,21 @@ class Static(Schedule):
     def run(self, flow: Flow, frames: Sequence[Tensor]) -> list[Tensor]:
         """See :meth:`Schedule.run`."""
         pull, (x,) = flow.puller(), frames
+        given = parts_of(flow.topology, x)
+        states: list[Tensor] = []
         messages: list[Tensor] = []
-        outputs: list[Tensor] = []
-        taken = 0
         for block in flow.topology.blocks:
-            if block.role == Role.INPUT:
-                inputs = x[taken : taken + len(block.nodes)]
-                taken += len(block.nodes)
-            else:
-                inputs = pull(block, messages)
-            states = flow.fire(block, inputs, t=0.0)
-            messages.append(flow.send(block, states, t=0.0))
+            taken = block.index in given
+            inputs = given[block.index] if taken else pull(block, messages)
+            states.append(flow.fire(block, inputs, t=0.0))
+            messages.append(flow.send(block, states[-1], t=0.0))
             if messages[-1].shape[2:] != messages[0].shape[2:]:
                 raise ValueError(
                     f"node functions must agree on the size of feature maps: block 0 has "
                     f"{list(messages[0].shape[2:])}, block {block.index} "
                     f"{list(messages[-1].shape[2:])}; only input nodes may have a stride"
                 )
-            if block.role == Role.OUTPUT:
-                outputs.append(states)
-        return [outputs[0] if len(outputs) == 1 else torch.cat(outputs)]
+        return [outputs_of(flow.topology, states)]
 
     @staticmethod
     def _edges(topology: Topology, block: Block) -> Tensor:

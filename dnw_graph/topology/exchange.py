@@ -4,6 +4,7 @@ import json
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree.ElementTree import ParseError
 
 import networkx as nx
 import torch
@@ -110,22 +111,18 @@ def read_graph(path: str | Path) -> nx.DiGraph:
         ValueError: A file that is no directed graph, or with another ending.
     """
     path = Path(path)
+    if path.suffix not in (".json", ".graphml"):
+        raise ValueError(f"a graph is read from .graphml or .json, not from {path.name}")
     try:
         if path.suffix == ".json":
             graph = nx.node_link_graph(json.loads(path.read_text()), edges="edges")
-        elif path.suffix == ".graphml":
+        else:
             graph = nx.read_graphml(path)
             for added in ("node_default", "edge_default"):
                 graph.graph.pop(added, None)
             if graph.graph.pop("names", "str") == "int":
                 graph = nx.relabel_nodes(graph, int)
-        else:
-            raise ValueError(f"a graph is read from .graphml or .json, not from {path.name}")
-    except OSError:
-        raise
-    except Exception as error:  # whatever parsers make of a file that is not theirs
-        if str(error).startswith("a graph is read"):
-            raise
+    except (ValueError, TypeError, LookupError, ParseError, nx.NetworkXException) as error:
         raise ValueError(f"{path} is no graph that can be read: {error}") from error
     if not graph.is_directed():
         raise ValueError(f"{path} holds an undirected graph; a wiring has directions")

@@ -1,5 +1,7 @@
 """Ways of making a topology."""
 
+from collections.abc import Callable
+
 import networkx as nx
 import pytest
 import torch
@@ -108,6 +110,6 @@ def test_random_graphs_are_oriented_and_connected(kind: str, parameters: dict[st
         (lambda: Topology.random_dag("erdos_renyi", 3, 2, 2, p=0.5), r"there are 1 nodes too few"),
     ],
 )
-def test_errors(build: object, message: str) -> None:
+def test_errors(build: Callable[[], Topology], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build()  # type: ignore[operator]
+        build()

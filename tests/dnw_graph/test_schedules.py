@@ -1,7 +1,6 @@
 """Discrete and continuous time."""
 
 import copy
-import math
 from functools import partial
 from typing import Any
 
@@ -312,7 +311,6 @@ def test_copies_and_checkpoints_of_graphs_in_time() -> None:
     other = copy.deepcopy(graph)
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
     assert torch.equal(graph(x), other(x))
-    assert math.isfinite(float(graph(x).detach().sum()))
 
 
 LOST = Topology.from_edges([[0, 2, 3], [2, 0, 1]], inputs=[0], outputs=[1])

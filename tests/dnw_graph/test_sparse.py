@@ -106,7 +106,7 @@ def test_counts_are_exact_whatever_the_memory_format(shape: tuple[int, ...], rul
     if len(shape) == 2:
         layer = nn.Linear(shape[1], shape[0])
     else:
-        layer = nn.Conv2d(shape[1], shape[0], shape[2:])  # type: ignore[arg-type]
+        layer = nn.Conv2d(shape[1], shape[0], shape[2:])
         layer = layer.to(memory_format=torch.channels_last)
     sparsify(layer, 0.25, rule=rule)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, momentum=0.9)

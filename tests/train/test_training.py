@@ -103,29 +103,27 @@ def test_a_dense_resnet_is_a_complete_graph_to_start_from(tmp_path: Path) -> Non
     assert torch.equal(kept, top_k(last["fc.weight"].flatten(), 512))
 
 
-def test_the_learning_rate_rises_then_falls_along_a_cosine() -> None:
-    fit = OptimizationOptions(epochs=6, warmup_epochs=2, lr=0.3)
+def rates_of(fit: OptimizationOptions, steps: int) -> list[float]:
+    """Return the learning rate of each step, and the one after the last."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=fit.lr)
-    schedule, rates = make_schedule(optimizer, fit, steps=5), []
-    for _ in range(30):
+    schedule, rates = make_schedule(optimizer, fit, steps), []
+    for _ in range(fit.epochs * steps):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
+    return [*rates, optimizer.param_groups[0]["lr"]]
+
+
+def test_the_learning_rate_rises_then_falls_along_a_cosine() -> None:
+    rates = rates_of(OptimizationOptions(epochs=6, warmup_epochs=2, lr=0.3), steps=5)
     assert rates[:10] == pytest.approx([0.03 * (i + 1) for i in range(10)])
     assert rates[10] == rates[9] == 0.3
-    assert rates[10:] == pytest.approx([0.15 * (1 + math.cos(math.pi * i / 20)) for i in range(20)])
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0)
+    assert rates[10:] == pytest.approx([0.15 * (1 + math.cos(math.pi * i / 20)) for i in range(21)])
 
 
 def test_the_learning_rate_may_fall_in_steps() -> None:
-    fit = OptimizationOptions(epochs=8, lr=0.3, lr_schedule="steps")
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=fit.lr)
-    schedule, rates = make_schedule(optimizer, fit, steps=2), []
-    for _ in range(16):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert rates == pytest.approx([0.3] * 8 + [0.03] * 4 + [0.003] * 4)
+    rates = rates_of(OptimizationOptions(epochs=8, lr=0.3, lr_schedule="steps"), steps=2)
+    assert rates[:-1] == pytest.approx([0.3] * 8 + [0.03] * 4 + [0.003] * 4)
 
 
 def test_smoothed_labels_raise_the_training_loss_only(tmp_path: Path) -> None:
