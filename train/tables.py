@@ -196,8 +196,7 @@ def train_cells(
                 summary = future.result()
                 if summary is not None:
                     yield futures[future], summary
-        except BaseException:  # an interrupt: nothing that waits is begun
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:  # an interrupt: what waits is not begun, as a pool that broke is over
             for process in active_children():
                 process.terminate()
             raise

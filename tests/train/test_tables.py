@@ -98,12 +98,12 @@ def test_an_interrupt_ends_what_runs_side_by_side(
     def interrupted(futures: object) -> None:
         raise KeyboardInterrupt
 
+    others = set(active_children())
     monkeypatch.setattr(train.tables, "as_completed", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, cifar, "--rows", "mobilenetv1", "--parallel=2")
-    for process in active_children():
-        process.join(timeout=20)
-        assert not process.is_alive()
+    assert set(active_children()) <= others
+    assert not list((tmp_path / "runs").rglob("summary.json"))
 
 
 def test_a_table_cut_to_few_epochs_warms_up_in_fewer(tmp_path: Path) -> None:
