@@ -84,6 +84,11 @@ class PartRegistry(Registry[type[T]], Generic[T]):
             )
         return part
 
+    def name_of(self, part: T) -> str:
+        """Return the name of an object's class here, or what that is called where it has none."""
+        names = (name for name, known in self._entries.items() if known is type(part))
+        return next(names, type(part).__name__)
+
     def _build(self, text: str) -> T:
         """Return what ``name`` or ``name(argument=value, ...)`` stands for."""
         name = text.partition("(")[0].strip()

@@ -84,7 +84,7 @@ def run(model: nn.Module, example: Tensor) -> list["Call"]:
             handle.remove()
         for module, mode in modes.items():
             module.training = mode
-    _warn_of_unknown(layers)
+    _warn_of_unknown([*layers, *_attention(model)])
     last = {id(x): x for x in tree_leaves(out) if isinstance(x, Tensor)}
     elsewhere = watch.read_elsewhere | last
     return [
@@ -151,6 +151,11 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
     else:
         for child in children:
             yield from _layers(child)
+
+
+def _attention(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield what multiplies by weights of its own, past the layers in it."""
+    return (module for module in model.modules() if isinstance(module, nn.MultiheadAttention))
 
 
 def _warn_of_unknown(layers: Sequence[nn.Module]) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dnw_graph import _trace
 from dnw_graph.neural_graph import NeuralGraph
-from dnw_graph.sparse import evaluation_weight, sparse_layers_of
+from dnw_graph.sparse import Layer, evaluation_weight, sparse_layers_of, stored_weight
 from dnw_graph.topology import Role
 
 
@@ -62,13 +62,22 @@ def cost(model: nn.Module, image_size: int = 224, *, example: Tensor | None = No
     Returns:
         The cost; printed, it names units.
 
+    Raises:
+        ValueError: A network that cannot be run on such an image.
+
     Warns:
         UserWarning: The network has layers with weights that this does not know how to count.
     """
     if example is None:
         like = next(model.parameters(), torch.empty(0))
         example = torch.zeros(1, _channels(model), image_size, image_size).to(like)
-    calls = _trace.run(model, example)
+    try:
+        calls = _trace.run(model, example)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"the network cannot be run on {list(example.shape)} to be counted: give image_size, "
+            f"or an input that it takes as example ({error})"
+        ) from error
     wirings = {
         call.module: call.module.wiring().edge_index.cpu()
         for call in calls
@@ -87,8 +96,9 @@ def cost(model: nn.Module, image_size: int = 224, *, example: Tensor | None = No
         else:
             entry = _layer(module, call, inputs, outputs)
         # What is there counts once, what is done counts every time.
-        total += Cost(macs=entry.macs) if module in seen else entry
-        seen.add(module)
+        own = stored_weight(module) if isinstance(module, Layer) else module
+        total += Cost(macs=entry.macs) if id(own) in seen else entry
+        seen.add(id(own))
     return total
 
 

@@ -256,15 +256,16 @@ class NeuralGraph(Wired):
     def extra_repr(self) -> str:
         """Show the topology, the rule and the budget."""
         return (
-            f"{self.topology}, rule={type(self.rule).__name__}, num_edges={self.num_edges:,}, "
-            f"schedule={type(self.schedule).__name__}, stride={self.stride}"
+            f"{self.topology}, rule={RULES.name_of(self.rule)}, num_edges={self.num_edges:,}, "
+            f"schedule={SCHEDULES.name_of(self.schedule)}, stride={self.stride}"
         )
 
     def _check_backend(self) -> None:
         for block in self.topology.blocks:
             if block.edges and not self.aggregation.supports(block):
                 raise ValueError(
-                    f"backend {type(self.aggregation).__name__} cannot serve block {block.index}, "
+                    f"backend {BACKENDS.name_of(self.aggregation)} cannot serve block "
+                    f"{block.index}, "
                     'where not every source may feed every node; use backend="auto"'
                 )
 

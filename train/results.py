@@ -182,8 +182,8 @@ def _notes(table: Table, results: Results) -> list[str]:
     lines += table.notes
     if not table.finds_data:
         lines.append(
-            "\\* of the network before training, with 1000 classes; a learned wiring has other "
-            "dead nodes afterwards."
+            f"\\* of the network before training, with {table.classes} classes; a learned wiring "
+            "has other dead nodes afterwards."
         )
     for name in ("machine", "commit"):
         found = sorted({line[name] for line in results.lines} - {""})

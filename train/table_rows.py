@@ -52,6 +52,7 @@ class Table:
         seeds: Runs of each row, as in the paper.
         epochs: Epochs of each run, as in the paper.
         quoted: What it compares with.
+        classes: How many there are in its data.
         finds_data: Whether images are downloaded where no folder is given.
         smoke: Options of the preset ``smoke``, which trains 2 seeds.
         top5: Whether it shows top-5 accuracy beside top-1.
@@ -63,6 +64,7 @@ class Table:
     seeds: int
     epochs: int
     quoted: tuple[Quoted, ...] = ()
+    classes: int = 1000
     finds_data: bool = True
     smoke: Mapping[str, int] = field(default_factory=lambda: SMOKE)
     top5: bool = False
@@ -204,6 +206,7 @@ TABLES = {
         ),
         seeds=2,
         epochs=5,
+        classes=10,
         finds_data=False,
     ),
 }

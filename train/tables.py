@@ -102,6 +102,8 @@ def plan(args: Arguments, table: Table) -> list[Cell]:
             raise ValueError(
                 f"unknown row {name!r} of table {args.table} (known: {', '.join(known)})"
             )
+    if not args.time_budget >= 0:  # not a number is neither
+        raise ValueError(f"time-budget must be 0 minutes or more, got {args.time_budget}")
     usual = 2 if args.preset == "smoke" else table.seeds
     seeds = usual if args.seeds is None else args.seeds
     for name, value in (("seeds", seeds), ("parallel", args.parallel)):
@@ -209,7 +211,7 @@ def main(args: Sequence[str] | None = None) -> None:
     cells, deadline = plan(given, table), time.time() + 60 * given.time_budget
     results = Results(Path(given.results) / f"{stem(given)}{suffix(changes)}.csv")
     command = "python -m train.tables " + " ".join(sys.argv[1:] if args is None else args)
-    untrained = {} if table.finds_data else dict(untrained_costs(table))
+    untrained = {} if table.finds_data else dict(untrained_costs(table, changes))
 
     def write() -> None:
         text = as_markdown(table, results, changes, command, untrained)
@@ -234,13 +236,13 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"{len(left)} of {len(cells)} runs are left; the same command goes on with them")
 
 
-def untrained_costs(table: Table) -> Iterator[tuple[str, Cost]]:
-    """Yield what each row costs for one image before it is trained, with 1000 classes."""
+def untrained_costs(table: Table, changes: dict[str, Any]) -> Iterator[tuple[str, Cost]]:
+    """Yield what each row costs for one image before it is trained."""
     for row in table.rows:
         options = load_recipe(row.recipe)
         torch.manual_seed(0)
-        network = build_network(options, num_classes=1000)
-        yield row.name, cost(network, options.data.image_size)
+        network = build_network(options, num_classes=table.classes)
+        yield row.name, cost(network, changes.get("image_size", options.data.image_size))
 
 
 if __name__ == "__main__":

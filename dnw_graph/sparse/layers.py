@@ -44,7 +44,7 @@ def layers_of(module: nn.Module) -> Iterator[tuple[str, Layer]]:
     """Yield convolutions and linear layers that have weights."""
     for name, layer in module.named_modules():
         if isinstance(layer, Layer):
-            stored = _stored_weight(layer)
+            stored = stored_weight(layer)
             if isinstance(stored, nn.UninitializedParameter):
                 raise ValueError(
                     f"{name or 'the layer'} does not know its shape yet: run the module once first"
@@ -53,7 +53,7 @@ def layers_of(module: nn.Module) -> Iterator[tuple[str, Layer]]:
                 yield name, layer
 
 
-def _stored_weight(layer: Layer) -> Tensor:
+def stored_weight(layer: Layer) -> Tensor:
     """Return a layer's weight as it is stored, without asking a rule."""
     if parametrize.is_parametrized(layer, "weight"):
         parts: Any = layer.parametrizations

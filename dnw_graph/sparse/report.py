@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dnw_graph.sparse.layers import evaluation_weight, layers_of
+from dnw_graph.sparse.layers import evaluation_weight, layers_of, stored_weight
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,14 @@ class Sparsity:
 def sparsity(module: nn.Module) -> Sparsity:
     """Return how many weights of each convolution and linear layer are not 0, in evaluation.
 
-    Sparse, baked and dense modules alike.
+    Sparse, baked and dense modules alike. A weight that layers share counts once, by the name of
+    the first of them.
     """
-    found = []
+    found, seen = [], set()
     for name, layer in layers_of(module):
+        if id(stored_weight(layer)) in seen:
+            continue
+        seen.add(id(stored_weight(layer)))
         weight = evaluation_weight(layer)
         count = int(torch.count_nonzero(weight))
         found.append(LayerSparsity(name, tuple(weight.shape), count, weight.numel()))

@@ -81,11 +81,16 @@ def _chosen(module: nn.Module, keep_dense: Sequence[str]) -> dict[str, Layer]:
         )
     check_names(keep_dense, layers)
     chosen = {name: layer for name, layer in layers.items() if not matches(name, keep_dense)}
+    sparse = dict(sparse_layers_of(module))
     for name, layer in chosen.items():
-        if parametrize.is_parametrized(layer, "weight"):
+        why = ""
+        if name in sparse:
+            why = "is sparse already: a module is made sparse once; bake() it first"
+        elif "weight" not in layer._parameters:
+            why = "is computed (weight_norm, prune or another parametrization): remove that first"
+        if why:
             raise ValueError(
-                f"the weight of {name or 'the module'} is parametrized already: a module is made "
-                "sparse once; bake() it first, or name the layer in keep_dense"
+                f"the weight of {name or 'the module'} {why}, or name the layer in keep_dense"
             )
     if not chosen:
         raise ValueError("keep_dense names every layer, so there is nothing left to make sparse")
@@ -98,7 +103,7 @@ def _check_fit(rule: Rule, layers: Mapping[str, Layer]) -> None:
     if unfit:
         more = f", and {len(unfit) - 5} more" if len(unfit) > 5 else ""
         raise ValueError(
-            f"rule {type(rule).__name__} does not fit {', '.join(unfit[:5])}{more}: keep "
+            f"rule {RULES.name_of(rule)} does not fit {', '.join(unfit[:5])}{more}: keep "
             f"{'them' if len(unfit) > 1 else 'it'} dense"
         )
 
@@ -106,7 +111,13 @@ def _check_fit(rule: Rule, layers: Mapping[str, Layer]) -> None:
 def _sparse(weight: Tensor, rule: Rule, budget: int | None) -> SparseWeight:
     targets = weight.shape[0]
     topology = Topology.layered([weight.numel() // targets, targets])
-    choice = Choice(rule, topology, rule.budget(budget, weight.numel()))
+    own = rule.budget(budget, weight.numel())
+    if budget is not None and budget != own:
+        raise ValueError(
+            f"rule {RULES.name_of(rule)} keeps {own:,} of {weight.numel():,} weights, not the "
+            f"{budget:,} of that density: leave density out"
+        )
+    choice = Choice(rule, topology, own)
     choice.reset(weight)
     if rule.starts_from == "trained":
         candidates = choice.candidates(weight, training=False)

@@ -139,6 +139,9 @@ class Rule(ABC):
         """Return what is to be added to the loss, with a gradient to ``weight [E]``."""
         return None
 
+    def check_length(self, total_steps: int) -> None:  # noqa: B027
+        """Raise or warn where a training is too short for the rule."""
+
     def acts(self, moment: Moment) -> bool:
         """Return whether :meth:`after_step` is to be called now: always, if there is one.
 
@@ -159,7 +162,16 @@ class Rule(ABC):
 
     def inherit(self, candidates: Candidates, trained: Tensor) -> None:
         """Take up a wiring, in place, from the trained weights ``[E]`` of a complete graph."""
-        raise ValueError(f"rule {type(self).__name__} starts from itself, not from another run")
+        raise ValueError(f"rule {RULES.name_of(self)} starts from itself, not from another run")
 
 
 RULES = PartRegistry("rule", Rule)
+
+
+def check_steps(**steps: int) -> None:
+    """Raise where a number of steps, given by its name, is not a whole one above 0."""
+    for name, number in steps.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(
+                f"{name} must be a number of steps, whole and 1 or more, got {number!r}"
+            )

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
 from dnw_graph.topology import Topology
-from dnw_graph.wiring.base import Candidates, Moment, Rule
+from dnw_graph.wiring.base import RULES, Candidates, Moment, Rule
 from dnw_graph.wiring.wiring import Wiring, check_ids
 
 
@@ -96,7 +96,7 @@ class Choice(nn.Module):
         step, total, seed = self._read[1]
         if training and (not total or self._follows is None):
             raise ValueError(
-                f"rule {type(self.rule).__name__} has to be told of the steps of the training: "
+                f"rule {RULES.name_of(self.rule)} has to be told of the steps of the training: "
                 "call dnw_graph.attach(model, optimizer, total_steps=...) before it"
             )
         return Moment(step, total, seed, training)

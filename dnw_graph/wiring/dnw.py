@@ -4,7 +4,15 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from dnw_graph.wiring.base import RULES, Candidates, Forget, Moment, Rule, RuleState
+from dnw_graph.wiring.base import (
+    RULES,
+    Candidates,
+    Forget,
+    Moment,
+    Rule,
+    RuleState,
+    check_steps,
+)
 from dnw_graph.wiring.select import top_k
 
 
@@ -26,8 +34,7 @@ class DNW(Rule):
     def __init__(
         self, hallucinate_every: int = 1, move_from: float = 0.0, freeze_at: float = 1.0
     ) -> None:
-        if hallucinate_every < 1:
-            raise ValueError(f"hallucinate_every must be 1 or more steps, got {hallucinate_every}")
+        check_steps(hallucinate_every=hallucinate_every)
         if not 0 <= move_from < freeze_at <= 1:
             raise ValueError(
                 "move_from and freeze_at must be shares of the training, 0 <= move_from < "

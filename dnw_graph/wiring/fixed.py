@@ -49,7 +49,7 @@ class Inherited(Fixed):
         ids = candidates.state["edge_id"]
         if ids.is_cpu and not torch.compiler.is_compiling() and int(ids[0]) < 0:
             raise ValueError(
-                f"rule {type(self).__name__} keeps the largest weights of a trained complete "
+                f"rule {RULES.name_of(self)} keeps the largest weights of a trained complete "
                 "graph: call dnw_graph.inherit first, or give --from RUN to a training command"
             )
         return ids.clone()

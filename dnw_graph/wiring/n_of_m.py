@@ -29,8 +29,8 @@ class NOfM(Rule):
     sets_budget = True
 
     def __init__(self, n: int = 2, m: int = 4) -> None:
-        if not 1 <= n <= m <= 255:
-            raise ValueError(f"n and m must be 1 <= n <= m <= 255, got {n} of {m}")
+        if not (isinstance(n, int) and isinstance(m, int) and 1 <= n <= m <= 255):
+            raise ValueError(f"n and m must be whole numbers, 1 <= n <= m <= 255, got {n} of {m}")
         self.n, self.m = n, m
 
     def budget(self, num_edges: int | None, num_candidates: int) -> int:

@@ -1,13 +1,14 @@
 """Dynamic sparse training: every so often the smallest edges go, and as many others come."""
 
 import math
+import warnings
 from abc import abstractmethod
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from dnw_graph.wiring.base import RULES, Candidates, Forget, Moment, RuleState
+from dnw_graph.wiring.base import RULES, Candidates, Forget, Moment, RuleState, check_steps
 from dnw_graph.wiring.fixed import Fixed, Random
 from dnw_graph.wiring.select import top_k
 
@@ -27,8 +28,7 @@ class Rewire(Fixed):
     """
 
     def __init__(self, every: int = 100, fraction: float = 0.3, until: float = 0.75) -> None:
-        if every < 1:
-            raise ValueError(f"every must be 1 or more steps, got {every}")
+        check_steps(every=every)
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be a share of the edges, above 0 to 1, got {fraction}")
         if not 0 < until <= 1:
@@ -47,6 +47,15 @@ class Rewire(Fixed):
     def share(self, moment: Moment) -> float:
         """Return the share of the real edges that a change at this moment drops."""
         return self.fraction
+
+    def check_length(self, total_steps: int) -> None:
+        """Warn where edges never change."""
+        if not self.acts(Moment(self.every, total_steps)):
+            warnings.warn(
+                f"rule {RULES.name_of(self)} changes edges every {self.every} steps of the first "
+                f"{self.until:.0%}, so never within {total_steps}: give it a smaller every",
+                stacklevel=3,
+            )
 
     def acts(self, moment: Moment) -> bool:
         """See :meth:`Rule.acts`: every so many steps."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from dnw_graph.wiring.base import Rule
+from dnw_graph.wiring.base import Rule, check_steps
 from dnw_graph.wiring.choice import choices, whole
 
 
@@ -29,11 +29,15 @@ def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> Remov
     Raises:
         ValueError: No steps, or an optimizer that does not hold the weights of every graph. Frozen
             ones it need not hold; their edges stay.
+
+    Warns:
+        UserWarning: A rule that would never act in so few steps.
     """
-    if total_steps < 1:
-        raise ValueError(f"total_steps must be 1 or more, got {total_steps}")
+    check_steps(total_steps=total_steps)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     found = list(choices(model))
+    for rule in {use.choice.rule for use in found}:
+        rule.check_length(total_steps)
     for use in found:
         if use.weight.requires_grad and id(use.weight) not in held:
             raise ValueError(
@@ -88,11 +92,14 @@ def inherit(
     expected = {k: v for k, v in model.state_dict().items() if not k.startswith(remembered)}
     apart = sorted(taken.keys() ^ expected.keys())
     apart += [k for k in taken.keys() & expected.keys() if taken[k].shape != expected[k].shape]
+    chosen_by = {next(n for n, p in model.named_parameters() if p is u.weight): u for u in uses}
+    for key, use in chosen_by.items():
+        if key not in trained or trained[key].shape != use.weight.shape:
+            apart.append(key)
     if apart:
         raise ValueError(f"these are weights of another model: they differ at {apart[0]}")
     model.load_state_dict(taken, strict=False)
-    for _, choice, weight in uses:
-        key = next(n for n, p in model.named_parameters() if p is weight)
+    for key, (_, choice, weight) in chosen_by.items():
         candidates = choice.candidates(weight, training=False)
         choice.rule.inherit(candidates, choice.flat(trained[key]).to(candidates.weight))
 

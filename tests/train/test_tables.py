@@ -145,6 +145,7 @@ def test_table_3_counts_without_any_images(
     [
         (["2", "--rows", "dwn"], r"unknown row 'dwn' of table 2 \(known: dnw, random"),
         (["2", "--seeds=0"], r"seeds must be 1 or more, got 0"),
+        (["2", "--time-budget=nan"], r"time-budget must be 0 minutes or more, got nan"),
         (["2", "--parallel=0"], r"parallel must be 1 or more, got 0"),
         (["2", "--epochs=0"], r"epochs must be 1 or more"),
         (["2", "--data=nowhere"], r"--data nowhere: there is no such folder"),
@@ -205,4 +206,4 @@ def test_a_study_of_ones_own_has_no_column_for_the_paper(
     assert (tmp_path / "resnet18.md").exists()
     out = capsys.readouterr().out
     assert "| row | top-1, % | n | parameters | MACs |" in out
-    assert "| 5 % of weights, random | not run | 0 | 583,945 * | 7,429,356 * |" in out
+    assert "| 5 % of weights, random | not run | 0 | 558,601 * | 7,404,012 * |" in out
