@@ -56,7 +56,12 @@ class Kernel:
         if _in_forked_child:
             return self._serial(*args)
         with _launching:
+            given = torch.get_num_threads()
             numba.set_num_threads(threads())
+            if (
+                torch.get_num_threads() != given
+            ):  # Numba's first launch sets OpenMP's, PyTorch's too
+                torch.set_num_threads(given)
             return self._parallel(*args)
 
 
