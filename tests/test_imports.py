@@ -23,6 +23,7 @@ LIBRARY = [  # likewise, inside dnw_graph
     "edit",
     "_trace",
     "accounting",
+    "frozen",
 ]
 FILES = [p.relative_to(ROOT) for name in PACKAGES for p in sorted((ROOT / name).rglob("*.py"))]
 

@@ -1,6 +1,6 @@
 """What a node computes from its input: Z = f(I, t)."""
 
-from dnw_graph.node.base import NODES, NodeFunction, make_node
+from dnw_graph.node.base import NODES, Formula, NodeFunction, make_node
 from dnw_graph.node.norm import Norm
 from dnw_graph.node.norm_relu_conv import NormReluConv
 from dnw_graph.node.pointwise import Identity, Relu
@@ -8,6 +8,7 @@ from dnw_graph.node.relu_conv import ReluConv
 
 __all__ = [
     "NODES",
+    "Formula",
     "Identity",
     "NodeFunction",
     "Norm",

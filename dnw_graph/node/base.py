@@ -2,11 +2,33 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from dnw_graph._registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formula:
+    """A node function in evaluation, ``Z = K * max(a n(I) + b, 0)``, or parts of it.
+
+    Attributes:
+        scale: ``a [V]``, with what batch norm has learned; 1 unless given.
+        shift: ``b [V]``; 0 unless given.
+        eps: Of instance norm, whose ``n`` has statistics of each map; none unless given.
+        relu: Whether there is the maximum.
+        filters: ``K [V, 3, 3]``, padding 1; none unless given.
+        stride: Of the filters.
+    """
+
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    eps: float | None = None
+    relu: bool = False
+    filters: Tensor | None = None
+    stride: int = 1
 
 
 class NodeFunction(nn.Module):
@@ -40,6 +62,10 @@ class NodeFunction(nn.Module):
         Returns:
             States ``[num_nodes, B, ceil(H / stride), ceil(W / stride)]``, node-major.
         """
+
+    def formula(self, t: float = 0.0) -> Formula | None:
+        """Return what it computes in evaluation, for :func:`dnw_graph.freeze`; None if unknown."""
+        return None
 
     def extra_repr(self) -> str:
         """Show the number of nodes, and the stride if there is one."""

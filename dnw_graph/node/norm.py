@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnw_graph.node.base import NODES, NodeFunction
+from dnw_graph.node.base import NODES, Formula, NodeFunction
 
 NormKind = Literal["batch", "instance"]
 
@@ -46,6 +46,16 @@ def normalised(norm: Any, x: Tensor) -> Tensor:
     return out
 
 
+def norm_formula(norm: Any) -> Formula:
+    """Return what a norm computes in evaluation."""
+    scale, shift = norm.weight.detach(), norm.bias.detach()
+    if isinstance(norm, nn.InstanceNorm2d):
+        return Formula(scale=scale, shift=shift, eps=norm.eps)
+    folded = scale.double() / (norm.running_var.double() + norm.eps).sqrt()
+    shifted = shift.double() - norm.running_mean.double() * folded
+    return Formula(scale=folded.to(scale), shift=shifted.to(shift))
+
+
 @NODES.register("norm")
 class Norm(NodeFunction):
     """``Z_v = norm(I_v)``, with a scale and a shift a node.
@@ -79,3 +89,7 @@ class Norm(NodeFunction):
     def forward(self, x: Tensor, t: float = 0.0) -> Tensor:
         """See :meth:`NodeFunction.forward`."""
         return normalised(norm_at(self.norm, t), x)
+
+    def formula(self, t: float = 0.0) -> Formula:
+        """See :meth:`NodeFunction.formula`."""
+        return norm_formula(norm_at(self.norm, t))

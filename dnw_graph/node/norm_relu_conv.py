@@ -1,12 +1,14 @@
 """The node function of the paper's image networks."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnw_graph.node import fused
-from dnw_graph.node.base import NODES, NodeFunction
-from dnw_graph.node.norm import NormKind, make_norm, norm_at, normalised
+from dnw_graph.node.base import NODES, Formula, NodeFunction
+from dnw_graph.node.norm import NormKind, make_norm, norm_at, norm_formula, normalised
 
 
 @NODES.register("norm_relu_conv")
@@ -67,6 +69,12 @@ class NormReluConv(NodeFunction):
             return z
         x = normalised(norm_at(self.norm, t), x).transpose(0, 1)
         return self.conv(F.relu(x)).transpose(0, 1).contiguous()
+
+    def formula(self, t: float = 0.0) -> Formula:
+        """See :meth:`NodeFunction.formula`."""
+        filters = self.conv.weight[:, 0].detach()
+        norm = norm_formula(norm_at(self.norm, t))
+        return replace(norm, relu=True, filters=filters, stride=self.stride)
 
     def plan(self, x: Tensor, t: float = 0.0) -> fused.Plan | None:
         """Return what one operator needs to do it all at once; None where PyTorch's layers must.

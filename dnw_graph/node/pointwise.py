@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from dnw_graph.node.base import NODES, NodeFunction
+from dnw_graph.node.base import NODES, Formula, NodeFunction
 
 
 class _Pointwise(NodeFunction):
@@ -23,6 +23,10 @@ class Identity(_Pointwise):
         """See :meth:`NodeFunction.forward`."""
         return x
 
+    def formula(self, t: float = 0.0) -> Formula:
+        """See :meth:`NodeFunction.formula`."""
+        return Formula()
+
 
 @NODES.register("relu")
 class Relu(_Pointwise):
@@ -31,3 +35,7 @@ class Relu(_Pointwise):
     def forward(self, x: Tensor, t: float = 0.0) -> Tensor:
         """See :meth:`NodeFunction.forward`."""
         return x.relu()
+
+    def formula(self, t: float = 0.0) -> Formula:
+        """See :meth:`NodeFunction.formula`."""
+        return Formula(relu=True)

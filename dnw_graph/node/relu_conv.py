@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnw_graph.node import fused
-from dnw_graph.node.base import NODES, NodeFunction
+from dnw_graph.node.base import NODES, Formula, NodeFunction
 
 
 @NODES.register("relu_conv")
@@ -52,3 +52,7 @@ class ReluConv(NodeFunction):
         )
         z, _ = fused.norm_relu_conv(x.to(fused.accepted(x)).contiguous(), plan)
         return z
+
+    def formula(self, t: float = 0.0) -> Formula:
+        """See :meth:`NodeFunction.formula`."""
+        return Formula(relu=True, filters=self.conv.weight[:, 0].detach(), stride=self.stride)

@@ -1,0 +1,198 @@
+"""A graph with its wiring decided: what is left of it, as data, and evaluated by plain layers."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dnw_graph.frozen.engine import Engine, usable
+from dnw_graph.topology import Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Consecutive nodes that fire together, and which parts of a formula they compute.
+
+    Attributes:
+        first: Number of the first node.
+        past: One past that of the last.
+        role: Role of all of them.
+        norm: Whether there are a scale and a shift.
+        eps: Of instance norm; None where statistics are folded in.
+        relu: Whether there is a maximum with 0.
+        filters: Whether there is a 3x3 filter.
+    """
+
+    first: int
+    past: int
+    role: Role
+    norm: bool = False
+    eps: float | None = None
+    relu: bool = False
+    filters: bool = False
+
+    def __len__(self) -> int:
+        return self.past - self.first
+
+
+class FrozenGraph(nn.Module):
+    r"""A static graph that no longer changes: ``Z_v = K_v * max(a_v n(I_v) + b_v, 0)``.
+
+    Nodes are numbered part by part, edges sorted by ``(target, source)``.
+
+    Shapes:
+        - input ``[B, C, H, W]``, of which input nodes read the channels ``inputs``
+        - output ``[B, outputs, H / stride, W / stride]``, rounded up
+
+    Args:
+        parts: The nodes, in the order in which they fire; those of inputs first.
+        stride: Of the filters of inputs.
+        edge_index: Edges ``[2, k]``, from parts to later ones.
+        edge_weight: Their weights ``[k]``.
+        inputs: Channel that each input node reads.
+        outputs: Node of each output channel.
+        node: What the nodes were called before ``[V]``.
+        scale: ``a [V]``; 1 where a part has no norm.
+        shift: ``b [V]``; 0 there.
+        filters: ``K [V, 3, 3]``; not read where a part has none.
+        reached: Whether what a node holds depends on the inputs ``[V]``.
+
+    Raises:
+        ValueError: Tensors that do not belong together.
+    """
+
+    edge_index: Tensor
+    edge_weight: Tensor
+    inputs: Tensor
+    outputs: Tensor
+    node: Tensor
+    scale: Tensor
+    shift: Tensor
+    filters: Tensor
+    reached: Tensor
+
+    def __init__(self, parts: Sequence[Part], stride: int, **tensors: Tensor) -> None:
+        super().__init__()
+        self.parts, self.stride = tuple(parts), stride
+        for name in FrozenGraph.__annotations__:
+            self.register_buffer(name, tensors[name])
+        self._check()
+        self._matrices: dict[int, Tensor] = {}
+        self._engine: Engine | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_matrices": {}, "_engine": None}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._matrices, self._engine = {}, None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes."""
+        return len(self.node)
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges."""
+        return len(self.edge_weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the states of the outputs: by kernels on a CPU, else by plain layers."""
+        if usable(x) and self.edge_weight.device == x.device:
+            return self.engine(x)
+        return torch.cat(self.states(x), 1)[:, self.outputs]
+
+    @property
+    def engine(self) -> Engine:
+        """What runs it on a CPU."""
+        if self._engine is None:
+            self._engine = Engine(self)
+        return self._engine
+
+    def _check(self) -> None:
+        size, edges = len(self.node), self.edge_weight.shape
+        bounds = [part.first for part in self.parts] + [size]
+        if bounds[0] or [part.past for part in self.parts] != bounds[1:]:
+            raise ValueError("parts must follow one another, from the first node to the last")
+        shapes = {
+            "edge_index": (2, *edges),
+            "edge_weight": (edges.numel(),),
+            "scale": (size,),
+            "shift": (size,),
+            "filters": (size, 3, 3),
+            "reached": (size,),
+        }
+        for name, shape in shapes.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"{name} must be {list(shape)}")
+        roles = [part.role for part in self.parts]
+        past_inputs = sum(len(p) for p in self.parts if p.role == Role.INPUT)
+        if Role.INPUT in roles[roles.count(Role.INPUT) :] or past_inputs != len(self.inputs):
+            raise ValueError("parts of inputs come first, and each input reads a channel")
+        part_of = torch.arange(len(self.parts)).repeat_interleave(
+            torch.tensor([len(part) for part in self.parts], dtype=torch.int64)
+        )
+        for name, ids, most in (
+            ("edge_index", self.edge_index, size),
+            ("outputs", self.outputs, size),
+            ("inputs", self.inputs, 2**31),
+        ):
+            if ids.dtype != torch.int64 or bool(((ids < 0) | (ids >= most)).any()):
+                raise ValueError(f"{name} must hold numbers from 0 to {most - 1}")
+        source, target = self.edge_index
+        if bool((part_of[source] >= part_of[target]).any()):
+            raise ValueError("edges must lead from parts to later ones")
+        if bool((target.diff() < 0).any()) or bool((target < past_inputs).any()):
+            raise ValueError("edges must be sorted by target, and lead to no input")
+        if self.stride < 1 or (
+            self.stride > 1
+            and not all(part.filters for part in self.parts if part.role == Role.INPUT)
+        ):
+            raise ValueError("a stride is 1 or more, and takes inputs with filters")
+
+    def states(self, x: Tensor) -> list[Tensor]:
+        """Return the states of each part ``[B, nodes, *features]``."""
+        size = [-(-n // self.stride) for n in x.shape[2:]]
+        states = [x.new_zeros(len(x), 0, *size)]
+        for at, part in enumerate(self.parts):
+            if part.role == Role.INPUT:
+                into = x[:, self.inputs[part.first : part.past]]
+            else:
+                before = torch.cat(states, 1)
+                flat = before.reshape(len(x), part.first, math.prod(size))
+                into = (self._matrix(at) @ flat).reshape(len(x), len(part), *size)
+            states.append(self.fire(part, into))
+        return states
+
+    def fire(self, part: Part, into: Tensor) -> Tensor:
+        """Return ``Z`` of a part for ``I [B, nodes, *features]``."""
+        nodes = slice(part.first, part.past)
+        if part.eps is not None:
+            into = F.instance_norm(into, eps=part.eps)
+        if part.norm:
+            shape = [1, -1, *[1] * (into.dim() - 2)]
+            into = into * self.scale[nodes].view(shape) + self.shift[nodes].view(shape)
+        if part.relu:
+            into = F.relu(into)
+        if part.filters:
+            filters = self.filters[nodes, None]
+            stride = self.stride if part.role == Role.INPUT else 1
+            into = F.conv2d(into, filters, None, stride, 1, groups=len(part))
+        return into
+
+    def _matrix(self, at: int) -> Tensor:
+        """Return the weights into a part as a matrix ``[nodes, nodes before]``."""
+        weight = self._matrices.get(at)
+        if weight is None or weight.device != self.edge_weight.device:
+            part = self.parts[at]
+            source, target = self.edge_index
+            into = (target >= part.first) & (target < part.past)
+            weight = self.edge_weight.new_zeros(len(part), part.first)
+            weight[target[into] - part.first, source[into]] = self.edge_weight[into]
+            self._matrices[at] = weight
+        return weight

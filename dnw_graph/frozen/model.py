@@ -1,0 +1,197 @@
+"""Networks with graphs in them, frozen: what no output needs is gone, and norms are folded in."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from dnw_graph.frozen.graph import FrozenGraph
+from dnw_graph.frozen.unroll import spread, unroll
+from dnw_graph.neural_graph import NeuralGraph
+from dnw_graph.topology import Role
+
+
+class FrozenModel(nn.Sequential):
+    """Layers one after the other, among them frozen graphs; runs in evaluation only."""
+
+    def train(self, mode: bool = True) -> "FrozenModel":
+        """Stay in evaluation.
+
+        Raises:
+            ValueError: ``mode`` is True.
+        """
+        if mode:
+            raise ValueError("a frozen model is not trained: train the model it was made of")
+        return super().train(mode)
+
+    @property
+    def graphs(self) -> list[FrozenGraph]:
+        """The graphs in it."""
+        return [layer for layer in self if isinstance(layer, FrozenGraph)]
+
+
+@torch.no_grad()
+def freeze(model: nn.Module) -> FrozenModel:
+    """Return what a network computes in evaluation, with what no output needs left out.
+
+    Nodes from which no path of real edges leads to an output are removed; those to which none leads
+    from an input are constants, which an image does not change; normalisation is folded into what
+    comes before it. On a CPU graphs run by kernels that go through real edges only.
+
+    Args:
+        model: A :class:`NeuralGraph`, or a network of modules that follow one another, with graphs
+            among them; it stays as it is.
+
+    Returns:
+        The frozen network, on the CPU, in float32. Its outputs equal those of ``model.eval()`` to
+        rounding.
+
+    Raises:
+        ValueError: A network in which one module does not follow the other, or without a graph; a
+            schedule or node function that cannot be frozen.
+    """
+    layers = [layer for layer in _chain(model) if not isinstance(layer, nn.Dropout | nn.Identity)]
+    if not any(isinstance(layer, NeuralGraph) for layer in layers):
+        raise ValueError(
+            "freeze() found no NeuralGraph in the network; bake() makes the zeros of sparse layers "
+            "permanent"
+        )
+    frozen = _frozen(_fused([_copied(layer) for layer in layers]))
+    _reach(frozen)
+    return FrozenModel(*frozen).eval()
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, NeuralGraph) or not list(module.children())
+
+
+def _chain(model: nn.Module) -> list[nn.Module]:
+    """Return the modules of a network in the order in which they are called."""
+    if isinstance(model, NeuralGraph) or not list(model.children()):
+        return [model]
+    try:
+        graph = _Tracer().trace(model)
+    except Exception as error:
+        raise ValueError(f"freeze() cannot tell how the modules are called: {error}") from error
+    found, last = [], None
+    for node in graph.nodes:
+        known = node.op in ("placeholder", "call_module", "output")
+        follows = last is None or (list(node.all_input_nodes) == [last] and not node.kwargs)
+        if not known or not follows or (node.op == "placeholder" and last is not None):
+            raise ValueError(
+                "freeze() takes networks whose modules follow one another, such as nn.Sequential; "
+                f"here {node.name} ({node.op.replace('_', ' ')}) does something else"
+            )
+        if node.op == "call_module":
+            found.append(model.get_submodule(str(node.target)))
+        last = node
+    return found
+
+
+def _copied(layer: nn.Module) -> nn.Module:
+    """Return a layer in evaluation, on the CPU, in float32; graphs as they are."""
+    if isinstance(layer, NeuralGraph):
+        return layer
+    return copy.deepcopy(layer).cpu().float().eval().requires_grad_(False)
+
+
+def _fused(layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """Fold batch norms into the convolution or linear layer before."""
+    done: list[nn.Module] = []
+    for layer in layers:
+        before = done[-1] if done else None
+        if isinstance(layer, nn.BatchNorm2d) and type(before) is nn.Conv2d:
+            done[-1] = fuse_conv_bn_eval(before, layer)
+        elif isinstance(layer, nn.BatchNorm1d) and type(before) is nn.Linear:
+            done[-1] = fuse_linear_bn_eval(before, layer)
+        else:
+            done.append(layer)
+    return done
+
+
+def _frozen(layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """Freeze graphs from the last to the first, so that each knows what is read of it."""
+    done: list[nn.Module] = []
+    for layer in reversed(layers):
+        following = done[0] if done else None
+        if isinstance(layer, NeuralGraph):
+            graph = unroll(layer, _wanted(following, layer.topology.num_outputs))
+            while len(done) and (folded := _folded(graph, done[0])) is not None:
+                graph = folded
+                del done[0]
+            done.insert(0, graph)
+        elif type(layer) is nn.Conv2d and layer.groups == 1 and isinstance(following, FrozenGraph):
+            done.insert(0, _narrowed(layer, _wanted(following, layer.out_channels)))
+        else:
+            done.insert(0, layer)
+            continue
+        if isinstance(following, FrozenGraph):  # what it does not read is gone
+            following.inputs.copy_(following.inputs.unique(return_inverse=True)[1])
+    return done
+
+
+def _wanted(following: nn.Module | None, number: int) -> Tensor:
+    """Return which of some channels a layer reads, boolean."""
+    if not isinstance(following, FrozenGraph):
+        return torch.ones(number, dtype=torch.bool)
+    return torch.isin(torch.arange(number), following.inputs)
+
+
+def _narrowed(conv: nn.Conv2d, wanted: Tensor) -> nn.Conv2d:
+    """Return a convolution with some of its output channels."""
+    conv.out_channels = int(wanted.sum())
+    conv.weight = nn.Parameter(conv.weight[wanted], requires_grad=False)
+    if conv.bias is not None:
+        conv.bias = nn.Parameter(conv.bias[wanted], requires_grad=False)
+    return conv
+
+
+def _folded(graph: FrozenGraph, layer: nn.Module) -> FrozenGraph | None:
+    """Return a graph whose outputs do what the layer after it did; None if they cannot."""
+    ends = [part for part in graph.parts if part.role == Role.OUTPUT]
+    source = graph.edge_index[0]
+    for part in ends:
+        feeds = bool(((source >= part.first) & (source < part.past)).any())
+        if feeds or part.filters or part.relu or part.eps is not None:
+            return None
+    if len(graph.outputs) != sum(map(len, ends)):
+        return None
+    change: dict[str, Any] = {}
+    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and layer.track_running_stats:
+        assert layer.running_var is not None
+        assert layer.running_mean is not None
+        scale = (layer.running_var.double() + layer.eps).rsqrt()
+        shift = -layer.running_mean.double() * scale
+        if layer.affine:
+            scale, shift = scale * layer.weight, shift * layer.weight + layer.bias
+        at = graph.outputs
+        graph.shift[at] = (scale * graph.shift[at] + shift).float()
+        graph.scale[at] = (scale * graph.scale[at]).float()
+        change = {"norm": True}
+    elif isinstance(layer, nn.ReLU):
+        change = {"relu": True}
+    else:
+        return None
+    parts = [replace(p, **change) if p.role == Role.OUTPUT else p for p in graph.parts]
+    return FrozenGraph(parts, graph.stride, **dict(graph.named_buffers()))
+
+
+def _reach(layers: Sequence[nn.Module]) -> None:
+    """Tell graphs what images reach, given what they reach of the graph before."""
+    constant: Tensor | None = None
+    for layer in layers:
+        if not isinstance(layer, FrozenGraph):
+            constant = None
+            continue
+        reached = torch.zeros(layer.num_nodes, dtype=torch.bool)
+        moving = torch.ones(len(layer.inputs), dtype=torch.bool)
+        if constant is not None:
+            moving = ~constant[layer.inputs]
+        reached[: len(moving)] = moving
+        layer.reached.copy_(spread(reached, layer.edge_index))
+        constant = ~layer.reached[layer.outputs]

@@ -1,0 +1,248 @@
+"""What is left of a graph: a node a firing, if a path leads from it to an output."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dnw_graph.frozen.graph import FrozenGraph, Part
+from dnw_graph.neural_graph import NeuralGraph
+from dnw_graph.node import Formula
+from dnw_graph.schedule import Discrete, Static
+from dnw_graph.topology import Block, Role
+
+Edges = tuple[Tensor, Tensor]
+"""Sources and targets ``[2, n]``, and weights ``[n]``."""
+
+
+class _Layer(NamedTuple):
+    """Nodes that fire together, all of one block: in discrete time there is one for each step."""
+
+    block: Block
+    role: Role
+    formula: Formula
+
+
+class _Unrolled:
+    """A graph in which every node fires once.
+
+    Nodes are numbered layer by layer, as these are added.
+    """
+
+    def __init__(self) -> None:
+        self.layers: list[_Layer] = []
+        self.edges: list[Edges] = []
+        self.size = 0
+
+    def add(self, *layer: Any) -> int:
+        """Add a layer, given as :class:`_Layer` is; return the number of its first node."""
+        self.layers.append(_Layer(*layer))
+        self.size += len(self.layers[-1].block.nodes)
+        return self.size - len(self.layers[-1].block.nodes)
+
+
+def unroll(graph: NeuralGraph, wanted: Tensor) -> FrozenGraph:
+    """Freeze a graph.
+
+    Args:
+        graph: The graph; it stays as it is.
+        wanted: Which channels of its output are read ``[outputs]``, boolean.
+
+    Returns:
+        What is left; every node counts as reached.
+
+    Raises:
+        ValueError: A schedule or a node function that cannot be frozen.
+    """
+    topology, wiring = graph.topology, graph.wiring()
+    edge_index, weight = wiring.edge_index.cpu(), wiring.edge_weight.detach().float().cpu()
+    edges = edge_index[:, weight != 0], weight[weight != 0]
+    unrolled, schedule = _Unrolled(), graph.schedule
+    if isinstance(schedule, Static):
+        last = _once(graph, unrolled, edges)
+    elif isinstance(schedule, Discrete) and not schedule.takes_sequence | schedule.gives_sequence:
+        last = _in_steps(graph, schedule, unrolled, edges)
+    else:
+        raise ValueError(
+            "freeze() takes graphs that are static, or in discrete time with input at the start or "
+            f"held, read at the end; got schedule {type(schedule).__name__}"
+        )
+    channel = torch.empty(topology.num_nodes, dtype=torch.int64)
+    channel[topology.inputs] = torch.arange(topology.num_inputs)
+    return _compact(unrolled, channel, last[topology.outputs][wanted])
+
+
+def _once(graph: NeuralGraph, unrolled: _Unrolled, edges: Edges) -> Tensor:
+    """Add each block; return the number of each node there ``[V]``."""
+    sending = graph.topology.block[edges[0][0]].unique().tolist()
+    for block in graph.topology.blocks:
+        formula = _formula(graph.nodes[block.index], 0.0)
+        message = _formula(graph.messages[block.index], 0.0)
+        if block.role != Role.OUTPUT:
+            formula = _chained(formula, message)
+        elif block.index in sending and not _is_identity(message):
+            raise ValueError("freeze() takes no output that sends other than its state")
+        unrolled.add(block, block.role, formula)
+    unrolled.edges.append(edges)
+    return torch.arange(graph.topology.num_nodes)
+
+
+def _in_steps(graph: NeuralGraph, schedule: Discrete, unrolled: _Unrolled, edges: Edges) -> Tensor:
+    """Add what all blocks send at each step; return the number of each node at the last ``[V]``."""
+    blocks, (edge_index, weight) = graph.topology.blocks, edges
+    held = schedule.input == "held"
+    given = torch.full((graph.topology.num_nodes,), -1)
+    last = torch.arange(graph.topology.num_nodes)
+    for block in blocks:
+        if held and block.role == Role.INPUT:
+            given[_range(block)] = _numbers(unrolled, block, Role.INPUT, Formula())
+    for step in range(schedule.steps + 1):
+        before, last = last, torch.empty_like(last)
+        for block in blocks:
+            formula, role = Formula(), Role.HIDDEN
+            if step or (held and block.role == Role.INPUT):
+                formula = _formula(graph.nodes[block.index], float(max(step - 1, 0)))
+            if step < schedule.steps:
+                formula = _chained(formula, _formula(graph.messages[block.index], float(step)))
+            elif block.role == Role.OUTPUT:
+                role = Role.OUTPUT
+            if formula.stride != 1:
+                raise ValueError("freeze() takes no strides in discrete time")
+            if not step and not held and block.role == Role.INPUT:
+                role = Role.INPUT
+            last[_range(block)] = _numbers(unrolled, block, role, formula)
+        if step:
+            unrolled.edges.append(
+                (torch.stack([before[edge_index[0]], last[edge_index[1]]]), weight)
+            )
+        if held:
+            fed = (given >= 0).nonzero().flatten()
+            unrolled.edges.append((torch.stack([given[fed], last[fed]]), torch.ones(len(fed))))
+    return last
+
+
+def _range(block: Block) -> slice:
+    return slice(block.nodes.start, block.nodes.stop)
+
+
+def _numbers(unrolled: _Unrolled, *layer: Any) -> Tensor:
+    first = unrolled.add(*layer)
+    return torch.arange(first, unrolled.size)
+
+
+def _formula(module: Any, t: float) -> Formula:
+    formula = module.formula(t) if hasattr(module, "formula") else None
+    if not isinstance(formula, Formula):
+        raise ValueError(
+            f"freeze() does not know the node function {type(module).__name__}: give it a method "
+            "formula(t) that returns a dnw_graph.node.Formula"
+        )
+    return formula
+
+
+def _is_identity(formula: Formula) -> bool:
+    return formula.scale is None and formula.eps is None and not formula.relu | _filters(formula)
+
+
+def _filters(formula: Formula) -> bool:
+    return formula.filters is not None
+
+
+def _chained(first: Formula, then: Formula) -> Formula:
+    """Return one formula for two, of which the second sees what the first gives."""
+    if _is_identity(then):
+        return first
+    if _is_identity(first):
+        return then
+    if _filters(first) or then.scale is not None or then.eps is not None:
+        raise ValueError(
+            "freeze() does not know this message: after a node function with a filter it takes "
+            "identity only, and no norm after any"
+        )
+    relu = first.relu or then.relu
+    return replace(first, relu=relu, filters=then.filters, stride=then.stride)
+
+
+def _compact(unrolled: _Unrolled, channel: Tensor, ends: Tensor) -> FrozenGraph:
+    """Number what is needed anew: layers of inputs first, edges by target and source."""
+    edge_index = torch.cat([index for index, _ in unrolled.edges], 1)
+    weight = torch.cat([weight for _, weight in unrolled.edges])
+    needed = torch.zeros(unrolled.size, dtype=torch.bool)
+    needed[ends] = True
+    needed = spread(needed, edge_index.flip(0))
+    number = torch.full((unrolled.size,), -1)
+    order: list[Tensor] = []
+    parts: list[Part] = []
+    tensors: list[tuple[Tensor, ...]] = []
+    for nodes, layer in sorted(_numbered(unrolled), key=lambda pair: pair[1].role != Role.INPUT):
+        kept = nodes[needed[nodes]]
+        if not len(kept):
+            continue
+        first = parts[-1].past if parts else 0
+        number[kept] = torch.arange(first, first + len(kept))
+        order.append(kept - nodes[0] + layer.block.nodes.start)
+        parts.append(_part(layer, first, len(kept)))
+        tensors.append(_rows(layer.formula, kept - nodes[0]))
+    live = needed[edge_index[0]] & needed[edge_index[1]]
+    source, target = number[edge_index[:, live]]
+    by_target = (target * max(unrolled.size, 1) + source).argsort()
+    node = torch.cat(order) if order else torch.empty(0, dtype=torch.int64)
+    inputs = [channel[part] for part, p in zip(order, parts, strict=True) if p.role == Role.INPUT]
+    scale, shift, filters = (torch.cat(rows) for rows in zip(*tensors, strict=True))
+    return FrozenGraph(
+        parts,
+        max(layer.formula.stride for layer in unrolled.layers if layer.role == Role.INPUT),
+        edge_index=torch.stack([source, target])[:, by_target],
+        edge_weight=weight[live][by_target],
+        inputs=torch.cat(inputs) if inputs else node[:0],
+        outputs=number[ends],
+        node=node,
+        scale=scale,
+        shift=shift,
+        filters=filters,
+        reached=torch.ones(len(node), dtype=torch.bool),
+    )
+
+
+def spread(marked: Tensor, edge_index: Tensor) -> Tensor:
+    """Return which nodes are marked, or have a path from one that is ``[V]``, boolean."""
+    marked = marked.clone()
+    while True:
+        found = marked.index_put((edge_index[1][marked[edge_index[0]]],), torch.tensor(True))
+        if torch.equal(found, marked):
+            return marked
+        marked = found
+
+
+def _numbered(unrolled: _Unrolled) -> Iterator[tuple[Tensor, _Layer]]:
+    first = 0
+    for layer in unrolled.layers:
+        yield torch.arange(first, first + len(layer.block.nodes)), layer
+        first += len(layer.block.nodes)
+
+
+def _part(layer: _Layer, first: int, size: int) -> Part:
+    formula = layer.formula
+    return Part(
+        first=first,
+        past=first + size,
+        role=layer.role,
+        norm=formula.scale is not None,
+        eps=formula.eps,
+        relu=formula.relu,
+        filters=_filters(formula),
+    )
+
+
+def _rows(formula: Formula, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return scale, shift and filters of some nodes of a layer."""
+    ones, zeros = torch.ones(len(kept)), torch.zeros(len(kept))
+    filters = torch.zeros(len(kept), 3, 3)
+    given = [formula.scale, formula.shift, formula.filters]
+    scale, shift, filters = (
+        default if tensor is None else tensor.detach().float().cpu()[kept]
+        for tensor, default in zip(given, (ones, zeros, filters), strict=True)
+    )
+    return scale, shift, filters
