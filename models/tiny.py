@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from dnw_graph import NeuralGraph, Rule, Topology
+from dnw_graph import NeuralGraph, Rule, Topology, frozen
 from dnw_graph.aggregation import BACKENDS, Aggregation
 from dnw_graph.node import Norm, NormReluConv
 from models.registry import ModelConfig, register_model
@@ -45,6 +45,9 @@ class CentrePool(nn.Module):
         """Return ``[B, C]`` of maps ``[B, C, H, W]``, ``H`` and ``W`` 2 or more."""
         rows, columns = (slice(max(size // 2 - 2, 0), size // 2) for size in x.shape[2:])
         return x[:, :, rows, columns].mean((2, 3))
+
+
+frozen.LAYERS.register("CentrePool")(frozen.LayerKind(CentrePool))  # frozen networks may hold it
 
 
 class TinyClassifier(nn.Module):

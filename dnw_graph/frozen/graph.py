@@ -81,6 +81,7 @@ class FrozenGraph(nn.Module):
         for name in FrozenGraph.__annotations__:
             self.register_buffer(name, tensors[name])
         self._check()
+        self._least = int(self.inputs.max()) + 1 if len(self.inputs) else 0
         self._matrices: dict[int, Tensor] = {}
         self._engine: Engine | None = None
 
@@ -103,9 +104,16 @@ class FrozenGraph(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the states of the outputs: by kernels on a CPU, else by plain layers."""
+        self._check_input(x)
         if usable(x) and self.edge_weight.device == x.device:
             return self.engine(x)
         return torch.cat(self.states(x), 1)[:, self.outputs]
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() < 2 or x.shape[1] < self._least:
+            raise ValueError(f"expected {self._least} channels or more, got {list(x.shape)}")
+        if x.dim() != 4 and any(part.filters for part in self.parts):
+            raise ValueError(f"expected feature maps [B, C, H, W], got {list(x.shape)}")
 
     @property
     def engine(self) -> Engine:
@@ -116,10 +124,18 @@ class FrozenGraph(nn.Module):
 
     def _check(self) -> None:
         size, edges = len(self.node), self.edge_weight.shape
+        for name, x in self.named_buffers():
+            known = name in ("edge_weight", "scale", "shift", "filters")
+            wanted = torch.float32 if known else torch.int64
+            if x.dtype != (torch.bool if name == "reached" else wanted):
+                raise ValueError(f"{name} must not be {x.dtype}")
         bounds = [part.first for part in self.parts] + [size]
         if bounds[0] or [part.past for part in self.parts] != bounds[1:]:
             raise ValueError("parts must follow one another, from the first node to the last")
         shapes = {
+            "node": (size,),
+            "inputs": (self.inputs.numel(),),
+            "outputs": (self.outputs.numel(),),
             "edge_index": (2, *edges),
             "edge_weight": (edges.numel(),),
             "scale": (size,),
@@ -149,9 +165,13 @@ class FrozenGraph(nn.Module):
             raise ValueError("edges must lead from parts to later ones")
         if bool((target.diff() < 0).any()) or bool((target < past_inputs).any()):
             raise ValueError("edges must be sorted by target, and lead to no input")
-        if self.stride < 1 or (
-            self.stride > 1
-            and not all(part.filters for part in self.parts if part.role == Role.INPUT)
+        if (
+            not isinstance(self.stride, int)
+            or self.stride < 1
+            or (
+                self.stride > 1
+                and not all(part.filters for part in self.parts if part.role == Role.INPUT)
+            )
         ):
             raise ValueError("a stride is 1 or more, and takes inputs with filters")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from dnw_graph.frozen.graph import FrozenGraph
+from dnw_graph.frozen.graph import FrozenGraph, Part
 from dnw_graph.frozen.unroll import spread, unroll
 from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.topology import Role
@@ -131,7 +131,7 @@ def _frozen(layers: Sequence[nn.Module]) -> list[nn.Module]:
             done.insert(0, layer)
             continue
         if isinstance(following, FrozenGraph):  # what it does not read is gone
-            following.inputs.copy_(following.inputs.unique(return_inverse=True)[1])
+            done[1] = _with(following, inputs=following.inputs.unique(return_inverse=True)[1])
     return done
 
 
@@ -140,6 +140,13 @@ def _wanted(following: nn.Module | None, number: int) -> Tensor:
     if not isinstance(following, FrozenGraph):
         return torch.ones(number, dtype=torch.bool)
     return torch.isin(torch.arange(number), following.inputs)
+
+
+def _with(graph: FrozenGraph, parts: Sequence[Part] = (), **tensors: Tensor) -> FrozenGraph:
+    """Return a graph that is another one but for some of its parts or tensors."""
+    return FrozenGraph(
+        parts or graph.parts, graph.stride, **{**dict(graph.named_buffers()), **tensors}
+    )
 
 
 def _narrowed(conv: nn.Conv2d, wanted: Tensor) -> nn.Conv2d:
@@ -178,7 +185,7 @@ def _folded(graph: FrozenGraph, layer: nn.Module) -> FrozenGraph | None:
     else:
         return None
     parts = [replace(p, **change) if p.role == Role.OUTPUT else p for p in graph.parts]
-    return FrozenGraph(parts, graph.stride, **dict(graph.named_buffers()))
+    return _with(graph, parts)
 
 
 def _reach(layers: Sequence[nn.Module]) -> None:

@@ -1,17 +1,24 @@
 """Frozen graphs compute what they were made of, without what nobody needs."""
 
 import copy
+import json
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dnw_graph import NeuralGraph, Topology
-from dnw_graph.frozen import FrozenGraph, FrozenModel, freeze
+from dnw_graph.frozen import FrozenGraph, FrozenModel, freeze, load_frozen, save_frozen
+from dnw_graph.frozen.file import FORMAT, _described, _digest
 from dnw_graph.node import Norm, NormReluConv
 from models import create_model
 from tests.conftest import BUDGETED, ready, relative_error
@@ -197,3 +204,112 @@ def test_errors() -> None:
     frozen = freeze(NeuralGraph(topology, num_edges=5, node="relu"))
     with pytest.raises(ValueError, match=r"a frozen model is not trained"):
         frozen.train()
+
+
+@pytest.mark.parametrize("name", ["mbv1_dnw", "mbv1_dnw_small", "tiny_discrete"])
+def test_a_file_holds_a_network(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    frozen = freeze(lived_in(create_model(name, num_classes=10, image_size=32)))
+    save_frozen(frozen, tmp_path / "frozen.safetensors")
+    loaded, x = load_frozen(tmp_path / "frozen.safetensors"), torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded(x), frozen(x))
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_file_is_read_without_the_training_code(tmp_path: Path) -> None:
+    frozen = freeze(lived_in(create_model("mbv1_dnw", num_classes=10, image_size=32)))
+    save_frozen(frozen, tmp_path / "frozen.safetensors")
+    script = (
+        "import sys, torch, dnw_graph\n"
+        f"print(dnw_graph.load_frozen({str(tmp_path / 'frozen.safetensors')!r})"
+        "(torch.ones(1, 3, 32, 32)).shape)\n"
+        "assert not {'train', 'models'} & sys.modules.keys()\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "torch.Size([1, 10])\n", done.stderr
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    graph = lived_in(NeuralGraph(Topology.layered([3, 5, 2]), num_edges=12))
+    path, x = tmp_path / "frozen.safetensors", torch.randn(1, 3, 5, 5)
+    frozen = freeze(nn.Sequential(nn.Conv2d(3, 3, 3), graph, nn.Flatten(), nn.Linear(18, 2)))
+    save_frozen(frozen, path)
+    whole, expected = path.read_bytes(), frozen(x)
+    random = Random(0)
+    refused = 0
+    for number in range(3000):
+        content = bytearray(whole)
+        kind = number % 4
+        at = random.randrange(len(content))
+        if kind == 0:
+            content[at] ^= 1 << random.randrange(8)
+        elif kind == 1:
+            del content[at:]
+        elif kind == 2:
+            del content[at : at + random.randrange(1, 9)]
+        else:
+            content[at : at + 4] = random.randbytes(4)
+        path.write_bytes(content)
+        try:
+            loaded = load_frozen(path)
+        except ValueError:
+            refused += 1
+        else:  # what changed was of no meaning, such as a space
+            assert torch.equal(loaded(x), expected)
+    assert refused > 2900
+
+
+def signed(layers: Any, tensors: dict[str, Tensor]) -> bytes:
+    """Return a file whose checksum is right."""
+    text = json.dumps(layers)
+    metadata = {"format": FORMAT, "layers": text, "sha256": _digest(text, tensors)}
+    return safetensors.torch.save(tensors, metadata)
+
+
+def test_files_made_by_others_are_checked(tmp_path: Path) -> None:
+    graph = lived_in(NeuralGraph(Topology.layered([3, 5, 2]), num_edges=12))
+    path, frozen = tmp_path / "frozen.safetensors", freeze(graph)
+    tensors, described = frozen.state_dict(), _described(frozen[0])
+    path.write_bytes(signed([described], tensors))
+    load_frozen(path)
+    edges = tensors["0.edge_index"]
+    parts = described["parts"]
+    cases: list[tuple[Any, dict[str, Tensor], str]] = [
+        ([described], {"0.edge_index": edges + 100}, "edge_index must hold numbers from 0"),
+        ([described], {"0.edge_index": edges - 100}, "edge_index must hold numbers from 0"),
+        ([described], {"0.edge_index": edges.flip(0)}, "lead from parts to later ones"),
+        ([described], {"0.edge_index": edges.flip(1)}, "sorted by target"),
+        ([described], {"0.edge_index": edges.int()}, "must not be torch.int32"),
+        ([described], {"0.outputs": tensors["0.outputs"] + 9}, "outputs must hold numbers"),
+        ([described], {"0.inputs": tensors["0.inputs"] - 9}, "inputs must hold numbers"),
+        ([described], {"0.scale": torch.ones(3)}, r"scale must be \["),
+        ([described], {"0.more": torch.ones(3)}, "more"),
+        ([{**described, "stride": 0}], {}, "a stride is 1 or more"),
+        ([{**described, "stride": "a"}], {}, "a stride is 1 or more"),
+        ([{**described, "parts": parts[:-1]}], {}, "parts must follow one another"),
+        ([{**described, "parts": parts[::-1]}], {}, "parts must follow one another"),
+        ([{**described, "parts": [{**parts[0], "role": 7}, *parts[1:]]}], {}, "7"),
+        ([described, {"layer": "system", "options": {}}], {}, "unknown layer 'system'"),
+        ([described, {"layer": "Linear", "options": {"in_features": 2**40}}], {}, "in_features"),
+        ([described, {"layer": "ReLU", "options": {"x": 1}}], {}, "x"),
+        (7, {}, "damaged"),
+    ]
+    for layers, changed, message in cases:
+        path.write_bytes(signed(layers, {**tensors, **changed}))
+        with pytest.raises(ValueError, match=message):
+            load_frozen(path)
+    with pytest.raises(FileNotFoundError):
+        load_frozen(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"a file cannot hold the layer Tanh \(known: .*Conv2d"):
+        save_frozen(freeze(nn.Sequential(graph, nn.Tanh())), path)
+
+
+def test_channels_that_do_not_fit_are_an_error() -> None:
+    frozen = freeze(lived_in(NeuralGraph(Topology.layered([3, 5, 2]), rule="complete")))
+    with pytest.raises(ValueError, match=r"channels .* got \[1, 2, 5, 5\]"):
+        frozen(torch.randn(1, 2, 5, 5))
+    with pytest.raises(ValueError, match=r"feature maps \[B, C, H, W\]"):
+        frozen(torch.randn(1, 3))
