@@ -41,7 +41,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 # torch-scatter is compiled against the PyTorch installed above: about eight minutes the first time,
 # then pip has it cached. Tests run without it too, and say what they skip: make test SCATTER=no
 $(VENV)/.installed-tests: $(VENV)/.installed
-	$(PIP) --editable ".[train,report,dev]"
+	$(PIP) --editable ".[train,report,export,dev]"
 ifeq ($(SCATTER),yes)
 	@$(VENV)/bin/python -c "import torch_scatter" 2>/dev/null || \
 	  echo "Compiling torch-scatter; the first time takes about eight minutes (SCATTER=no leaves it out)."

@@ -1,16 +1,22 @@
 """A learned graph, frozen: small, and as fast as its multiply-adds say."""
 
+from dnw_graph.frozen.export import to_exported, to_onnx
 from dnw_graph.frozen.file import LAYERS, LayerKind, load_frozen, save_frozen
 from dnw_graph.frozen.graph import FrozenGraph, Part
 from dnw_graph.frozen.model import FrozenModel, freeze
+from dnw_graph.frozen.report import LayerReport, Report
 
 __all__ = [
     "LAYERS",
     "FrozenGraph",
     "FrozenModel",
     "LayerKind",
+    "LayerReport",
     "Part",
+    "Report",
     "freeze",
     "load_frozen",
     "save_frozen",
+    "to_exported",
+    "to_onnx",
 ]

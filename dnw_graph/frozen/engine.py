@@ -143,7 +143,7 @@ class _Plan:
         self._tables(maps)
         if not bool(graph.reached.all()):
             self._constants(x)
-        self.dense: dict[int, Tensor] = {}
+        self.dense: dict[int, tuple[Tensor, slice]] = {}
         self.choices: list[Choice] = []
         self._choose(torch.zeros(batch, x.shape[1], math.prod(maps)))
 
@@ -154,9 +154,9 @@ class _Plan:
             out[:, self.constant] = self.constants
         given, to = x.numpy(), out.numpy()
         start = 0
-        for at, matrix in self.dense.items():
+        for at, (matrix, rows) in self.dense.items():
             self._kernel(given, to, start, at)
-            self._multiply(matrix)
+            self._multiply(matrix, rows)
             start = at
         self._kernel(given, to, start, len(self.engine.parts))
         return out
@@ -170,8 +170,8 @@ class _Plan:
                 *(self.pitch, start, stop, _jit.threads()),
             )
 
-    def _multiply(self, matrix: Tensor) -> None:
-        torch.mm(matrix, self.z[: matrix.shape[1]], out=self.total[: len(matrix)])
+    def _multiply(self, matrix: Tensor, rows: slice) -> None:
+        torch.mm(matrix, self.z[rows], out=self.total[: len(matrix)])
 
     def _tables(self, maps: tuple[int, ...]) -> None:
         engine, graph = self.engine, self.engine.graph
@@ -229,15 +229,18 @@ class _Plan:
             source = torch.from_numpy(engine.source[edges]).long()
             if not len(source):
                 continue
-            matrix = torch.zeros(len(part), int(source.max()) + 1)
-            matrix[engine.target[edges] - first, source] = torch.from_numpy(engine.weight[edges])
+            rows = slice(int(source.min()), int(source.max()) + 1)
+            matrix = torch.zeros(len(part), rows.stop - rows.start)
+            place = engine.target[edges] - first, source - rows.start
+            matrix[place] = torch.from_numpy(engine.weight[edges])
             nodes, self.nodes = self.nodes, sums_only
             sparse = _seconds(partial(self._kernel, x.numpy(), out, at, at + 1))
             self.nodes = nodes
-            dense = _seconds(partial(self._multiply, matrix))
+            dense = _seconds(partial(self._multiply, matrix, rows))
             self.choices.append(Choice(part, len(source), matrix.numel(), sparse, dense))
             if self.choices[-1].is_dense:
-                self.dense[at], self.blocks[at, kernels.KIND] = matrix, 2
+                self.dense[at] = matrix, rows
+                self.blocks[at, kernels.KIND] = 2
 
 
 def _seconds(function: Callable[[], object], repeats: int = 3) -> float:
@@ -264,12 +267,12 @@ def _live_parts(graph: "FrozenGraph") -> tuple[list["Part"], Tensor]:
 def usable(x: Tensor) -> bool:
     """Return whether an engine takes such an input now: a batch of floats on a CPU, no gradient."""
     return (
-        x.device.type == "cpu"
+        type(x) in (Tensor, torch.nn.Parameter)
+        and x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.numel() > 0
         and not (torch.is_grad_enabled() and x.requires_grad)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and type(x) in (Tensor, torch.nn.Parameter)
         and not _jit._in_forked_child
     )

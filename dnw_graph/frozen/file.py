@@ -52,16 +52,23 @@ for _kind in (
     LAYERS.register(_kind.build.__name__)(_kind)
 
 
-def save_frozen(model: FrozenModel, path: str | os.PathLike[str]) -> None:
+def save_frozen(
+    model: FrozenModel, path: str | os.PathLike[str], notes: Mapping[str, str] | None = None
+) -> None:
     """Write a frozen network to a safetensors file, which :func:`load_frozen` reads.
+
+    Args:
+        model: The network.
+        path: The file.
+        notes: What is to be known of it, as text by name; its own unless given.
 
     Raises:
         ValueError: A layer that a file cannot hold; the message lists those that it can.
     """
     layers = [_described(layer) for layer in model]
     tensors = {name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
-    text = json.dumps(layers)
-    metadata = {"format": FORMAT, "layers": text, "sha256": _digest(text, tensors)}
+    text = json.dumps({"layers": layers, "notes": dict(model.notes if notes is None else notes)})
+    metadata = {"format": FORMAT, "model": text, "sha256": _digest(text, tensors)}
     content = save({name: x.clone() for name, x in tensors.items()}, metadata)
     temporary = Path(f"{os.fspath(path)}.part")
     temporary.write_bytes(content)
@@ -83,10 +90,13 @@ def load_frozen(path: str | os.PathLike[str]) -> FrozenModel:
         metadata, tensors = _metadata(content), load(content)
         if metadata.get("format") != FORMAT:
             raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
-        text = str(metadata.get("layers"))
+        text = str(metadata.get("model"))
         if metadata.get("sha256") != _digest(text, tensors):
             raise ValueError("its checksum is wrong")
-        return _rebuilt(json.loads(text), tensors)
+        described = json.loads(text)
+        model = _rebuilt(described["layers"], tensors)
+        model.notes = {str(key): str(value) for key, value in described["notes"].items()}
+        return model
     except (
         *(SafetensorError, ValueError, TypeError, KeyError, IndexError, AttributeError),
         *(RuntimeError, OverflowError, RecursionError),

@@ -107,6 +107,10 @@ class FrozenGraph(nn.Module):
         self._check_input(x)
         if usable(x) and self.edge_weight.device == x.device:
             return self.engine(x)
+        return self.plainly(x)
+
+    def plainly(self, x: Tensor) -> Tensor:
+        """Return the states of the outputs, by PyTorch's layers alone."""
         return torch.cat(self.states(x), 1)[:, self.outputs]
 
     def _check_input(self, x: Tensor) -> None:
@@ -178,14 +182,14 @@ class FrozenGraph(nn.Module):
     def states(self, x: Tensor) -> list[Tensor]:
         """Return the states of each part ``[B, nodes, *features]``."""
         size = [-(-n // self.stride) for n in x.shape[2:]]
-        states = [x.new_zeros(len(x), 0, *size)]
+        states = [x.new_zeros(x.shape[0], 0, *size)]
         for at, part in enumerate(self.parts):
             if part.role == Role.INPUT:
                 into = x[:, self.inputs[part.first : part.past]]
             else:
                 before = torch.cat(states, 1)
-                flat = before.reshape(len(x), part.first, math.prod(size))
-                into = (self._matrix(at) @ flat).reshape(len(x), len(part), *size)
+                flat = before.reshape(x.shape[0], part.first, math.prod(size))
+                into = (self._matrix(at) @ flat).reshape(x.shape[0], len(part), *size)
             states.append(self.fire(part, into))
         return states
 

@@ -10,13 +10,22 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from dnw_graph.frozen.graph import FrozenGraph, Part
+from dnw_graph.frozen.report import Report, report
 from dnw_graph.frozen.unroll import spread, unroll
 from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.topology import Role
 
 
 class FrozenModel(nn.Sequential):
-    """Layers one after the other, among them frozen graphs; runs in evaluation only."""
+    """Layers one after the other, among them frozen graphs; runs in evaluation only.
+
+    Attributes:
+        notes: What a file said of it, such as the names of classes.
+    """
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.notes: dict[str, str] = {}
 
     def train(self, mode: bool = True) -> "FrozenModel":
         """Stay in evaluation.
@@ -27,6 +36,24 @@ class FrozenModel(nn.Sequential):
         if mode:
             raise ValueError("a frozen model is not trained: train the model it was made of")
         return super().train(mode)
+
+    def plainly(self, x: Tensor) -> Tensor:
+        """Return the same as a call, by PyTorch's layers alone."""
+        for layer in self:
+            x = layer.plainly(x) if isinstance(layer, FrozenGraph) else layer(x)
+        return x
+
+    def report(self, image_size: int = 224, *, example: Tensor | None = None) -> Report:
+        """Return what it costs for one image, counted and measured.
+
+        Args:
+            image_size: Height and width in pixels.
+            example: One input ``[1, ...]`` in place of an image.
+        """
+        if example is None:
+            channels = next((m.in_channels for m in self if isinstance(m, nn.Conv2d)), 3)
+            example = torch.zeros(1, channels, image_size, image_size)
+        return report(self, example)
 
     @property
     def graphs(self) -> list[FrozenGraph]:

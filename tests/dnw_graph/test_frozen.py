@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import onnxruntime
 import pytest
 import safetensors.torch
 import torch
@@ -17,7 +18,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dnw_graph import NeuralGraph, Topology
-from dnw_graph.frozen import FrozenGraph, FrozenModel, freeze, load_frozen, save_frozen
+from dnw_graph.frozen import (
+    FrozenGraph,
+    freeze,
+    load_frozen,
+    save_frozen,
+    to_exported,
+    to_onnx,
+)
+from dnw_graph.frozen.engine import Choice
 from dnw_graph.frozen.file import FORMAT, _described, _digest
 from dnw_graph.node import Norm, NormReluConv
 from models import create_model
@@ -57,16 +66,6 @@ def lived_in(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def plainly(frozen: FrozenModel, x: Tensor) -> Tensor:
-    """Run a frozen network by plain layers."""
-    for layer in frozen:
-        if isinstance(layer, FrozenGraph):
-            x = torch.cat(layer.states(x), 1)[:, layer.outputs]
-        else:
-            x = layer(x)
-    return x
-
-
 @settings(max_examples=15)
 @given(st.data())
 @pytest.mark.parametrize("kind", GRAPHS)
@@ -82,7 +81,7 @@ def test_outputs_are_those_of_the_graph(kind: str, data: st.DataObject) -> None:
     x = torch.randn(data.draw(st.integers(1, 4), label="images"), topology.num_inputs, *size)
     with torch.no_grad():
         expected = graph(x)
-    for got in (frozen(x), plainly(frozen, x)):
+    for got in (frozen(x), frozen.plainly(x)):
         assert got.shape == expected.shape
         assert relative_error(got, expected) < 1e-5
 
@@ -155,7 +154,7 @@ def test_networks(name: str, size: int) -> None:
         with torch.no_grad():
             expected = model(x)
         assert relative_error(frozen(x), expected) < 1e-5
-        assert relative_error(plainly(frozen, x), expected) < 1e-5
+        assert relative_error(frozen.plainly(x), expected) < 1e-5
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
@@ -210,9 +209,10 @@ def test_errors() -> None:
 def test_a_file_holds_a_network(name: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     frozen = freeze(lived_in(create_model(name, num_classes=10, image_size=32)))
-    save_frozen(frozen, tmp_path / "frozen.safetensors")
+    save_frozen(frozen, tmp_path / "frozen.safetensors", {"classes": "some"})
     loaded, x = load_frozen(tmp_path / "frozen.safetensors"), torch.randn(2, 3, 32, 32)
     assert torch.equal(loaded(x), frozen(x))
+    assert loaded.notes == {"classes": "some"}
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -264,8 +264,8 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 
 def signed(layers: Any, tensors: dict[str, Tensor]) -> bytes:
     """Return a file whose checksum is right."""
-    text = json.dumps(layers)
-    metadata = {"format": FORMAT, "layers": text, "sha256": _digest(text, tensors)}
+    text = json.dumps({"layers": layers, "notes": {}})
+    metadata = {"format": FORMAT, "model": text, "sha256": _digest(text, tensors)}
     return safetensors.torch.save(tensors, metadata)
 
 
@@ -313,3 +313,46 @@ def test_channels_that_do_not_fit_are_an_error() -> None:
         frozen(torch.randn(1, 2, 5, 5))
     with pytest.raises(ValueError, match=r"feature maps \[B, C, H, W\]"):
         frozen(torch.randn(1, 3))
+
+
+@pytest.mark.parametrize("name", ["mbv1_dnw", "tiny_discrete"])
+def test_exported_networks_compute_the_same(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    frozen = freeze(lived_in(create_model(name, num_classes=10, image_size=32)))
+    example, x = torch.randn(1, 3, 32, 32), torch.randn(5, 3, 32, 32)
+    to_onnx(frozen, example, tmp_path / "model.onnx", {"classes": "some"})
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert session.get_modelmeta().custom_metadata_map["classes"] == "some"
+    (got,) = session.run(None, {"images": x.numpy()})
+    assert relative_error(torch.from_numpy(got), frozen(x)) < 1e-5
+    torch.export.save(to_exported(frozen, example), tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    assert relative_error(loaded(x), frozen(x)) < 1e-5
+
+
+def test_an_export_that_computes_something_else_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen = freeze(lived_in(NeuralGraph(Topology.layered([3, 5, 2]), num_edges=12)))
+    plainly = FrozenGraph.plainly
+    monkeypatch.setattr(FrozenGraph, "plainly", lambda self, x: plainly(self, x) + 1e-2)
+    with pytest.raises(ValueError, match=r"computes something else by torch.export: it differs by"):
+        to_onnx(frozen, torch.randn(1, 3, 5, 5), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("faster", ["dense", "sparse"])
+def test_sums_are_the_same_both_ways_and_the_report_says_which(
+    faster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    monkeypatch.setattr(Choice, "is_dense", faster == "dense")
+    graph = lived_in(NeuralGraph(Topology.layered([6, 20, 6], skip=False), rule="complete"))
+    frozen, x = freeze(graph), torch.randn(1, 6, 14, 14)
+    with torch.no_grad():
+        assert relative_error(frozen(x), graph(x)) < 1e-6
+    report = frozen.report(example=x)
+    assert report.parameters == 2 * 6 * 20 + 9 * (6 + 20)
+    assert report.macs == 196 * report.parameters
+    assert f"{2 * (faster == 'sparse')} sums sparse, {2 * (faster == 'dense')} dense" in str(report)
+    assert report.milliseconds > 0

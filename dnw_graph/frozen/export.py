@@ -1,0 +1,102 @@
+"""Frozen networks for others to run: ONNX, and PyTorch's exported programs."""
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dnw_graph.frozen.model import FrozenModel
+
+TOLERANCE = 1e-4  # largest difference from the network itself, relative to its largest output
+
+
+def to_exported(model: FrozenModel, example: Tensor) -> torch.export.ExportedProgram:
+    """Return a frozen network as a program of ordinary operators, for any number of images.
+
+    Args:
+        model: The network.
+        example: An input ``[B, ...]``; all but the number of images will be as here.
+
+    Raises:
+        ValueError: The program computes something else.
+    """
+    example = torch.cat([example[:1]] * 2)  # of one image, its number would not be free
+    with torch.no_grad():
+        model.plainly(example)  # makes matrices, which are constants of the program
+        batch = torch.export.Dim("batch")
+        program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+        module = program.module()
+        _check(model, lambda x: module(x), example, "torch.export")
+    return program
+
+
+def to_onnx(
+    model: FrozenModel,
+    example: Tensor,
+    path: str | os.PathLike[str],
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Write a frozen network to an ONNX file of ordinary operators, for any number of images.
+
+    Args:
+        model: The network.
+        example: As for :func:`to_exported`.
+        path: The file.
+        notes: Kept in it as properties.
+
+    Raises:
+        ValueError: ONNX Runtime computes something else with it; nothing is written then.
+        ModuleNotFoundError: onnx, onnxscript or onnxruntime are missing.
+    """
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f'{name} is missing: pip install "dnw-graph[export]"')
+    import onnxruntime
+
+    program = to_exported(model, example)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what the exporter itself uses
+        made = torch.onnx.export(
+            program,
+            (torch.cat([example[:1]] * 2),),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamo=True,
+            verbose=False,
+        )
+    assert made is not None
+    proto = made.model_proto
+    for key, value in (notes or {}).items():
+        proto.metadata_props.add(key=key, value=value)
+    content = proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def run(x: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+
+    _check(model, run, example, "ONNX Runtime")
+    temporary = Path(f"{os.fspath(path)}.part")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def _check(model: FrozenModel, other: object, example: Tensor, name: str) -> None:
+    """Raise where something else computes something else, for other numbers of images."""
+    assert callable(other)
+    generator = np.random.default_rng(0)
+    for images in (1, 3):
+        shape = (images, *example.shape[1:])
+        x = torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+        with torch.no_grad():
+            expected, got = model(x), other(x)
+        apart = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+        if not apart <= TOLERANCE:
+            raise ValueError(
+                f"what was exported computes something else by {name}: it differs by {apart:.1e} "
+                f"of the largest output, more than {TOLERANCE}"
+            )
