@@ -1,0 +1,200 @@
+"""How long one image takes: frozen graphs beside what others run.
+
+    python -m benchmarks.inference [--threads 1 2] [--json FILE]
+
+All engines take turns in one process, at 224 x 224 pixels and batch 1: this project's frozen
+network, the same by PyTorch's layers, the network itself and its dense masked evaluation, ONNX
+Runtime on the exported network, and ONNX Runtime on dense MobileNetV1 with its norms folded in.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import math
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import onnxruntime
+import torch
+import tyro
+from torch import Tensor, nn
+
+from benchmarks.measure import alternate, machine
+from dnw_graph import NeuralGraph, cost, freeze
+from dnw_graph.aggregation import BACKENDS
+from dnw_graph.frozen import to_onnx
+from models import create_model
+from train.run import RunFolder
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Time one image through engines."""
+
+    widths: tuple[float, ...] = (0.225, 0.3, 0.49)
+    """Width multipliers of mbv1_dnw and mbv1_random."""
+    dense: tuple[float, ...] = (0.25, 0.5, 1.0)
+    """Width multipliers of MobileNetV1."""
+    runs: tuple[str, ...] = ()
+    """Run folders, whose learned wirings are timed too."""
+    image_size: int = 224
+    """Height and width, in pixels."""
+    threads: tuple[int, ...] = (1, 2)
+    """Numbers of threads."""
+    repeats: int = 50
+    """Timed rounds."""
+    json: Path | None = None
+    """File for the figures."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one engine took."""
+
+    network: str
+    engine: str
+    threads: int
+    macs: int
+    milliseconds: float
+    low: float
+    high: float
+
+    @property
+    def rate(self) -> float:
+        """GFLOP/s, 2 FLOPs a multiply-add."""
+        return 2 * self.macs / self.milliseconds / 1e6
+
+
+Engine = Callable[[Tensor], object]
+
+
+def session(model: nn.Module, x: Tensor, threads: int, graph: bool) -> Engine:
+    """Return ONNX Runtime on a network."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        if graph:
+            to_onnx(freeze(model), x, path)
+        else:
+            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+                warnings.simplefilter("ignore")
+                torch.onnx.export(
+                    model, (x,), path, input_names=["images"], external_data=False, verbose=False
+                )
+        made = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda x: made.run(None, {"images": x.numpy()})
+
+
+def lived_in(model: nn.Module, x: Tensor) -> nn.Module:
+    """Return a network whose norms have seen images, in evaluation."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        model.train()(x.expand(4, -1, -1, -1) + torch.randn(4, *x.shape[1:]))
+    return model.eval()
+
+
+def with_backend(model: nn.Module, name: str) -> nn.Module:
+    """Set how messages are summed."""
+    for module in model.modules():
+        if hasattr(module, "aggregation"):
+            module.aggregation = BACKENDS.resolve(name)
+    return model
+
+
+def peak(threads: int) -> float:
+    """Return GFLOP/s of a large matrix product, the most that this machine reaches in practice."""
+    torch.set_num_threads(threads)
+    a = torch.randn(2048, 2048)
+    best = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * 2048**3 / best / 1e9
+
+
+def engines_of(model: nn.Module, x: Tensor, threads: int) -> dict[str, Engine]:
+    """Return the engines of a network with graphs."""
+    frozen = freeze(model)
+    return {
+        "frozen": frozen,
+        "frozen, by PyTorch's layers": frozen.plainly,
+        "the network": model,
+        "the network, dense masked": with_backend(copy.deepcopy(model), "dense"),
+        "ONNX Runtime, exported": session(model, x, threads, graph=True),
+    }
+
+
+def networks(args: Arguments) -> dict[str, nn.Module]:
+    """Return the networks, by name: those with graphs have some, dense ones none."""
+    found: dict[str, nn.Module] = {}
+    for width in args.widths:
+        for name in ("mbv1_dnw", "mbv1_random"):
+            found[f"{name} x{width}"] = create_model(name, width=width, image_size=args.image_size)
+    for run in args.runs:
+        found[f"run {Path(run).name}"] = RunFolder(run).load_model()
+    for width in args.dense:
+        found[f"mbv1 x{width}"] = create_model("mbv1", width=width, image_size=args.image_size)
+    return found
+
+
+def measure(args: Arguments, threads: int) -> list[Line]:
+    """Time every engine of every network."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, args.image_size, args.image_size)
+    engines: dict[tuple[str, str], Engine] = {}
+    macs: dict[tuple[str, str], int] = {}
+    for name, made in networks(args).items():
+        model = made.eval() if name.startswith("run ") else lived_in(made, x)
+        if any(isinstance(module, NeuralGraph) for module in model.modules()):
+            own = engines_of(model, x, threads)
+        else:
+            own = {"ONNX Runtime": session(model, x, threads, graph=False)}
+        for engine, run in own.items():
+            engines[name, engine] = run
+            macs[name, engine] = cost(model, args.image_size).macs
+    keys = {" / ".join(key): key for key in engines}
+    with torch.inference_mode():
+        calls = {text: partial(engines[key], x) for text, key in keys.items()}
+        timings = alternate(calls, args.repeats, "cpu", warmup=3)
+    return [
+        Line(*key, threads, macs[key], *(1e3 * t for t in (took.median, took.low, took.high)))
+        for (text, key), took in zip(keys.items(), timings.values(), strict=True)
+    ]
+
+
+def main() -> None:
+    args = tyro.cli(Arguments, prog="python -m benchmarks.inference", description=__doc__)
+    print(f"{machine('cpu')}, onnxruntime {onnxruntime.__version__}, {args.image_size} pixels\n")
+    lines, peaks = [], {}
+    for threads in args.threads:
+        peaks[threads] = peak(threads)
+        found = measure(args, threads)
+        lines += found
+        print(f"{threads} thread(s); a large matrix product reaches {peaks[threads]:.0f} GFLOP/s\n")
+        print("| network | engine | ms, median (range) | MACs counted | GFLOP/s |")
+        print("| --- | --- | --- | --- | --- |")
+        for line in found:
+            took = f"{line.milliseconds:.2f} ({line.low:.2f}-{line.high:.2f})"
+            print(
+                f"| {line.network} | {line.engine} | {took} | {line.macs / 1e6:.1f} M | "
+                f"{line.rate:.1f} |"
+            )
+        print(flush=True)
+    if args.json:
+        values = {"peak": peaks, "lines": [asdict(line) for line in lines]}
+        args.json.write_text(json.dumps(values, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
