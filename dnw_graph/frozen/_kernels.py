@@ -23,9 +23,11 @@ from dnw_graph import _jit
 LANES = 16  # floats a vector; LLVM makes two of it, or four, where registers are shorter
 TILE = 7  # vectors
 
-# Columns of the tables that describe blocks and nodes to the kernels.
-FIRST, PAST, KIND, RELU, FILTERS, STRIDE, INSTANCE = range(7)
+# Columns of the tables that describe blocks, levels and nodes to the kernels.
+FIRST, PAST, KIND, RELU, FILTERS, STRIDE, INSTANCE, READS, LEVEL = range(9)
+HEIGHT, WIDTH, PITCH, ROW_LENGTH, BASE = range(5)
 CHANNEL, OUTPUT, ROW = range(3)
+GIVEN, SUMS, SUMMED = range(3)  # kinds of blocks: of inputs; with sums to form; with sums formed
 
 # The arrays below have no annotations: Numba derives their types.
 # ruff: noqa: ANN001, ANN202
@@ -236,43 +238,28 @@ def _fire(row, pitch, H, W, a, b, relu, k, filters, stride, padded, parts, line,
 
 @_jit.Kernel
 def run(
-    blocks,
-    eps,
-    nodes,
-    scale,
-    shift,
-    filters,
-    ptr,
-    source,
-    value,
-    x,
-    z,
-    total,
-    out,
-    pitch,
-    start,
-    stop,
-    threads,
-):
+    blocks, eps, levels, nodes, scale, shift, filters, ptr, source, value, x, z, total, out,
+    start, stop, threads,
+):  # fmt: skip
     """Let blocks ``start`` to ``stop - 1`` fire.
 
-    ``x [B, C, H W]`` is what the graph is given, ``z`` and ``total`` rows of states and of sums,
-    ``out [B, outputs, Ho Wo]`` what it gives; sizes of maps stand in the last two rows of
-    ``blocks``. Sums of a block that are there already have ``KIND`` 2.
+    ``x [B, C, H W]`` is what the graph is given, ``z`` and ``total`` memory for states and sums,
+    ``out [B, outputs, H' W']`` what it gives.
     """
     B = x.shape[0]
-    H, W, Ho, Wo = blocks[-2, 0], blocks[-2, 1], blocks[-1, 0], blocks[-1, 1]
-    image = Ho * pitch
-    vectors = (B * image + LANES - 1) // LANES
-    tiles = (vectors + TILE - 1) // TILE
-    width = z.shape[1] * 4
     states, totals = z.ctypes.data, total.ctypes.data
     for block in range(start, stop):
         first, past = blocks[block, FIRST], blocks[block, PAST]
         kind, relu = blocks[block, KIND], blocks[block, RELU]
         has_filters, stride = blocks[block, FILTERS], blocks[block, STRIDE]
-        if kind == 1:
+        reads, gives = blocks[block, READS], blocks[block, LEVEL]
+        h, w, pitch = levels[reads, HEIGHT], levels[reads, WIDTH], levels[reads, PITCH]
+        width, image = levels[reads, ROW_LENGTH], h * pitch
+        if kind == SUMS:
+            vectors = (B * image + LANES - 1) // LANES
+            tiles = (vectors + TILE - 1) // TILE
             chunks = min(past - first, max(1, (4 * threads + tiles - 1) // tiles))
+            base = states + levels[reads, BASE] * 4
             for task in numba.prange(tiles * chunks):
                 tile, chunk = task // chunks, task % chunks
                 offset = tile * TILE * LANES * 4
@@ -281,16 +268,11 @@ def run(
                 hi = first + (chunk + 1) * (past - first) // chunks
                 for v in range(lo, hi):
                     _sum(
-                        n,
-                        states + offset,
-                        source.ctypes.data,
-                        value.ctypes.data,
-                        ptr[v],
-                        ptr[v + 1],
-                        width,
-                        totals + (v - first) * width + offset,
-                    )
-        h, w = (H, W) if kind == 0 else (Ho, Wo)
+                        n, base + offset, source.ctypes.data, value.ctypes.data, ptr[v],
+                        ptr[v + 1], width * 4, totals + (v - first) * width * 4 + offset,
+                    )  # fmt: skip
+        pitch_out, width_out = levels[gives, PITCH], levels[gives, ROW_LENGTH]
+        image_out = levels[gives, HEIGHT] * pitch_out
         pieces = min(max((past - first) * B, 1), 1 if threads == 1 else 4 * threads)
         for piece in numba.prange(pieces):
             padded = np.zeros((h + 2) * (w + 1) + 1, dtype=np.float32)
@@ -300,10 +282,10 @@ def run(
                 piece * (past - first) * B // pieces, (piece + 1) * (past - first) * B // pieces
             ):
                 v, b = first + task // B, task % B
-                if kind == 0:
+                if kind == GIVEN:
                     row, row_pitch = x[b, nodes[v, CHANNEL]], w
                 else:
-                    row, row_pitch = total[v - first, b * image :], pitch
+                    row, row_pitch = total[(v - first) * width + b * image :], pitch
                 a, shifted = scale[v], shift[v]
                 if blocks[block, INSTANCE]:
                     a, shifted = _normalized(row, h, w, row_pitch, eps[block], a, shifted)
@@ -312,11 +294,11 @@ def run(
                     to = out[b, nodes[v, OUTPUT]]
                     _fire(
                         row, row_pitch, h, w, a, shifted, relu, k, has_filters, stride,
-                        padded, parts, line, to, Wo,
+                        padded, parts, line, to, levels[gives, WIDTH],
                     )  # fmt: skip
                 if nodes[v, ROW] >= 0:
-                    to = z[nodes[v, ROW], b * image :]
+                    to = z[levels[gives, BASE] + nodes[v, ROW] * width_out + b * image_out :]
                     _fire(
                         row, row_pitch, h, w, a, shifted, relu, k, has_filters, stride,
-                        padded, parts, line, to, pitch,
+                        padded, parts, line, to, pitch_out,
                     )  # fmt: skip

@@ -61,26 +61,37 @@ class Engine:
         self.graph = graph
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._lock = threading.Lock()
-        self.parts, self._nodes = _live_parts(graph)
-        self._number = torch.full((graph.num_nodes,), -1)
-        self._number[self._nodes] = torch.arange(len(self._nodes))
+        self.parts, self.nodes = _live_parts(graph)
+        number = torch.full((graph.num_nodes,), -1)
+        number[self.nodes] = torch.arange(len(self.nodes))
+        level = graph.of_parts([part.level for part in graph.parts])
+        reads = graph.of_parts([part.reads for part in graph.parts])
         source, target = graph.edge_index
         live, constant = graph.reached[source], ~graph.reached[source] & graph.reached[target]
-        self.fed = target[constant].unique()
         sends = torch.zeros(graph.num_nodes, dtype=torch.bool)
         sends[source[live]] = True
-        self.row = torch.where(sends, sends.cumsum(0) - 1, -1)
-        self.num_rows = int(sends.sum()) + len(self.fed)
-        edges = torch.stack([self.row[source[live]], self._number[target[live]]])
-        more = torch.stack(
-            [torch.arange(self.num_rows - len(self.fed), self.num_rows), self._number[self.fed]]
-        )
-        edges, weight = torch.cat([edges, more], 1), graph.edge_weight[live]
-        weight = torch.cat([weight, torch.ones(len(self.fed))])
-        order = edges[1].argsort(stable=True)
-        self.source, self.weight = edges[0][order].int().numpy(), weight[order].numpy()
-        self.target = edges[1][order]
-        every = torch.arange(len(self._nodes) + 1)
+        #: Row of what a node sends among those of its level, -1 where it sends nothing. ``[V]``
+        self.row = torch.full((graph.num_nodes,), -1)
+        #: Nodes that constants feed, and the row of what these send to each, by level.
+        self.fed: list[tuple[Tensor, Tensor]] = []
+        self.num_rows: list[int] = []
+        edges, weights = [torch.stack([self.row[:0], self.row[:0]])], [graph.edge_weight[live]]
+        fed = target[constant].unique()
+        for each in range(len(graph.strides) + 1):
+            senders = (sends & (level == each)).nonzero().flatten()
+            self.row[senders] = torch.arange(len(senders))
+            here = fed[reads[fed] == each]
+            rows = torch.arange(len(here)) + len(senders)
+            self.fed.append((here, rows))
+            self.num_rows.append(len(senders) + len(here))
+            edges.append(torch.stack([rows, number[here]]))
+            weights.append(torch.ones(len(here)))
+        edges[0] = torch.stack([self.row[source[live]], number[target[live]]])
+        rows, self.target = torch.cat(edges, 1)
+        order = self.target.argsort(stable=True)
+        self.source, self.target = rows[order].int().numpy(), self.target[order]
+        self.weight = torch.cat(weights)[order].numpy()
+        every = torch.arange(len(self.nodes) + 1)
         self.ptr = torch.searchsorted(self.target, every).numpy()
 
     @property
@@ -90,24 +101,20 @@ class Engine:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the states of the outputs; see :class:`FrozenGraph` for shapes."""
-        features = tuple(x.shape[2:])
-        maps = features if len(features) == 2 else (1, math.prod(features))
+        maps = _maps(x)
         flat = x.detach().reshape(*x.shape[:2], -1).contiguous()
         with self._lock:
             first = self._plan(x[:1], maps, 1)
-            at_once = max(1, PIXELS_AT_ONCE // max(1, first.image))
+            at_once = max(1, PIXELS_AT_ONCE // max(1, math.prod(maps)))
             outputs = [self._plan(x[:1], maps, len(part)).run(part) for part in flat.split(at_once)]
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        size = first.size if len(features) == 2 else features
+        size = first.sizes[-1] if x.dim() == 4 else x.shape[2:]
         return out.view(*out.shape[:2], *size)
 
     def choices(self, x: Tensor) -> list[Choice]:
         """Return how sums are formed for such an input ``[1, ...]``."""
-        self(x)
-        features = tuple(x.shape[2:])
-        return self._plan(
-            x, features if len(features) == 2 else (1, math.prod(features)), 1
-        ).choices
+        with self._lock:
+            return self._plan(x, _maps(x), 1).choices
 
     def _plan(self, x: Tensor, maps: tuple[int, ...], batch: int) -> "_Plan":
         key = (batch, *maps, torch.get_num_threads())
@@ -131,21 +138,38 @@ class _Plan:
     def __init__(self, engine: Engine, x: Tensor, maps: tuple[int, ...], batch: int) -> None:
         graph = engine.graph
         self.engine, self.batch = engine, batch
-        self.size = tuple(-(-n // graph.stride) for n in maps)
-        self.pitch = self.size[1] + any(part.filters for part in graph.parts)
-        self.image = self.size[0] * self.pitch
-        width = -(-batch * self.image // kernels.LANES) * kernels.LANES
-        most = max((len(p) for p in engine.parts), default=0)
-        self.z = torch.zeros(engine.num_rows, width)
-        self.total = torch.zeros(most, width)
-        self.outputs = len(graph.outputs), self.size[0] * self.size[1]
+        self.sizes = graph.sizes(maps)
+        self._levels()
+        self._tables()
+        self.outputs = len(graph.outputs), math.prod(self.sizes[-1])
         self.constant = (~graph.reached[graph.outputs]).nonzero().flatten()
-        self._tables(maps)
         if not bool(graph.reached.all()):
             self._constants(x)
         self.dense: dict[int, tuple[Tensor, slice]] = {}
         self.choices: list[Choice] = []
         self._choose(torch.zeros(batch, x.shape[1], math.prod(maps)))
+
+    def _levels(self) -> None:
+        """Lay out memory for states and sums."""
+        engine, lanes = self.engine, kernels.LANES
+        padding = any(part.filters for part in engine.graph.parts)
+        self.levels = np.zeros((len(self.sizes), 5), dtype=np.int64)
+        base = 0
+        for each, (height, width) in enumerate(self.sizes):
+            pitch = width + padding
+            length = -(-self.batch * height * pitch // lanes) * lanes
+            self.levels[each] = height, width, pitch, length, base
+            base += engine.num_rows[each] * length
+        self.z = torch.zeros(base)
+        lengths = self.levels[:, kernels.ROW_LENGTH]
+        most = max((len(p) * int(lengths[p.reads]) for p in engine.parts), default=0)
+        self.total = torch.zeros(most)
+
+    def _rows(self, level: int) -> Tensor:
+        """Return what nodes of a level send ``[rows, length]``."""
+        length, base = self.levels[level, [kernels.ROW_LENGTH, kernels.BASE]].tolist()
+        number = self.engine.num_rows[level]
+        return self.z[base : base + number * length].view(number, length)
 
     def run(self, x: Tensor) -> Tensor:
         """Return the outputs ``[B, outputs, Ho Wo]`` of ``x [B, C, H W]``."""
@@ -156,7 +180,7 @@ class _Plan:
         start = 0
         for at, (matrix, rows) in self.dense.items():
             self._kernel(given, to, start, at)
-            self._multiply(matrix, rows)
+            self._multiply(at, matrix, rows)
             start = at
         self._kernel(given, to, start, len(self.engine.parts))
         return out
@@ -165,27 +189,27 @@ class _Plan:
         if start < stop:
             e = self.engine
             kernels.run(
-                *(self.blocks, self.eps, self.nodes, self.scale, self.shift, self.filters),
-                *(e.ptr, e.source, e.weight, x, self.z.numpy(), self.total.numpy(), out),
-                *(self.pitch, start, stop, _jit.threads()),
+                *(self.blocks, self.eps, self.levels, self.nodes),
+                *(self.scale, self.shift, self.filters, e.ptr, e.source, e.weight),
+                *(x, self.z.numpy(), self.total.numpy(), out, start, stop, _jit.threads()),
             )
 
-    def _multiply(self, matrix: Tensor, rows: slice) -> None:
-        torch.mm(matrix, self.z[rows], out=self.total[: len(matrix)])
+    def _multiply(self, at: int, matrix: Tensor, rows: slice) -> None:
+        states = self._rows(self.engine.parts[at].reads)[rows]
+        size = len(matrix), states.shape[1]
+        torch.mm(matrix, states, out=self.total[: math.prod(size)].view(size))
 
-    def _tables(self, maps: tuple[int, ...]) -> None:
+    def _tables(self) -> None:
         engine, graph = self.engine, self.engine.graph
-        nodes, parts = engine._nodes, engine.parts
-        self.blocks = np.zeros((len(parts) + 2, 7), dtype=np.int64)
-        self.blocks[-2, :2], self.blocks[-1, :2] = maps, self.size
-        self.eps = np.zeros(len(parts))
+        nodes, parts = engine.nodes, engine.parts
+        self.blocks = np.zeros((len(parts), 9), dtype=np.int64)
+        self.eps = np.array([part.eps or 0 for part in parts], dtype=np.float64)
         first = 0
         for at, part in enumerate(parts):
-            kind, stride = (0, graph.stride) if part.role == Role.INPUT else (1, 1)
-            instance = part.eps is not None
-            self.eps[at] = part.eps or 0
-            row = first, first + len(part), kind, part.relu, part.filters, stride, instance
-            self.blocks[at] = row
+            kind = kernels.GIVEN if part.role == Role.INPUT else kernels.SUMS
+            stride = graph.strides[part.reads] if part.level > part.reads else 1
+            does = kind, part.relu, part.filters, stride, part.eps is not None
+            self.blocks[at] = first, first + len(part), *does, part.reads, part.level
             first += len(part)
         self.nodes = np.full((len(nodes), 3), -1, dtype=np.int64)
         taken = nodes < len(graph.inputs)
@@ -201,19 +225,25 @@ class _Plan:
     def _constants(self, x: Tensor) -> None:
         """Fill what does not depend on images: what constant nodes send, and constant outputs."""
         engine, graph = self.engine, self.engine.graph
-        states = torch.cat(graph.states(x.detach()), 1).reshape(graph.num_nodes, -1)
-        self.constants = states[graph.outputs[self.constant]]
-        if not len(engine.fed):
-            return
+        states = [s[0].reshape(s.shape[1], -1) for s in graph.states(x.detach())]
         source, target = graph.edge_index
         used = ~graph.reached[source] & graph.reached[target]
-        sums = torch.zeros(graph.num_nodes, states.shape[1])
-        sums.index_add_(0, target[used], graph.edge_weight[used, None] * states[source[used]])
-        maps = sums[engine.fed].view(-1, *self.size)
-        rows = self.z[engine.num_rows - len(engine.fed) :, : self.batch * self.image]
-        rows.view(len(maps), self.batch, self.size[0], self.pitch)[..., : self.size[1]] = maps[
-            :, None
-        ]
+        for level, (fed, rows) in enumerate(engine.fed):
+            given = [part.level == level for part in graph.parts]
+            known = torch.zeros(graph.num_nodes, math.prod(self.sizes[level]))
+            known[graph.of_parts(given).bool()] = torch.cat(
+                [known[:0], *(s for s, here in zip(states, given, strict=True) if here)]
+            )
+            edges = used & torch.isin(target, fed)
+            sums = torch.zeros_like(known)
+            sent = graph.edge_weight[edges, None] * known[source[edges]]
+            sums.index_add_(0, target[edges], sent)
+            height, width, pitch = self.levels[level, :3].tolist()
+            to = self._rows(level)[rows][:, : self.batch * height * pitch]
+            to = to.view(len(fed), self.batch, height, pitch)
+            to[..., :width] = sums[fed].view(len(fed), 1, height, width)
+            self._rows(level)[rows, : self.batch * height * pitch] = to.flatten(1)
+        self.constants = known[graph.outputs[self.constant]]
 
     def _choose(self, x: Tensor) -> None:
         """Time the sums of each part by both ways, and keep the faster."""
@@ -236,11 +266,16 @@ class _Plan:
             nodes, self.nodes = self.nodes, sums_only
             sparse = _seconds(partial(self._kernel, x.numpy(), out, at, at + 1))
             self.nodes = nodes
-            dense = _seconds(partial(self._multiply, matrix, rows))
+            dense = _seconds(partial(self._multiply, at, matrix, rows))
             self.choices.append(Choice(part, len(source), matrix.numel(), sparse, dense))
             if self.choices[-1].is_dense:
                 self.dense[at] = matrix, rows
-                self.blocks[at, kernels.KIND] = 2
+                self.blocks[at, kernels.KIND] = kernels.SUMMED
+
+
+def _maps(x: Tensor) -> tuple[int, ...]:
+    """Return height and width of the maps of an input; other features lie in one row."""
+    return tuple(x.shape[2:]) if x.dim() == 4 else (1, math.prod(x.shape[2:]))
 
 
 def _seconds(function: Callable[[], object], repeats: int = 3) -> float:

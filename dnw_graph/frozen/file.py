@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dnw_graph._registry import Registry
-from dnw_graph.frozen.graph import FrozenGraph, Part
+from dnw_graph.frozen.graph import TENSORS, FrozenGraph, Part
 from dnw_graph.frozen.model import FrozenModel
 from dnw_graph.topology import Role
 
@@ -128,7 +128,7 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 def _described(layer: nn.Module) -> dict[str, Any]:
     if isinstance(layer, FrozenGraph):
         parts = [dataclasses.asdict(part) for part in layer.parts]
-        return {"layer": "FrozenGraph", "parts": parts, "stride": layer.stride}
+        return {"layer": "FrozenGraph", "parts": parts, "strides": layer.strides}
     name = type(layer).__name__
     if name not in LAYERS or LAYERS[name].build is not type(layer):
         raise ValueError(
@@ -156,7 +156,9 @@ def _layer(described: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     name = described["layer"]
     if name == "FrozenGraph":
         parts = [Part(**{**part, "role": Role(part["role"])}) for part in described["parts"]]
-        return FrozenGraph(parts, described["stride"], **tensors)
+        if tensors.keys() != set(TENSORS):
+            raise ValueError(f"a graph has the tensors {', '.join(TENSORS)}")
+        return FrozenGraph(parts, tuple(described["strides"]), **tensors)
     options = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in described["options"].items()

@@ -25,6 +25,8 @@ class Part:
         eps: Of instance norm; None where statistics are folded in.
         relu: Whether there is a maximum with 0.
         filters: Whether there is a 3x3 filter.
+        reads: Level of the inputs.
+        level: Level of the states: that, or the next, and then the filter has its stride.
     """
 
     first: int
@@ -34,9 +36,18 @@ class Part:
     eps: float | None = None
     relu: bool = False
     filters: bool = False
+    reads: int = 0
+    level: int = 0
 
     def __len__(self) -> int:
         return self.past - self.first
+
+
+TENSORS = (
+    *("edge_index", "edge_weight", "inputs", "outputs", "node"),
+    *("scale", "shift", "filters", "reached"),
+)
+"""Names of what a graph is made of, besides its parts."""
 
 
 class FrozenGraph(nn.Module):
@@ -46,12 +57,13 @@ class FrozenGraph(nn.Module):
 
     Shapes:
         - input ``[B, C, H, W]``, of which input nodes read the channels ``inputs``
-        - output ``[B, outputs, H / stride, W / stride]``, rounded up
+        - output ``[B, outputs, H', W']``, of the last level
 
     Args:
         parts: The nodes, in the order in which they fire; those of inputs first.
-        stride: Of the filters of inputs.
-        edge_index: Edges ``[2, k]``, from parts to later ones.
+        strides: Between levels: states of level ``l`` have the size of what the graph is given,
+            divided by the first ``l`` strides, each time rounded up.
+        edge_index: Edges ``[2, k]``, from parts to later ones that read their level.
         edge_weight: Their weights ``[k]``.
         inputs: Channel that each input node reads.
         outputs: Node of each output channel.
@@ -74,13 +86,15 @@ class FrozenGraph(nn.Module):
     shift: Tensor
     filters: Tensor
     reached: Tensor
+    _place: Tensor
 
-    def __init__(self, parts: Sequence[Part], stride: int, **tensors: Tensor) -> None:
+    def __init__(self, parts: Sequence[Part], strides: Sequence[int], **tensors: Tensor) -> None:
         super().__init__()
-        self.parts, self.stride = tuple(parts), stride
-        for name in FrozenGraph.__annotations__:
+        self.parts, self.strides = tuple(parts), tuple(strides)
+        for name in TENSORS:
             self.register_buffer(name, tensors[name])
         self._check()
+        self.register_buffer("_place", self._places(), persistent=False)
         self._least = int(self.inputs.max()) + 1 if len(self.inputs) else 0
         self._matrices: dict[int, Tensor] = {}
         self._engine: Engine | None = None
@@ -91,6 +105,10 @@ class FrozenGraph(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self._matrices, self._engine = {}, None
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what it is made of, besides its parts."""
+        return {name: getattr(self, name) for name in TENSORS}
 
     @property
     def num_nodes(self) -> int:
@@ -111,7 +129,29 @@ class FrozenGraph(nn.Module):
 
     def plainly(self, x: Tensor) -> Tensor:
         """Return the states of the outputs, by PyTorch's layers alone."""
-        return torch.cat(self.states(x), 1)[:, self.outputs]
+        last = len(self.strides)
+        ends = [s for p, s in zip(self.parts, self.states(x), strict=True) if p.level == last]
+        return torch.cat(ends, 1)[:, self._place[self.outputs]]
+
+    def sizes(self, features: Sequence[int]) -> list[list[int]]:
+        """Return the size of the states of each level, given that of the input."""
+        sizes = [list(features)]
+        for stride in self.strides:
+            sizes.append([-(-n // stride) for n in sizes[-1]])
+        return sizes
+
+    def of_parts(self, values: Sequence[int]) -> Tensor:
+        """Return a number of each part for each of its nodes ``[V]``, int64."""
+        sizes = torch.tensor([len(part) for part in self.parts], dtype=torch.int64)
+        return torch.tensor(values, dtype=torch.int64).repeat_interleave(sizes)
+
+    def _places(self) -> Tensor:
+        """Return the place of each node among those of its level ``[V]``."""
+        level = self.of_parts([part.level for part in self.parts])
+        place = torch.zeros_like(level)
+        for each in level.unique():
+            place[level == each] = torch.arange(int((level == each).sum()))
+        return place
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() < 2 or x.shape[1] < self._least:
@@ -128,7 +168,7 @@ class FrozenGraph(nn.Module):
 
     def _check(self) -> None:
         size, edges = len(self.node), self.edge_weight.shape
-        for name, x in self.named_buffers():
+        for name, x in self.tensors().items():
             known = name in ("edge_weight", "scale", "shift", "filters")
             wanted = torch.float32 if known else torch.int64
             if x.dtype != (torch.bool if name == "reached" else wanted):
@@ -154,9 +194,7 @@ class FrozenGraph(nn.Module):
         past_inputs = sum(len(p) for p in self.parts if p.role == Role.INPUT)
         if Role.INPUT in roles[roles.count(Role.INPUT) :] or past_inputs != len(self.inputs):
             raise ValueError("parts of inputs come first, and each input reads a channel")
-        part_of = torch.arange(len(self.parts)).repeat_interleave(
-            torch.tensor([len(part) for part in self.parts], dtype=torch.int64)
-        )
+        part_of = self.of_parts(range(len(self.parts)))
         for name, ids, most in (
             ("edge_index", self.edge_index, size),
             ("outputs", self.outputs, size),
@@ -169,28 +207,38 @@ class FrozenGraph(nn.Module):
             raise ValueError("edges must lead from parts to later ones")
         if bool((target.diff() < 0).any()) or bool((target < past_inputs).any()):
             raise ValueError("edges must be sorted by target, and lead to no input")
-        if (
-            not isinstance(self.stride, int)
-            or self.stride < 1
-            or (
-                self.stride > 1
-                and not all(part.filters for part in self.parts if part.role == Role.INPUT)
-            )
-        ):
-            raise ValueError("a stride is 1 or more, and takes inputs with filters")
+        numbers = [*self.strides, *(n for part in self.parts for n in (part.reads, part.level))]
+        if any(isinstance(n, bool) or not isinstance(n, int) for n in numbers):
+            raise ValueError("strides and levels must be whole numbers")
+        if any(stride < 2 for stride in self.strides):
+            raise ValueError("strides between levels must be 2 or more")
+        for part in self.parts:
+            if part.level - part.reads not in (0, part.filters):
+                raise ValueError("a part leads to the level it reads, or with a filter to the next")
+            if not 0 <= part.reads <= part.level <= len(self.strides):
+                raise ValueError(f"levels are numbered from 0 to {len(self.strides)}")
+            if part.role == Role.INPUT and part.reads:
+                raise ValueError("inputs read the first level")
+        level = self.of_parts([part.level for part in self.parts])
+        reads = self.of_parts([part.reads for part in self.parts])
+        if bool((level[source] != reads[target]).any()):
+            raise ValueError("edges must lead from nodes to others that read their level")
+        if bool((level[self.outputs] != len(self.strides)).any()):
+            raise ValueError("outputs must be of the last level")
 
     def states(self, x: Tensor) -> list[Tensor]:
         """Return the states of each part ``[B, nodes, *features]``."""
-        size = [-(-n // self.stride) for n in x.shape[2:]]
-        states = [x.new_zeros(x.shape[0], 0, *size)]
+        sizes, states = self.sizes(x.shape[2:]), []
+        known = [[x.new_zeros(x.shape[0], 0, *size)] for size in sizes]  # states of each level
         for at, part in enumerate(self.parts):
             if part.role == Role.INPUT:
                 into = x[:, self.inputs[part.first : part.past]]
             else:
-                before = torch.cat(states, 1)
-                flat = before.reshape(x.shape[0], part.first, math.prod(size))
+                size, before = sizes[part.reads], torch.cat(known[part.reads], 1)
+                flat = before.reshape(x.shape[0], before.shape[1], math.prod(size))
                 into = (self._matrix(at) @ flat).reshape(x.shape[0], len(part), *size)
             states.append(self.fire(part, into))
+            known[part.level].append(states[-1])
         return states
 
     def fire(self, part: Part, into: Tensor) -> Tensor:
@@ -205,18 +253,19 @@ class FrozenGraph(nn.Module):
             into = F.relu(into)
         if part.filters:
             filters = self.filters[nodes, None]
-            stride = self.stride if part.role == Role.INPUT else 1
+            stride = self.strides[part.reads] if part.level > part.reads else 1
             into = F.conv2d(into, filters, None, stride, 1, groups=len(part))
         return into
 
     def _matrix(self, at: int) -> Tensor:
-        """Return the weights into a part as a matrix ``[nodes, nodes before]``."""
+        """Return the weights into a part ``[nodes, nodes before it of the level it reads]``."""
         weight = self._matrices.get(at)
         if weight is None or weight.device != self.edge_weight.device:
             part = self.parts[at]
             source, target = self.edge_index
             into = (target >= part.first) & (target < part.past)
-            weight = self.edge_weight.new_zeros(len(part), part.first)
-            weight[target[into] - part.first, source[into]] = self.edge_weight[into]
+            before = sum(len(p) for p in self.parts[:at] if p.level == part.reads)
+            weight = self.edge_weight.new_zeros(len(part), before)
+            weight[target[into] - part.first, self._place[source[into]]] = self.edge_weight[into]
             self._matrices[at] = weight
         return weight

@@ -87,7 +87,12 @@ def freeze(model: nn.Module) -> FrozenModel:
             "freeze() found no NeuralGraph in the network; bake() makes the zeros of sparse layers "
             "permanent"
         )
-    frozen = _frozen(_fused([_copied(layer) for layer in layers]))
+    frozen: list[nn.Module] = []
+    for layer in _frozen(_fused([_copied(layer) for layer in layers])):
+        joined = None
+        if isinstance(layer, FrozenGraph) and frozen and isinstance(frozen[-1], FrozenGraph):
+            joined = _joined(frozen[-1], layer)
+        frozen = [*frozen, layer] if joined is None else [*frozen[:-1], joined]
     _reach(frozen)
     return FrozenModel(*frozen).eval()
 
@@ -171,9 +176,7 @@ def _wanted(following: nn.Module | None, number: int) -> Tensor:
 
 def _with(graph: FrozenGraph, parts: Sequence[Part] = (), **tensors: Tensor) -> FrozenGraph:
     """Return a graph that is another one but for some of its parts or tensors."""
-    return FrozenGraph(
-        parts or graph.parts, graph.stride, **{**dict(graph.named_buffers()), **tensors}
-    )
+    return FrozenGraph(parts or graph.parts, graph.strides, **{**graph.tensors(), **tensors})
 
 
 def _narrowed(conv: nn.Conv2d, wanted: Tensor) -> nn.Conv2d:
@@ -213,6 +216,60 @@ def _folded(graph: FrozenGraph, layer: nn.Module) -> FrozenGraph | None:
         return None
     parts = [replace(p, **change) if p.role == Role.OUTPUT else p for p in graph.parts]
     return _with(graph, parts)
+
+
+def _joined(first: FrozenGraph, second: FrozenGraph) -> FrozenGraph | None:
+    """Return one graph for two in a row: an output and the input that reads it are one node.
+
+    None where outputs do more than to sum, or feed other nodes; or where one is read twice.
+    """
+    sums = [p for p in first.parts if p.role == Role.OUTPUT and p == _plain(p)]
+    ends = torch.cat([torch.arange(p.first, p.past) for p in sums] or [first.node[:0]])
+    read = first.outputs[second.inputs]
+    once = torch.equal(read.sort().values, ends) and len(first.outputs) == len(ends)
+    if not once or bool(torch.isin(first.edge_index[0], ends).any()):
+        return None
+    kept = [p for p in first.parts if p not in sums]
+    level, order = len(first.strides), []
+    parts: list[Part] = []
+    for part in kept:
+        parts.append(_moved(part, parts, 0))
+        order.append(torch.arange(part.first, part.past))
+    before = sum(map(len, kept))
+    number = torch.full((first.num_nodes,), -1)
+    number[torch.cat([*order, first.node[:0]])] = torch.arange(before)
+    number[read] = before + torch.arange(len(read))
+    for part in second.parts:
+        role = Role.HIDDEN if part.role == Role.INPUT else part.role
+        parts.append(replace(_moved(part, parts, level), role=role))
+    edge_index = torch.cat([number[first.edge_index], second.edge_index + before], 1)
+    by_target = (edge_index[1] * (before + second.num_nodes) + edge_index[0]).argsort()
+    tensors = {
+        name: torch.cat([getattr(first, name)[torch.cat([*order, number[:0]])], x])
+        for name, x in second.tensors().items()
+        if name in ("node", "scale", "shift", "filters", "reached")
+    }
+    return FrozenGraph(
+        parts,
+        (*first.strides, *second.strides),
+        edge_index=edge_index[:, by_target],
+        edge_weight=torch.cat([first.edge_weight, second.edge_weight])[by_target],
+        inputs=first.inputs,
+        outputs=second.outputs + before,
+        **tensors,
+    )
+
+
+def _plain(part: Part) -> Part:
+    """Return a part that does nothing but sum."""
+    return replace(part, norm=False, eps=None, relu=False, filters=False, level=part.reads)
+
+
+def _moved(part: Part, before: Sequence[Part], level: int) -> Part:
+    """Return a part behind others, its levels raised."""
+    first = before[-1].past if before else 0
+    past, reads = first + len(part), part.reads + level
+    return replace(part, first=first, past=past, reads=reads, level=part.level + level)
 
 
 def _reach(layers: Sequence[nn.Module]) -> None:

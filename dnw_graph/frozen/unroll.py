@@ -185,6 +185,8 @@ def _compact(unrolled: _Unrolled, channel: Tensor, ends: Tensor) -> FrozenGraph:
         order.append(kept - nodes[0] + layer.block.nodes.start)
         parts.append(_part(layer, first, len(kept)))
         tensors.append(_rows(layer.formula, kept - nodes[0]))
+    strides = [layer.formula.stride for layer in unrolled.layers if layer.role == Role.INPUT]
+    stride = max(strides)
     live = needed[edge_index[0]] & needed[edge_index[1]]
     source, target = number[edge_index[:, live]]
     by_target = (target * max(unrolled.size, 1) + source).argsort()
@@ -192,8 +194,8 @@ def _compact(unrolled: _Unrolled, channel: Tensor, ends: Tensor) -> FrozenGraph:
     inputs = [channel[part] for part, p in zip(order, parts, strict=True) if p.role == Role.INPUT]
     scale, shift, filters = (torch.cat(rows) for rows in zip(*tensors, strict=True))
     return FrozenGraph(
-        parts,
-        max(layer.formula.stride for layer in unrolled.layers if layer.role == Role.INPUT),
+        [_levelled(part, stride) for part in parts],
+        (stride,) * (stride > 1),
         edge_index=torch.stack([source, target])[:, by_target],
         edge_weight=weight[live][by_target],
         inputs=torch.cat(inputs) if inputs else node[:0],
@@ -234,6 +236,12 @@ def _part(layer: _Layer, first: int, size: int) -> Part:
         relu=formula.relu,
         filters=_filters(formula),
     )
+
+
+def _levelled(part: Part, stride: int) -> Part:
+    """Return a part with its levels: inputs lead to the second where there is a stride."""
+    level = int(stride > 1)
+    return replace(part, reads=0 if part.role == Role.INPUT else level, level=level)
 
 
 def _rows(formula: Formula, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
