@@ -1,5 +1,6 @@
 """What a frozen network costs, counted and measured."""
 
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -100,21 +101,23 @@ def _milliseconds(layer: nn.Module, x: Tensor, repeats: int) -> float:
 
 def _counted(layer: nn.Module, x: Tensor, out: Tensor) -> tuple[int, int, str]:
     """Return multiply-adds, parameters and a remark."""
-    pixels = out.shape[2:].numel()
     if isinstance(layer, FrozenGraph):
-        engine = layer.engine
-        live = [p for p in layer.parts if p.filters]
-        filters = sum(int(layer.reached[p.first : p.past].sum()) for p in live)
-        choices = engine.choices(x)
+        choices = layer.engine.choices(x)
         dense = [c for c in choices if c.is_dense]
+        sizes = [math.prod(size) for size in layer.sizes(x.shape[2:])]
+        filtered = [part for part in layer.engine.parts if part.filters]
+        parameters = layer.num_edges + 9 * sum(len(part) for part in filtered)
+        macs = 9 * sum(len(part) * sizes[part.level] for part in filtered)
+        for choice in choices:
+            done = choice.candidates if choice.is_dense else choice.edges
+            macs += done * sizes[choice.part.reads]
         hidden = sum(len(p) for p in layer.parts if p.role == Role.HIDDEN)
         constants = int((~layer.reached).sum())
         remark = f"{layer.num_nodes} nodes ({hidden} hidden, {constants} constant), "
         remark += f"{layer.num_edges:,} edges; "
         remark += f"{len(choices) - len(dense)} sums sparse, {len(dense)} dense"
-        macs = sum(c.candidates if c.is_dense else c.edges for c in choices) * pixels
-        return macs + 9 * filters * pixels, layer.num_edges + 9 * filters, remark
-    weight = getattr(layer, "weight", None)
+        return macs, parameters, remark
+    weight, pixels = getattr(layer, "weight", None), out.shape[2:].numel()
     if isinstance(layer, nn.Conv2d | nn.Linear) and weight is not None:
         return weight.numel() * pixels, weight.numel(), ""
     if isinstance(layer, nn.AdaptiveAvgPool2d | nn.AvgPool2d):

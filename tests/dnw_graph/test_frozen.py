@@ -361,5 +361,7 @@ def test_sums_are_the_same_both_ways_and_the_report_says_which(
     report = frozen.report(example=x)
     assert report.parameters == 2 * 6 * 20 + 9 * (6 + 20)
     assert report.macs == 196 * report.parameters
+    halved = freeze(lived_in(NeuralGraph(Topology.layered([6, 6]), rule="complete", stride=2)))
+    assert halved.report(example=x).macs == 49 * (9 * 6 + 6 * 6)
     assert f"{2 * (faster == 'sparse')} sums sparse, {2 * (faster == 'dense')} dense" in str(report)
     assert report.milliseconds > 0

@@ -1,0 +1,54 @@
+"""Exported networks classify as the run does."""
+
+import json
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+
+from dnw_graph import load_frozen
+from tests.train.test_training import options
+from train.data import open_source
+from train.export import export, notes, report
+from train.imagenet import train
+from train.metrics import Normalize
+from train.run import RunFolder
+from train.setup import make_batches
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("runs") / "small"
+    train(options(out, graph="mbv1_dnw", width=0.225, image_size=32, epochs=1))
+    return str(out)
+
+
+def test_every_kind_of_file_classifies_as_the_run(run: str, tmp_path: Path) -> None:
+    folder = RunFolder(run)
+    config, model = folder.load_config(), folder.load_model()
+    frozen = load_frozen(export(run, "safetensors"))
+    assert frozen.notes == notes(config)
+    session = onnxruntime.InferenceSession(export(run, "onnx", str(tmp_path / "a" / "model.onnx")))
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(
+        config.classes
+    )
+    program = torch.export.load(export(run, "torch"))
+    source = open_source("digits", training=False)
+    batches = make_batches(source, config, torch.device("cpu")).validation()
+    normalize, seen = Normalize(config), 0
+    with torch.inference_mode():
+        for images, _ in batches:
+            x = normalize(images)
+            expected = model(x).argmax(1)
+            (onnx,) = session.run(None, {"images": x.numpy()})
+            for logits in (frozen(x), torch.from_numpy(onnx), program.module()(x)):
+                assert torch.equal(logits.argmax(1), expected)
+            seen += len(x)
+    assert seen > 300
+
+
+def test_a_report_and_errors(run: str, tmp_path: Path) -> None:
+    assert "edges; " in str(report(run))
+    with pytest.raises(ValueError, match="is not a run folder"):
+        export(str(tmp_path), "onnx")
