@@ -180,7 +180,7 @@ def _notes(table: Table, results: Results) -> list[str]:
         "standard deviation over n seeds; MACs are multiply-adds an image."
     ]
     lines += table.notes
-    if not table.finds_data:
+    if any(row.usual and not results.of(row.name) for row in table.rows) and not table.finds_data:
         lines.append(
             f"\\* of the network before training, with {table.classes} classes; a learned wiring "
             "has other dead nodes afterwards."

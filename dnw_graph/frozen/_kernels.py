@@ -93,6 +93,25 @@ def _summing(vectors: int) -> Any:
 _1, _2, _3, _4, _5, _6, _7 = (_summing(n) for n in range(1, 8))
 
 
+@intrinsic
+def _part(typing_context, source, even, odd):
+    """even[i] = source[2 i], odd[i] = source[2 i + 1] for a vector of each, by addresses."""
+
+    def generate(context, builder, signature, args):
+        i32, vector = ir.IntType(32), ir.VectorType(ir.FloatType(), LANES)
+        source, *outputs = (builder.inttoptr(a, vector.as_pointer()) for a in args)
+        halves = [builder.load(builder.gep(source, [i32(i)])) for i in range(2)]
+        for half in halves:
+            half.align = 4
+        for first, out in enumerate(outputs):
+            places = ir.Constant(ir.VectorType(i32, LANES), list(range(first, 2 * LANES, 2)))
+            taken = builder.shuffle_vector(halves[0], halves[1], places)
+            builder.store(taken, out).align = 4
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
 def _inline(function: Callable[..., Any]) -> Any:
     return numba.njit(fastmath={"contract", "reassoc"}, error_model="numpy")(function)
 
@@ -180,19 +199,22 @@ def _pad(row, pitch, H, W, a, b, relu, padded):
 
 
 @_inline
-def _part_by_parity(row, pitch, H, W, a, b, relu, parts):
-    """Write what :func:`_pad` does to four arrays, by whether its row and column are odd."""
-    zero = np.float32(0)
+def _part_by_parity(row, pitch, H, W, a, b, relu, line, parts):
+    """Write what :func:`_pad` does to four arrays, by whether its row and column are odd.
+
+    A row is parted a vector at a time, past its end too, which the next row or a zero overwrites.
+    """
     q = (W + 1) // 2 + 1
+    line[W:] = 0
     for y in range(H):
         part, at = (y + 1) % 2, (y + 1) // 2 * q
-        even, odd, maps = parts[2 * part, at + 1 :], parts[2 * part + 1, at:], row[y * pitch :]
-        for j in range(W // 2):
-            value = a * maps[2 * j + 1] + b
-            even[j] = zero if relu and value < zero else value
-        for j in range((W + 1) // 2):
-            value = a * maps[2 * j] + b
-            odd[j] = zero if relu and value < zero else value
+        _affine(row[y * pitch :], line, W, a, b, relu)
+        odd, even = parts[2 * part + 1, at:], parts[2 * part, at + 1 :]
+        for i in range(0, W, 2 * LANES):
+            _part(line.ctypes.data + 4 * i, odd.ctypes.data + 2 * i, even.ctypes.data + 2 * i)
+        parts[2 * part, at] = 0
+    parts[:2, (H // 2 + 1) * q :] = 0
+    parts[2:, ((H - 1) // 2 + 1) * q :] = 0
 
 
 @_inline
@@ -225,7 +247,7 @@ def _fire(row, pitch, H, W, a, b, relu, k, filters, stride, padded, parts, line,
         _pad(row, pitch, H, W, a, b, relu, padded)
         _filter(padded, k, to, (H - 1) * p + W, p)
     elif stride == 2 and to_pitch == (W + 1) // 2 + 1:
-        _part_by_parity(row, pitch, H, W, a, b, relu, parts)
+        _part_by_parity(row, pitch, H, W, a, b, relu, line, parts)
         _filter_by_parity(parts, k, to, (H + 1) // 2 * to_pitch - 1, to_pitch)
     else:
         _pad(row, pitch, H, W, a, b, relu, padded)
@@ -276,8 +298,8 @@ def run(
         pieces = min(max((past - first) * B, 1), 1 if threads == 1 else 4 * threads)
         for piece in numba.prange(pieces):
             padded = np.zeros((h + 2) * (w + 1) + 1, dtype=np.float32)
-            parts = np.zeros((4, (h // 2 + 2) * ((w + 1) // 2 + 1)), dtype=np.float32)
-            line = np.empty(w + LANES, dtype=np.float32)
+            parts = np.zeros((4, (h // 2 + 2) * ((w + 1) // 2 + 1) + 2 * LANES), dtype=np.float32)
+            line = np.empty(w + 2 * LANES, dtype=np.float32)
             for task in range(
                 piece * (past - first) * B // pieces, (piece + 1) * (past - first) * B // pieces
             ):
