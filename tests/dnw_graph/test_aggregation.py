@@ -213,7 +213,7 @@ def test_auto_goes_by_cost() -> None:
 def test_dense_refuses_incomplete_blocks() -> None:
     edges = torch.tensor([[0, 1, 0], [2, 2, 3]])
     topology = Topology.from_edges(edges, inputs=[0, 1], outputs=[2, 3])
-    with pytest.raises(ValueError, match=r'Dense cannot serve block 1.*backend="auto"'):
+    with pytest.raises(ValueError, match=r'dense cannot serve block 1.*backend="auto"'):
         NeuralGraph(topology, num_edges=2, node="relu", backend="dense")
     NeuralGraph(topology, num_edges=2, node="relu", backend=Reference())
     with pytest.raises(ValueError, match="unknown backend 'spars'; did you mean 'sparse'"):
