@@ -152,24 +152,41 @@ class _Plan:
     def _levels(self) -> None:
         """Lay out memory for states and sums."""
         engine, lanes = self.engine, kernels.LANES
-        padding = any(part.filters for part in engine.graph.parts)
-        self.levels = np.zeros((len(self.sizes), 5), dtype=np.int64)
-        base = 0
+        padding = int(any(part.filters for part in engine.graph.parts))
+        self.levels = np.zeros((len(self.sizes), 10), dtype=np.int64)
+        base = sum_base = mask_base = 0
+        masks = []
         for each, (height, width) in enumerate(self.sizes):
             pitch = width + padding
-            length = -(-self.batch * height * pitch // lanes) * lanes
-            self.levels[each] = height, width, pitch, length, base
+            image = (height + padding) * pitch
+            vectors = -(-(self.batch * image - padding * pitch) // lanes)
+            # Kernels write whole vectors: what they write too much falls behind the row.
+            length = (vectors + 1) * lanes
+            lead = -(-(pitch + 1) // lanes) * lanes  # padding before the first line
+            sum_length = lead + length + -(-(pitch + 1) // lanes) * lanes + 2 * lanes
+            row = height, width, pitch, image, vectors, length, base
+            self.levels[each] = *row, sum_length, sum_base + lead, mask_base
+            most = max((len(p) for p in engine.parts if p.reads == each), default=0)
             base += engine.num_rows[each] * length
-        self.z = torch.zeros(base)
-        lengths = self.levels[:, kernels.ROW_LENGTH]
-        most = max((len(p) * int(lengths[p.reads]) for p in engine.parts), default=0)
-        self.total = torch.zeros(most)
+            sum_base += most * sum_length
+            mask_base += vectors * lanes
+            inside = np.zeros((self.batch, height + padding, pitch), dtype=np.int32)
+            inside[:, :height, :width] = -1
+            masks.append(np.resize(np.append(inside, np.zeros(lanes, np.int32)), vectors * lanes))
+        self.z, self.total = torch.zeros(base), torch.zeros(sum_base)
+        self.mask = np.concatenate(masks)
 
     def _rows(self, level: int) -> Tensor:
         """Return what nodes of a level send ``[rows, length]``."""
         length, base = self.levels[level, [kernels.ROW_LENGTH, kernels.BASE]].tolist()
         number = self.engine.num_rows[level]
         return self.z[base : base + number * length].view(number, length)
+
+    def _images(self, rows: Tensor, level: int) -> Tensor:
+        """Return the maps in rows ``[rows, B, H, W]``."""
+        height, width, pitch, image = self.levels[level, : kernels.IMAGE + 1].tolist()
+        size, strides = (len(rows), self.batch, height, width), (rows.stride(0), image, pitch, 1)
+        return rows.as_strided(size, strides)
 
     def run(self, x: Tensor) -> Tensor:
         """Return the outputs ``[B, outputs, Ho Wo]`` of ``x [B, C, H W]``."""
@@ -190,14 +207,17 @@ class _Plan:
             e = self.engine
             kernels.run(
                 *(self.blocks, self.eps, self.levels, self.nodes),
-                *(self.scale, self.shift, self.filters, e.ptr, e.source, e.weight),
+                *(self.scale, self.shift, self.filters, e.ptr, e.source, e.weight, self.mask),
                 *(x, self.z.numpy(), self.total.numpy(), out, start, stop, _jit.threads()),
             )
 
     def _multiply(self, at: int, matrix: Tensor, rows: slice) -> None:
-        states = self._rows(self.engine.parts[at].reads)[rows]
-        size = len(matrix), states.shape[1]
-        torch.mm(matrix, states, out=self.total[: math.prod(size)].view(size))
+        reads = self.engine.parts[at].reads
+        height, _, pitch, image = self.levels[reads, : kernels.IMAGE + 1].tolist()
+        length, base = self.levels[reads, [kernels.SUM_LENGTH, kernels.SUM_BASE]].tolist()
+        size = len(matrix), (self.batch - 1) * image + height * pitch
+        states = self._rows(reads)[rows, : size[1]]
+        torch.mm(matrix, states, out=self.total.as_strided(size, (length, 1), base))
 
     def _tables(self) -> None:
         engine, graph = self.engine, self.engine.graph
@@ -238,11 +258,8 @@ class _Plan:
             sums = torch.zeros_like(known)
             sent = graph.edge_weight[edges, None] * known[source[edges]]
             sums.index_add_(0, target[edges], sent)
-            height, width, pitch = self.levels[level, :3].tolist()
-            to = self._rows(level)[rows][:, : self.batch * height * pitch]
-            to = to.view(len(fed), self.batch, height, pitch)
-            to[..., :width] = sums[fed].view(len(fed), 1, height, width)
-            self._rows(level)[rows, : self.batch * height * pitch] = to.flatten(1)
+            maps = self._images(self._rows(level), level)
+            maps[rows] = sums[fed].view(len(fed), 1, *maps.shape[2:])
         self.constants = known[graph.outputs[self.constant]]
 
     def _choose(self, x: Tensor) -> None:
