@@ -27,7 +27,7 @@ BYTES = 4 * LANES
 
 # Columns of the tables that describe blocks, levels and nodes to the kernels.
 FIRST, PAST, KIND, RELU, FILTERS, STRIDE, INSTANCE, READS, LEVEL = range(9)
-HEIGHT, WIDTH, PITCH, IMAGE, VECTORS, ROW_LENGTH, BASE, SUM_LENGTH, SUM_BASE, MASK = range(10)
+HEIGHT, WIDTH, PITCH, IMAGE, VECTORS, ROW_LENGTH, BASE, SUM_LENGTH, LEAD, NODES, MASK = range(11)
 CHANNEL, OUTPUT, ROW = range(3)
 GIVEN, SUMS, SUMMED = range(3)  # kinds of blocks: of inputs; with sums to form; with sums formed
 
@@ -200,6 +200,14 @@ def _affine(row, row_pitch, to, pitch, image, H, W, a, b, least):
 
 
 @_inline
+def _clear(total, rows, length, lead, end):
+    """Write the padding before and behind what rows hold."""
+    for row in range(rows):
+        total[row * length : row * length + lead] = 0
+        total[row * length + end : (row + 1) * length] = 0
+
+
+@_inline
 def _filter(padded, pitch, H, W, k, stride, line, to, to_pitch):
     """Filter a map, given the address of its padding's corner, to an address."""
     if stride == 1:
@@ -237,7 +245,10 @@ def run(
         reads, gives = blocks[block, READS], blocks[block, LEVEL]
         h, w, pitch = levels[reads, HEIGHT], levels[reads, WIDTH], levels[reads, PITCH]
         image, length = levels[reads, IMAGE], levels[reads, ROW_LENGTH]
-        sum_length, sum_base = levels[reads, SUM_LENGTH], levels[reads, SUM_BASE]
+        sum_length, lead = levels[reads, SUM_LENGTH], levels[reads, LEAD]
+        if block == start or blocks[block - 1, READS] != reads:
+            end = lead + B * image - (pitch - w) * pitch
+            _clear(total, levels[reads, NODES], sum_length, lead, end)
         if kind == SUMS:
             vectors = levels[reads, VECTORS]
             tiles = (vectors + TILE - 1) // TILE
@@ -256,7 +267,7 @@ def run(
                     _sum(
                         n, from_states, source.ctypes.data, value.ctypes.data, ptr[v], ptr[v + 1],
                         length, inside + BYTES * low, a, b, np.float32(-np.inf) if instance else least,
-                        sums + 4 * (sum_base + (v - first) * sum_length) + BYTES * low,
+                        sums + 4 * (lead + (v - first) * sum_length) + BYTES * low,
                     )  # fmt: skip
         H, W, to_pitch = levels[gives, HEIGHT], levels[gives, WIDTH], levels[gives, PITCH]
         to_image, to_length = levels[gives, IMAGE], levels[gives, ROW_LENGTH]
@@ -269,7 +280,7 @@ def run(
                 first + (piece + 1) * (past - first) // pieces,
             ):
                 for b in range(B):
-                    at = sum_base + (v - first) * sum_length + b * image
+                    at = lead + (v - first) * sum_length + b * image
                     if kind != SUMS or instance:
                         if kind == GIVEN:
                             row, row_pitch = x[b, nodes[v, CHANNEL]], w

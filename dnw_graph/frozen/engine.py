@@ -1,9 +1,10 @@
 """Runs frozen graphs on a CPU, by kernels or by dense products, whichever is faster."""
 
 import math
+import operator
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -153,9 +154,9 @@ class _Plan:
         """Lay out memory for states and sums."""
         engine, lanes = self.engine, kernels.LANES
         padding = int(any(part.filters for part in engine.graph.parts))
-        self.levels = np.zeros((len(self.sizes), 10), dtype=np.int64)
-        base = sum_base = mask_base = 0
-        masks = []
+        self.levels = np.zeros((len(self.sizes), 11), dtype=np.int64)
+        masks, sizes, lives = [], [], []
+        most = mask_base = 0
         for each, (height, width) in enumerate(self.sizes):
             pitch = width + padding
             image = (height + padding) * pitch
@@ -164,16 +165,24 @@ class _Plan:
             length = (vectors + 1) * lanes
             lead = -(-(pitch + 1) // lanes) * lanes  # padding before the first line
             sum_length = lead + length + -(-(pitch + 1) // lanes) * lanes + 2 * lanes
-            row = height, width, pitch, image, vectors, length, base
-            self.levels[each] = *row, sum_length, sum_base + lead, mask_base
-            most = max((len(p) for p in engine.parts if p.reads == each), default=0)
-            base += engine.num_rows[each] * length
-            sum_base += most * sum_length
+            reads = [at for at, part in enumerate(engine.parts) if part.reads == each]
+            writes = [at for at, part in enumerate(engine.parts) if part.level == each]
+            nodes = max((len(engine.parts[at]) for at in reads), default=0)
+            row = height, width, pitch, image, vectors, length, 0
+            self.levels[each] = *row, sum_length, lead, nodes, mask_base
+            # What constants send stays, so it shares its memory with nothing.
+            forever = len(engine.fed[each][0]) > 0
+            alive = range(len(engine.parts)) if forever else (*writes, *reads)
+            lives.append((min(alive, default=0), max(alive, default=0)))
+            sizes.append(engine.num_rows[each] * length)
+            most = max(most, nodes * sum_length)
             mask_base += vectors * lanes
             inside = np.zeros((self.batch, height + padding, pitch), dtype=np.int32)
             inside[:, :height, :width] = -1
             masks.append(np.resize(np.append(inside, np.zeros(lanes, np.int32)), vectors * lanes))
-        self.z, self.total = torch.zeros(base), torch.zeros(sum_base)
+        self.levels[:, kernels.BASE] = bases = _placed(sizes, lives)
+        self.z = torch.zeros(max(map(operator.add, bases, sizes)))
+        self.total = torch.zeros(most)
         self.mask = np.concatenate(masks)
 
     def _rows(self, level: int) -> Tensor:
@@ -214,7 +223,7 @@ class _Plan:
     def _multiply(self, at: int, matrix: Tensor, rows: slice) -> None:
         reads = self.engine.parts[at].reads
         height, _, pitch, image = self.levels[reads, : kernels.IMAGE + 1].tolist()
-        length, base = self.levels[reads, [kernels.SUM_LENGTH, kernels.SUM_BASE]].tolist()
+        length, base = self.levels[reads, [kernels.SUM_LENGTH, kernels.LEAD]].tolist()
         size = len(matrix), (self.batch - 1) * image + height * pitch
         states = self._rows(reads)[rows, : size[1]]
         torch.mm(matrix, states, out=self.total.as_strided(size, (length, 1), base))
@@ -288,6 +297,19 @@ class _Plan:
             if self.choices[-1].is_dense:
                 self.dense[at] = matrix, rows
                 self.blocks[at, kernels.KIND] = kernels.SUMMED
+
+
+def _placed(sizes: Sequence[int], lives: Sequence[tuple[int, int]]) -> list[int]:
+    """Return where to put things of some sizes so that those alive together do not overlap."""
+    bases: dict[int, int] = {}
+    for each in sorted(range(len(sizes)), key=lambda each: -sizes[each]):
+        (born, died), base = lives[each], 0
+        for other in sorted(bases, key=lambda other: bases[other]):
+            together = lives[other][0] <= died and born <= lives[other][1]
+            if together and base + sizes[each] > bases[other]:
+                base = max(base, bases[other] + sizes[other])
+        bases[each] = base
+    return [bases[each] for each in range(len(sizes))]
 
 
 def _maps(x: Tensor) -> tuple[int, ...]:
