@@ -42,7 +42,11 @@ class Timing:
 
 
 def alternate(
-    candidates: Mapping[str, Callable[[], object]], repeats: int, device: str, warmup: int = 1
+    candidates: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: str,
+    warmup: int = 1,
+    untimed: int = 0,
 ) -> dict[str, Timing]:
     """Time every candidate ``repeats`` times, taking turns.
 
@@ -51,10 +55,14 @@ def alternate(
         repeats: Timed rounds.
         device: Waited for before and after each run.
         warmup: Rounds before those.
+        untimed: Runs at the beginning of each turn, after which caches hold what a candidate needs
+            and threads of the one before have gone to sleep.
     """
     seen: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(warmup + repeats):
         for name, run in candidates.items():
+            for _ in range(untimed):
+                run()
             wait(device)
             start = time.perf_counter()
             run()

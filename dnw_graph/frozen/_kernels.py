@@ -7,7 +7,8 @@ above the next. In a state it is of no meaning; in what a filter reads it is 0.
 
 A row is cut into tiles of up to 7 vectors. The sum of a node over a tile stays in registers while
 its edges are gone through, so an edge costs a load and a multiply-add a vector, from sources that
-stay in cache as the tile does. Scale, shift and maximum follow before it is written.
+stay in cache as the tile does. Scale, shift and maximum follow before it is written. Where maps are
+small, or edges few, it is faster to do node after node: then what a filter reads is still near.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,9 @@ BYTES = 4 * LANES
 FIRST, PAST, KIND, RELU, FILTERS, STRIDE, INSTANCE, READS, LEVEL = range(9)
 HEIGHT, WIDTH, PITCH, IMAGE, VECTORS, ROW_LENGTH, BASE, SUM_LENGTH, LEAD, NODES, MASK = range(11)
 CHANNEL, OUTPUT, ROW = range(3)
-GIVEN, SUMS, SUMMED = range(3)  # kinds of blocks: of inputs; with sums to form; with sums formed
+# Kinds of blocks: of inputs; with sums to form, tile after tile for all nodes or node after node;
+# with sums that are formed.
+GIVEN, BY_TILE, BY_NODE, SUMMED = range(4)
 
 # The arrays below have no annotations: Numba derives their types.
 # ruff: noqa: ANN001, ANN202
@@ -115,22 +118,31 @@ def _filtering(stride: int) -> Any:
         lines = [padded]
         for _ in range(2):
             lines.append(builder.add(lines[-1], builder.mul(pitch, i64(4))))
+        def taken(first: Any, second: Any, start: int, step: int) -> Any:
+            """Return some of the numbers of two vectors one behind the other."""
+            places = list(range(start, start + step * LANES, step))
+            return builder.shuffle_vector(first, second, ir.Constant(_INTEGERS, places))
+
+        held = [cgutils.alloca_once(builder, _VECTOR) for _ in lines]
+        for line, vector in zip(lines, held, strict=True):
+            builder.store(_load(builder, line), vector)
         with cgutils.for_range(builder, vectors) as loop:
-            found = []
-            for part in range(stride):
-                sums = []
-                for y, line in enumerate(lines):
-                    start = builder.add(line, builder.mul(loop.index, i64(BYTES * stride)))
-                    x = [_load(builder, start, offset=BYTES * part + 4 * i) for i in range(3)]
-                    total = builder.fmul(k[3 * y], x[0], flags=("contract",))
-                    for i in (1, 2):
-                        total = _add(builder, total, k[3 * y + i], x[i])
-                    sums.append(total)
-                found.append(builder.fadd(builder.fadd(sums[0], sums[1]), sums[2]))
-            if stride == 2:
-                even = ir.Constant(_INTEGERS, list(range(0, 2 * LANES, 2)))
-                found = [builder.shuffle_vector(*found, even)]
-            _store(builder, found[0], builder.add(out, builder.mul(loop.index, i64(BYTES))))
+            total = ir.Constant(_VECTOR, [0.0] * LANES)
+            for y, (line, vector) in enumerate(zip(lines, held, strict=True)):
+                start = builder.add(line, builder.mul(loop.index, i64(BYTES * stride)))
+                first, second = builder.load(vector), _load(builder, start, offset=BYTES)
+                if stride == 1:
+                    x = [first, taken(first, second, 1, 1), taken(first, second, 2, 1)]
+                    builder.store(second, vector)
+                else:
+                    third = _load(builder, start, offset=2 * BYTES)
+                    x = [taken(first, second, 0, 2), taken(first, second, 1, 2)]
+                    shifted = taken(first, second, 2, 1), taken(second, third, 2, 1)
+                    x.append(taken(*shifted, 0, 2))
+                    builder.store(third, vector)
+                for i in range(3):
+                    total = _add(builder, total, k[3 * y + i], x[i])
+            _store(builder, total, builder.add(out, builder.mul(loop.index, i64(BYTES))))
         return context.get_dummy_value()
 
     @intrinsic
@@ -165,6 +177,20 @@ def _sum(n, states, source, value, first, past, length, mask, a, b, least, out):
         _2(states, source, value, first, past, length, mask, a, b, least, out)
     else:
         _1(states, source, value, first, past, length, mask, a, b, least, out)
+
+
+@_inline
+def _tile(
+    tile, tiles, vectors, states, source, value, first, past, length, mask, a, b, least, raw, out,
+):  # fmt: skip
+    """Sum over one of some tiles; ``raw``, nothing follows."""
+    low = tile * vectors // tiles
+    if raw:
+        a, b, least = np.float32(1), np.float32(0), np.float32(-np.inf)
+    _sum(
+        (tile + 1) * vectors // tiles - low, states + BYTES * low, source.ctypes.data,
+        value.ctypes.data, first, past, length, mask + BYTES * low, a, b, least, out + BYTES * low,
+    )  # fmt: skip
 
 
 @_inline
@@ -249,25 +275,21 @@ def run(
         if block == start or blocks[block - 1, READS] != reads:
             end = lead + B * image - (pitch - w) * pitch
             _clear(total, levels[reads, NODES], sum_length, lead, end)
-        if kind == SUMS:
-            vectors = levels[reads, VECTORS]
-            tiles = (vectors + TILE - 1) // TILE
+        vectors = levels[reads, VECTORS]
+        tiles = (vectors + TILE - 1) // TILE
+        from_states = states + 4 * levels[reads, BASE]
+        inside = mask.ctypes.data + 4 * levels[reads, MASK]
+        if kind == BY_TILE:
             chunks = min(past - first, max(1, (4 * threads + tiles - 1) // tiles))
-            inside = mask.ctypes.data + 4 * levels[reads, MASK]
             for task in numba.prange(tiles * chunks):
                 tile, chunk = task // chunks, task % chunks
-                low = tile * vectors // tiles
-                n = (tile + 1) * vectors // tiles - low
-                from_states = states + 4 * levels[reads, BASE] + BYTES * low
                 lo = first + chunk * (past - first) // chunks
                 hi = first + (chunk + 1) * (past - first) // chunks
                 for v in range(lo, hi):
-                    a = np.float32(1) if instance else scale[v]
-                    b = np.float32(0) if instance else shift[v]
-                    _sum(
-                        n, from_states, source.ctypes.data, value.ctypes.data, ptr[v], ptr[v + 1],
-                        length, inside + BYTES * low, a, b, np.float32(-np.inf) if instance else least,
-                        sums + 4 * (lead + (v - first) * sum_length) + BYTES * low,
+                    _tile(
+                        tile, tiles, vectors, from_states, source, value, ptr[v], ptr[v + 1],
+                        length, inside, scale[v], shift[v], least, instance,
+                        sums + 4 * (lead + (v - first) * sum_length),
                     )  # fmt: skip
         H, W, to_pitch = levels[gives, HEIGHT], levels[gives, WIDTH], levels[gives, PITCH]
         to_image, to_length = levels[gives, IMAGE], levels[gives, ROW_LENGTH]
@@ -279,9 +301,17 @@ def run(
                 first + piece * (past - first) // pieces,
                 first + (piece + 1) * (past - first) // pieces,
             ):
+                row_of_sums = lead + (np.int64(piece) if kind == BY_NODE else v - first) * sum_length
+                if kind == BY_NODE:
+                    for tile in range(tiles):
+                        _tile(
+                            tile, tiles, vectors, from_states, source, value, ptr[v], ptr[v + 1],
+                            length, inside, scale[v], shift[v], least, instance,
+                            sums + 4 * row_of_sums,
+                        )  # fmt: skip
                 for b in range(B):
-                    at = lead + (v - first) * sum_length + b * image
-                    if kind != SUMS or instance:
+                    at = row_of_sums + b * image
+                    if instance or kind == GIVEN or kind == SUMMED:
                         if kind == GIVEN:
                             row, row_pitch = x[b, nodes[v, CHANNEL]], w
                         else:

@@ -32,8 +32,8 @@ class Choice:
         part: The part.
         edges: Edges into it.
         candidates: Pairs of a node before it and one of it.
-        sparse: Seconds for the sums by the sparse kernel.
-        dense: Seconds for the dense product.
+        sparse: Seconds by the sparse kernel.
+        dense: Seconds with sums by a dense product.
     """
 
     part: "Part"
@@ -202,14 +202,15 @@ class _Plan:
         out = torch.empty(len(x), *self.outputs)
         if len(self.constant):
             out[:, self.constant] = self.constants
-        given, to = x.numpy(), out.numpy()
-        start = 0
+        self._fire(x.numpy(), out.numpy(), 0, len(self.engine.parts))
+        return out
+
+    def _fire(self, x: np.ndarray, out: np.ndarray, start: int, stop: int) -> None:
         for at, (matrix, rows) in self.dense.items():
-            self._kernel(given, to, start, at)
+            self._kernel(x, out, start, at)
             self._multiply(at, matrix, rows)
             start = at
-        self._kernel(given, to, start, len(self.engine.parts))
-        return out
+        self._kernel(x, out, start, stop)
 
     def _kernel(self, x: np.ndarray, out: np.ndarray, start: int, stop: int) -> None:
         if start < stop:
@@ -235,7 +236,7 @@ class _Plan:
         self.eps = np.array([part.eps or 0 for part in parts], dtype=np.float64)
         first = 0
         for at, part in enumerate(parts):
-            kind = kernels.GIVEN if part.role == Role.INPUT else kernels.SUMS
+            kind = kernels.GIVEN if part.role == Role.INPUT else kernels.BY_TILE
             stride = graph.strides[part.reads] if part.level > part.reads else 1
             does = kind, part.relu, part.filters, stride, part.eps is not None
             self.blocks[at] = first, first + len(part), *does, part.reads, part.level
@@ -275,8 +276,7 @@ class _Plan:
         """Time the sums of each part by both ways, and keep the faster."""
         engine = self.engine
         out = np.zeros((len(x), *self.outputs), dtype=np.float32)
-        sums_only = self.nodes.copy()
-        sums_only[:, kernels.OUTPUT :] = -1
+        dense: dict[int, tuple[Tensor, slice]] = {}
         for at, part in enumerate(engine.parts):
             if part.role == Role.INPUT:
                 continue
@@ -289,14 +289,18 @@ class _Plan:
             matrix = torch.zeros(len(part), rows.stop - rows.start)
             place = engine.target[edges] - first, source - rows.start
             matrix[place] = torch.from_numpy(engine.weight[edges])
-            nodes, self.nodes = self.nodes, sums_only
-            sparse = _seconds(partial(self._kernel, x.numpy(), out, at, at + 1))
-            self.nodes = nodes
-            dense = _seconds(partial(self._multiply, at, matrix, rows))
-            self.choices.append(Choice(part, len(source), matrix.numel(), sparse, dense))
-            if self.choices[-1].is_dense:
-                self.dense[at] = matrix, rows
-                self.blocks[at, kernels.KIND] = kernels.SUMMED
+            seconds = {}
+            for kind in (kernels.BY_TILE, kernels.BY_NODE, kernels.SUMMED):
+                self.blocks[at, kernels.KIND] = kind
+                self.dense = {at: (matrix, rows)} if kind == kernels.SUMMED else {}
+                seconds[kind] = _seconds(partial(self._fire, x.numpy(), out, at, at + 1))
+            self.blocks[at, kernels.KIND] = kind = min(seconds, key=lambda kind: seconds[kind])
+            sparse = min(seconds[kernels.BY_TILE], seconds[kernels.BY_NODE])
+            choice = Choice(part, len(source), matrix.numel(), sparse, seconds[kernels.SUMMED])
+            self.choices.append(choice)
+            if kind == kernels.SUMMED:
+                dense[at] = matrix, rows
+        self.dense = dense
 
 
 def _placed(sizes: Sequence[int], lives: Sequence[tuple[int, int]]) -> list[int]:
