@@ -1,9 +1,9 @@
 """CPU kernels of frozen graphs: sums that stay in registers, node functions behind them.
 
-States are rows of floats, one a node, of ``B`` images one behind the other. Where there are filters,
-lines of pixels are one column further apart than the maps are wide, and images one line: what lies
-between is the padding at the right of one line and at the left of the next, below one image and
-above the next. In a state it is of no meaning; in what a filter reads it is 0.
+States are rows of floats, one a node, of ``B`` images one behind the other. Where there are
+filters, lines of pixels are one column further apart than the maps are wide, and images one line:
+what lies between is the padding at the right of one line and at the left of the next, below one
+image and above the next. In a state it is of no meaning; in what a filter reads it is 0.
 
 A row is cut into tiles of up to 7 vectors. The sum of a node over a tile stays in registers while
 its edges are gone through, so an edge costs a load and a multiply-add a vector, from sources that
@@ -24,15 +24,17 @@ from dnw_graph import _jit
 
 LANES = 16  # floats a vector; LLVM makes two of it, or four, where registers are shorter
 TILE = 7  # vectors
+AT_ONCE = 8  # channels of a convolution
 BYTES = 4 * LANES
 
 # Columns of the tables that describe blocks, levels and nodes to the kernels.
-FIRST, PAST, KIND, RELU, FILTERS, STRIDE, INSTANCE, READS, LEVEL = range(9)
-HEIGHT, WIDTH, PITCH, IMAGE, VECTORS, ROW_LENGTH, BASE, SUM_LENGTH, LEAD, NODES, MASK = range(11)
+FIRST, PAST, KIND, RELU, FILTERS, STRIDE, INSTANCE, READS, LEVEL, STEM = range(10)
+HEIGHT, WIDTH, PITCH, IMAGE, VECTORS, ROW_LENGTH, BASE = range(7)
+SUM_LENGTH, LEAD, NODES, MASK = range(7, 11)
 CHANNEL, OUTPUT, ROW = range(3)
-# Kinds of blocks: of inputs; with sums to form, tile after tile for all nodes or node after node;
-# with sums that are formed.
-GIVEN, BY_TILE, BY_NODE, SUMMED = range(4)
+# Kinds of blocks: of inputs; of inputs that a convolution computes; with sums to form, tile after
+# tile for all nodes or node after node; with sums that are formed.
+GIVEN, STEMMED, BY_TILE, BY_NODE, SUMMED = range(5)
 
 # The arrays below have no annotations: Numba derives their types.
 # ruff: noqa: ANN001, ANN202
@@ -108,6 +110,22 @@ def _summing(vectors: int) -> Any:
 _1, _2, _3, _4, _5, _6, _7 = (_summing(n) for n in range(1, 8))
 
 
+def _taken(builder: Any, first: Any, second: Any, start: int, step: int) -> Any:
+    """Return some of the numbers of two vectors one behind the other."""
+    places = list(range(start, start + step * LANES, step))
+    return builder.shuffle_vector(first, second, ir.Constant(_INTEGERS, places))
+
+
+def _neighbours(builder: Any, start: Any, stride: int) -> list[Any]:
+    """Return what lies at ``stride i``, ``stride i + 1`` and ``stride i + 2``, a vector of each."""
+    first, second, *more = (_load(builder, start, offset=BYTES * i) for i in range(stride + 1))
+    if stride == 1:
+        return [first, _taken(builder, first, second, 1, 1), _taken(builder, first, second, 2, 1)]
+    shifted = _taken(builder, first, second, 2, 1), _taken(builder, second, more[0], 2, 1)
+    here = [_taken(builder, first, second, start, 2) for start in range(2)]
+    return [*here, _taken(builder, *shifted, 0, 2)]
+
+
 def _filtering(stride: int) -> Any:
     """Return what applies a 3x3 filter, as LLVM instructions."""
 
@@ -115,33 +133,13 @@ def _filtering(stride: int) -> Any:
         padded, filters, out, vectors, pitch = args
         i64 = ir.IntType(64)
         k = [_everywhere(builder, _load(builder, filters, _F32, 4 * i)) for i in range(9)]
-        lines = [padded]
-        for _ in range(2):
-            lines.append(builder.add(lines[-1], builder.mul(pitch, i64(4))))
-        def taken(first: Any, second: Any, start: int, step: int) -> Any:
-            """Return some of the numbers of two vectors one behind the other."""
-            places = list(range(start, start + step * LANES, step))
-            return builder.shuffle_vector(first, second, ir.Constant(_INTEGERS, places))
-
-        held = [cgutils.alloca_once(builder, _VECTOR) for _ in lines]
-        for line, vector in zip(lines, held, strict=True):
-            builder.store(_load(builder, line), vector)
         with cgutils.for_range(builder, vectors) as loop:
+            line = builder.add(padded, builder.mul(loop.index, i64(BYTES * stride)))
             total = ir.Constant(_VECTOR, [0.0] * LANES)
-            for y, (line, vector) in enumerate(zip(lines, held, strict=True)):
-                start = builder.add(line, builder.mul(loop.index, i64(BYTES * stride)))
-                first, second = builder.load(vector), _load(builder, start, offset=BYTES)
-                if stride == 1:
-                    x = [first, taken(first, second, 1, 1), taken(first, second, 2, 1)]
-                    builder.store(second, vector)
-                else:
-                    third = _load(builder, start, offset=2 * BYTES)
-                    x = [taken(first, second, 0, 2), taken(first, second, 1, 2)]
-                    shifted = taken(first, second, 2, 1), taken(second, third, 2, 1)
-                    x.append(taken(*shifted, 0, 2))
-                    builder.store(third, vector)
-                for i in range(3):
-                    total = _add(builder, total, k[3 * y + i], x[i])
+            for y in range(3):
+                for i, x in enumerate(_neighbours(builder, line, stride)):
+                    total = _add(builder, total, k[3 * y + i], x)
+                line = builder.add(line, builder.mul(pitch, i64(4)))
             _store(builder, total, builder.add(out, builder.mul(loop.index, i64(BYTES))))
         return context.get_dummy_value()
 
@@ -154,6 +152,53 @@ def _filtering(stride: int) -> Any:
 
 
 _each, _every_other = _filtering(1), _filtering(2)
+
+
+def _convolving(stride: int) -> Any:
+    """Return what computes a line of some channels of a 3x3 convolution, as LLVM instructions."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        planes, channels, plane, pitch, taps, bias, least, out, length, vectors = args
+        i64 = ir.IntType(64)
+        least = _everywhere(builder, least)
+        totals = [cgutils.alloca_once(builder, _VECTOR) for _ in range(AT_ONCE)]
+        with cgutils.for_range(builder, vectors) as along:
+            for g, total in enumerate(totals):
+                builder.store(_everywhere(builder, _load(builder, bias, _F32, 4 * g)), total)
+            start = builder.add(planes, builder.mul(along.index, i64(BYTES * stride)))
+            with cgutils.for_range(builder, channels) as channel:
+                line = builder.add(start, builder.mul(channel.index, builder.mul(plane, i64(4))))
+                k = builder.add(taps, builder.mul(channel.index, i64(4 * 9 * AT_ONCE)))
+                for y in range(3):
+                    for i, x in enumerate(_neighbours(builder, line, stride)):
+                        for g, total in enumerate(totals):
+                            place = 4 * (AT_ONCE * (3 * y + i) + g)
+                            weight = _everywhere(builder, _load(builder, k, _F32, place))
+                            builder.store(_add(builder, builder.load(total), weight, x), total)
+                    line = builder.add(line, builder.mul(pitch, i64(4)))
+            to = builder.add(out, builder.mul(along.index, i64(BYTES)))
+            for total in totals:
+                result = builder.load(total)
+                below = builder.fcmp_ordered("<", result, least)  # false for NaN, which stays
+                _store(builder, builder.select(below, least, result), to)
+                to = builder.add(to, builder.mul(length, i64(4)))
+        return context.get_dummy_value()
+
+    @intrinsic
+    def convolved(
+        typing_context, planes, channels, plane, pitch, taps, bias, least, out, length, vectors
+    ):
+        """``out[g, i] = max(b + sum taps[c, y, x, g] planes[c, stride i + y pitch + x], least)``.
+
+        ``length`` lies between channels of ``out``, ``plane`` between those of ``planes``.
+        """
+        wide = types.int64
+        return types.void(*[wide] * 6, types.float32, *[wide] * 3), generate
+
+    return convolved
+
+
+_line, _half_line = _convolving(1), _convolving(2)
 
 
 def _inline(function: Callable[..., Any]) -> Any:
@@ -226,11 +271,48 @@ def _affine(row, row_pitch, to, pitch, image, H, W, a, b, least):
 
 
 @_inline
+def _zero(row, first, number):
+    for i in range(first, first + number):
+        row[i] = 0
+
+
+@_inline
 def _clear(total, rows, length, lead, end):
     """Write the padding before and behind what rows hold."""
     for row in range(rows):
-        total[row * length : row * length + lead] = 0
-        total[row * length + end : (row + 1) * length] = 0
+        _zero(total, row * length, lead)
+        _zero(total, row * length + end, length - end)
+
+
+@_inline
+def _framed(row, H, W, to):
+    """Write a map within a frame of zeros."""
+    _zero(to, 0, W + 3)
+    for y in range(H):
+        at = (y + 1) * (W + 2)
+        for x in range(W):
+            to[at + 1 + x] = row[y * W + x]
+        to[at + W + 1] = 0
+        to[at + W + 2] = 0
+    _zero(to, (H + 1) * (W + 2) + 1, W + 1)
+
+
+@_inline
+def _convolve(
+    planes, channels, plane, width, stride, taps, bias, least, total, at, length, pitch, H, W
+):  # fmt: skip
+    """Write maps of some channels of a convolution, 0 behind each line and each map."""
+    for y in range(H):
+        line, to = planes + 4 * y * stride * width, total.ctypes.data + 4 * (at + y * pitch)
+        vectors = (W + LANES - 1) // LANES
+        if stride == 1:
+            _line(line, channels, plane, width, taps, bias, least, to, length, vectors)
+        else:
+            _half_line(line, channels, plane, width, taps, bias, least, to, length, vectors)
+        for g in range(AT_ONCE):
+            _zero(total, at + g * length + y * pitch + W, pitch - W)
+    for g in range(AT_ONCE):
+        _zero(total, at + g * length + H * pitch, max(LANES, pitch))
 
 
 @_inline
@@ -253,13 +335,14 @@ def _filter(padded, pitch, H, W, k, stride, line, to, to_pitch):
 
 @_jit.Kernel
 def run(
-    blocks, eps, levels, nodes, scale, shift, filters, ptr, source, value, mask, x, z, total, out,
-    start, stop, threads,
+    blocks, eps, levels, nodes, scale, shift, filters, ptr, source, value, mask,
+    stem, stem_taps, stem_bias, planes, x, z, total, out, start, stop, threads,
 ):  # fmt: skip
     """Let blocks ``start`` to ``stop - 1`` fire.
 
-    ``x [B, C, H W]`` is what the graph is given, ``z`` and ``total`` memory for states and for what
-    filters read, ``out [B, outputs, H' W']`` what it gives.
+    ``x [B, C, H W]`` is what the graph is given, or what the convolution before it is given;
+    ``planes``, ``z`` and ``total`` are memory for that with a frame, for states and for what
+    filters read, ``out [B, outputs, H' W']`` what the graph gives.
     """
     B = x.shape[0]
     states, sums, taps = z.ctypes.data, total.ctypes.data, filters.ctypes.data
@@ -279,7 +362,22 @@ def run(
         tiles = (vectors + TILE - 1) // TILE
         from_states = states + 4 * levels[reads, BASE]
         inside = mask.ctypes.data + 4 * levels[reads, MASK]
-        if kind == BY_TILE:
+        if kind == STEMMED:
+            channels, height, width, step = stem[0], stem[1], stem[2], stem[3]
+            plane = (height + 2) * (width + 2)
+            for task in numba.prange(B * channels):
+                b, c = task // channels, task % channels
+                _framed(x[b, c], height, width, planes[np.int64(task) * plane :])
+            taps_of, bias_of = stem_taps[blocks[block, STEM] :], stem_bias[blocks[block, STEM] :]
+            for task in numba.prange((past - first + AT_ONCE - 1) // AT_ONCE):
+                for b in range(B):
+                    _convolve(
+                        planes.ctypes.data + 4 * b * channels * plane, channels, plane, width + 2,
+                        step, taps_of[task].ctypes.data, bias_of[task].ctypes.data, least,
+                        total, lead + np.int64(task) * AT_ONCE * sum_length + b * image,
+                        sum_length, pitch, h, w,
+                    )  # fmt: skip
+        elif kind == BY_TILE:
             chunks = min(past - first, max(1, (4 * threads + tiles - 1) // tiles))
             for task in numba.prange(tiles * chunks):
                 tile, chunk = task // chunks, task % chunks
@@ -301,7 +399,8 @@ def run(
                 first + piece * (past - first) // pieces,
                 first + (piece + 1) * (past - first) // pieces,
             ):
-                row_of_sums = lead + (np.int64(piece) if kind == BY_NODE else v - first) * sum_length
+                held_in = np.int64(piece) if kind == BY_NODE else v - first
+                row_of_sums = lead + held_in * sum_length
                 if kind == BY_NODE:
                     for tile in range(tiles):
                         _tile(
@@ -311,7 +410,7 @@ def run(
                         )  # fmt: skip
                 for b in range(B):
                     at = row_of_sums + b * image
-                    if instance or kind == GIVEN or kind == SUMMED:
+                    if instance or kind in (GIVEN, SUMMED):
                         if kind == GIVEN:
                             row, row_pitch = x[b, nodes[v, CHANNEL]], w
                         else:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from dnw_graph import _jit
 from dnw_graph.frozen import _kernels as kernels
@@ -100,29 +101,51 @@ class Engine:
         """Number of edges that are gone through, those from what stands for constants included."""
         return len(self.weight)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the states of the outputs; see :class:`FrozenGraph` for shapes."""
-        maps = _maps(x)
+    def __call__(self, x: Tensor, stem: nn.Conv2d | None = None) -> Tensor:
+        """Return the states of the outputs.
+
+        Args:
+            x: What the graph is given; see :class:`FrozenGraph` for shapes.
+            stem: A convolution that ``x`` goes through before; see :meth:`takes`.
+        """
         flat = x.detach().reshape(*x.shape[:2], -1).contiguous()
         with self._lock:
-            first = self._plan(x[:1], maps, 1)
-            at_once = max(1, PIXELS_AT_ONCE // max(1, math.prod(maps)))
-            outputs = [self._plan(x[:1], maps, len(part)).run(part) for part in flat.split(at_once)]
+            first = self._plan(x[:1], 1, stem)
+            at_once = max(1, PIXELS_AT_ONCE // max(1, math.prod(first.sizes[0])))
+            parts = flat.split(at_once)
+            outputs = [self._plan(x[:1], len(part), stem).run(part) for part in parts]
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         size = first.sizes[-1] if x.dim() == 4 else x.shape[2:]
         return out.view(*out.shape[:2], *size)
 
+    def takes(self, layer: nn.Module) -> bool:
+        """Return whether a layer is a convolution that can be computed with the graph behind it."""
+        return (
+            type(layer) is nn.Conv2d
+            and layer.kernel_size == (3, 3)
+            and layer.stride in ((1, 1), (2, 2))
+            and layer.padding == (1, 1)
+            and layer.dilation == (1, 1)
+            and layer.groups == 1
+            and layer.padding_mode == "zeros"
+            and layer.weight.dtype == torch.float32
+            and layer.out_channels >= self.graph.least_channels
+            and any(part.filters for part in self.graph.parts)
+            and all(part.eps is None for part in self.graph.parts if part.role == Role.INPUT)
+            and bool(self.graph.reached[: len(self.graph.inputs)].all())
+        )
+
     def choices(self, x: Tensor) -> list[Choice]:
         """Return how sums are formed for such an input ``[1, ...]``."""
         with self._lock:
-            return self._plan(x, _maps(x), 1).choices
+            return self._plan(x, 1).choices
 
-    def _plan(self, x: Tensor, maps: tuple[int, ...], batch: int) -> "_Plan":
-        key = (batch, *maps, torch.get_num_threads())
+    def _plan(self, x: Tensor, batch: int, stem: nn.Conv2d | None = None) -> "_Plan":
+        key = (batch, *x.shape, id(stem), torch.get_num_threads())
         if key not in self._plans:
             while len(self._plans) >= PLANS:
                 del self._plans[next(iter(self._plans))]
-            self._plans[key] = _Plan(self, x, maps, batch)
+            self._plans[key] = _Plan(self, x, batch, stem)
         return self._plans[key]
 
 
@@ -132,23 +155,30 @@ class _Plan:
     Args:
         engine: The engine.
         x: An input ``[1, ...]``, whose constant channels hold what they always do.
-        maps: Height and width of its maps.
         batch: Number of images.
+        stem: A convolution that inputs go through before.
     """
 
-    def __init__(self, engine: Engine, x: Tensor, maps: tuple[int, ...], batch: int) -> None:
+    def __init__(
+        self, engine: Engine, x: Tensor, batch: int, stem: nn.Conv2d | None = None
+    ) -> None:
         graph = engine.graph
-        self.engine, self.batch = engine, batch
-        self.sizes = graph.sizes(maps)
+        self.engine, self.batch, self.stem = engine, batch, stem
+        given = torch.zeros(batch, x.shape[1], math.prod(x.shape[2:]))
+        image = x.shape[1:]
+        if stem is not None:
+            x = stem(x)
+        self.sizes = graph.sizes(_maps(x))
         self._levels()
         self._tables()
+        self._stem(image)
         self.outputs = len(graph.outputs), math.prod(self.sizes[-1])
         self.constant = (~graph.reached[graph.outputs]).nonzero().flatten()
         if not bool(graph.reached.all()):
             self._constants(x)
         self.dense: dict[int, tuple[Tensor, slice]] = {}
         self.choices: list[Choice] = []
-        self._choose(torch.zeros(batch, x.shape[1], math.prod(maps)))
+        self._choose(given)
 
     def _levels(self) -> None:
         """Lay out memory for states and sums."""
@@ -168,6 +198,7 @@ class _Plan:
             reads = [at for at, part in enumerate(engine.parts) if part.reads == each]
             writes = [at for at, part in enumerate(engine.parts) if part.level == each]
             nodes = max((len(engine.parts[at]) for at in reads), default=0)
+            nodes = -(-nodes // kernels.AT_ONCE) * kernels.AT_ONCE
             row = height, width, pitch, image, vectors, length, 0
             self.levels[each] = *row, sum_length, lead, nodes, mask_base
             # What constants send stays, so it shares its memory with nothing.
@@ -218,6 +249,7 @@ class _Plan:
             kernels.run(
                 *(self.blocks, self.eps, self.levels, self.nodes),
                 *(self.scale, self.shift, self.filters, e.ptr, e.source, e.weight, self.mask),
+                *(self.stem_shape, self.stem_taps, self.stem_bias, self.planes),
                 *(x, self.z.numpy(), self.total.numpy(), out, start, stop, _jit.threads()),
             )
 
@@ -232,14 +264,14 @@ class _Plan:
     def _tables(self) -> None:
         engine, graph = self.engine, self.engine.graph
         nodes, parts = engine.nodes, engine.parts
-        self.blocks = np.zeros((len(parts), 9), dtype=np.int64)
+        self.blocks = np.zeros((len(parts), 10), dtype=np.int64)
         self.eps = np.array([part.eps or 0 for part in parts], dtype=np.float64)
         first = 0
         for at, part in enumerate(parts):
             kind = kernels.GIVEN if part.role == Role.INPUT else kernels.BY_TILE
             stride = graph.strides[part.reads] if part.level > part.reads else 1
             does = kind, part.relu, part.filters, stride, part.eps is not None
-            self.blocks[at] = first, first + len(part), *does, part.reads, part.level
+            self.blocks[at] = first, first + len(part), *does, part.reads, part.level, 0
             first += len(part)
         self.nodes = np.full((len(nodes), 3), -1, dtype=np.int64)
         taken = nodes < len(graph.inputs)
@@ -251,6 +283,33 @@ class _Plan:
         self.nodes[:, kernels.ROW] = engine.row[nodes].numpy()
         self.scale, self.shift = graph.scale[nodes].numpy(), graph.shift[nodes].numpy()
         self.filters = graph.filters[nodes].contiguous().numpy()
+
+    def _stem(self, image: Sequence[int]) -> None:
+        """Lay out the convolution before, some channels at once, with scale and shift folded in."""
+        at_once, taps, bias = kernels.AT_ONCE, [torch.zeros(0)], [torch.zeros(0)]
+        self.stem_shape, frames = np.zeros(4, dtype=np.int64), 0
+        if self.stem is not None:
+            self.stem_shape[:] = *image, self.stem.stride[0]
+            frames = self.batch * image[0] * (image[1] + 2) * (image[2] + 2)
+            weight, groups = self.stem.weight.detach(), 0
+            shift = torch.zeros(len(weight)) if self.stem.bias is None else self.stem.bias.detach()
+            for block in self.blocks:
+                if block[kernels.KIND] == kernels.GIVEN:
+                    nodes = slice(*block[[kernels.FIRST, kernels.PAST]].tolist())
+                    channels = torch.from_numpy(self.nodes[nodes, kernels.CHANNEL])
+                    scale = torch.from_numpy(self.scale[nodes])
+                    more = -len(channels) % at_once
+                    k = F.pad(weight[channels].flatten(1) * scale[:, None], (0, 0, 0, more))
+                    taps.append(k.unflatten(0, (-1, at_once)).mT.flatten())
+                    b = shift[channels] * scale + torch.from_numpy(self.shift[nodes])
+                    bias.append(F.pad(b, (0, more)))
+                    block[[kernels.KIND, kernels.STEM]] = kernels.STEMMED, groups
+                    groups += len(bias[-1]) // at_once
+        number = max(1, 9 * int(self.stem_shape[0]))
+        self.stem_taps = torch.cat(taps).view(-1, number, at_once).numpy()
+        self.stem_bias = torch.cat(bias).view(-1, at_once).numpy()
+        # Vectors are loaded past the end of the last line.
+        self.planes = np.zeros(frames + 4 * kernels.LANES, dtype=np.float32)
 
     def _constants(self, x: Tensor) -> None:
         """Fill what does not depend on images: what constant nodes send, and constant outputs."""

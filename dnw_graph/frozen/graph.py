@@ -95,7 +95,8 @@ class FrozenGraph(nn.Module):
             self.register_buffer(name, tensors[name])
         self._check()
         self.register_buffer("_place", self._places(), persistent=False)
-        self._least = int(self.inputs.max()) + 1 if len(self.inputs) else 0
+        #: How many channels an input must have, at least.
+        self.least_channels = int(self.inputs.max()) + 1 if len(self.inputs) else 0
         self._matrices: dict[int, Tensor] = {}
         self._engine: Engine | None = None
 
@@ -154,8 +155,10 @@ class FrozenGraph(nn.Module):
         return place
 
     def _check_input(self, x: Tensor) -> None:
-        if x.dim() < 2 or x.shape[1] < self._least:
-            raise ValueError(f"expected {self._least} channels or more, got {list(x.shape)}")
+        if x.dim() < 2 or x.shape[1] < self.least_channels:
+            raise ValueError(
+                f"expected {self.least_channels} channels or more, got {list(x.shape)}"
+            )
         if x.dim() != 4 and any(part.filters for part in self.parts):
             raise ValueError(f"expected feature maps [B, C, H, W], got {list(x.shape)}")
 

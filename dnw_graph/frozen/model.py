@@ -3,12 +3,14 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from dnw_graph.frozen.engine import usable
 from dnw_graph.frozen.graph import FrozenGraph, Part
 from dnw_graph.frozen.report import Report, report
 from dnw_graph.frozen.unroll import spread, unroll
@@ -37,6 +39,18 @@ class FrozenModel(nn.Sequential):
             raise ValueError("a frozen model is not trained: train the model it was made of")
         return super().train(mode)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the layers compute, a convolution together with the graph behind it."""
+        stem: nn.Conv2d | None = None
+        for layer, following in zip_longest(self, list(self)[1:]):
+            if stem is not None and isinstance(layer, FrozenGraph):
+                x, stem = layer.engine(x, stem), None
+            elif isinstance(layer, nn.Conv2d) and _together(layer, following, x):
+                stem = layer
+            else:
+                x = layer(x)
+        return x
+
     def plainly(self, x: Tensor) -> Tensor:
         """Return the same as a call, by PyTorch's layers alone."""
         for layer in self:
@@ -59,6 +73,14 @@ class FrozenModel(nn.Sequential):
     def graphs(self) -> list[FrozenGraph]:
         """The graphs in it."""
         return [layer for layer in self if isinstance(layer, FrozenGraph)]
+
+
+def _together(layer: nn.Conv2d, following: nn.Module | None, x: Tensor) -> bool:
+    """Return whether the engine of the graph that follows takes a convolution too."""
+    if not isinstance(following, FrozenGraph) or not usable(x):
+        return False
+    fits = x.dim() == 4 and x.shape[1] == layer.in_channels  # else the layer's own error
+    return fits and following.node.device == x.device and following.engine.takes(layer)
 
 
 @torch.no_grad()

@@ -158,6 +158,31 @@ def test_networks(name: str, size: int) -> None:
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_convolution_before_the_graph(stride: int, threads: int) -> None:
+    """Computed with the graph where its engine takes it, whatever the sizes."""
+    torch.manual_seed(stride)
+    graph = NeuralGraph(Topology.layered([13, 9, 6]), num_edges=60, node="norm_relu_conv", stride=2)
+    net = lived_in(nn.Sequential(nn.Conv2d(5, 13, 3, stride, 1), nn.BatchNorm2d(13), graph))
+    frozen = freeze(net)
+    given = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for batch, height, width in ((1, 17, 33), (3, 5, 4), (2, 6, 6), (1, 32, 32), (5, 8, 31)):
+            x = torch.randn(batch, 5, height, width)
+            with torch.no_grad():
+                expected, plain = net(x), frozen.plainly(x)
+                assert relative_error(plain, expected) < 1e-5
+                for _ in range(2):  # memory is used again
+                    assert relative_error(frozen(x), expected) < 1e-5
+        assert frozen[1].engine.takes(frozen[0]) == (stride < 3)
+        with pytest.raises(RuntimeError, match="expected input"):
+            frozen(torch.randn(1, 4, 8, 8))
+    finally:
+        torch.set_num_threads(given)
+
+
 def test_other_types_gradients_and_copies() -> None:
     graph = lived_in(NeuralGraph(Topology.layered([3, 5, 2]), num_edges=12))
     frozen, x = freeze(graph), torch.randn(2, 3, 6, 6)
