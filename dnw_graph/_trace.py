@@ -1,7 +1,7 @@
 """Runs a network once and tells which channels matter between its layers."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,14 +99,14 @@ class _Fixed(Call):
 
 def live_channels(
     calls: Sequence[Call],
-    reads: Mapping[nn.Module, Tensor],
-    feeds: Mapping[nn.Module, Tensor],
+    reads: Callable[[NeuralGraph, Tensor], Tensor],
+    feeds: Mapping[NeuralGraph, Tensor],
 ) -> list[tuple[Tensor, Tensor]]:
     """Return for each call which input and which output channels are live, boolean.
 
     Args:
         calls: From :func:`run`.
-        reads: For each graph, which channels of its input it reads.
+        reads: Which channels of its input a graph reads, given which of its output anything reads.
         feeds: For each graph, which channels of its output can differ from 0.
     """
     fed: dict[int, Tensor] = {}  # by id of the tensor: which channels can differ from 0
@@ -119,7 +119,8 @@ def live_channels(
     for call in reversed(calls):
         everything = torch.ones(_width(call.x), dtype=torch.bool)
         if isinstance(call.module, NeuralGraph):
-            wanted = reads[call.module]
+            outputs = torch.ones(_width(call.out), dtype=torch.bool)
+            wanted = reads(call.module, read.get(id(call.out), outputs))
         elif _keeps_channels(call) and not isinstance(call, _Fixed):
             wanted = read.get(id(call.out), everything)
         else:

@@ -9,6 +9,7 @@ from dnw_graph import _trace
 from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.sparse import Layer, evaluation_weight, sparse_layers_of, stored_weight
 from dnw_graph.topology import Role
+from dnw_graph.topology._order import distances
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,10 @@ class Cost:
             normalisation and biases are not counted.
         real_edges: Real edges of all graphs.
         candidate_edges: Candidate edges of all graphs.
-        dead_nodes: Nodes other than outputs without a real edge out.
+        dead_nodes: Nodes other than outputs without a real edge out, as the paper counts them.
+        unneeded_nodes: Nodes without a path of real edges to an output that anything reads: dead
+            ones, those that feed only such, and outputs that nothing reads. :func:`freeze` removes
+            them.
     """
 
     macs: int = 0
@@ -29,6 +33,7 @@ class Cost:
     real_edges: int = 0
     candidate_edges: int = 0
     dead_nodes: int = 0
+    unneeded_nodes: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(**{name: getattr(other, name) + n for name, n in vars(self).items()})
@@ -38,7 +43,8 @@ class Cost:
         return (
             f"{self.macs:,} MACs an image ({2 * self.macs:,} FLOPs), "
             f"{self.parameters:,} parameters, {self.real_edges:,} real of "
-            f"{self.candidate_edges:,} candidate edges{share}, {self.dead_nodes:,} dead nodes"
+            f"{self.candidate_edges:,} candidate edges{share}, {self.dead_nodes:,} dead nodes, "
+            f"{self.unneeded_nodes:,} without a path to an output"
         )
 
 
@@ -83,12 +89,23 @@ def cost(model: nn.Module, image_size: int = 224, *, example: Tensor | None = No
         for call in calls
         if isinstance(call.module, NeuralGraph)
     }
+    feeds = {graph: _ends(graph, e[1], Role.OUTPUT) for graph, e in wirings.items()}
     live = _trace.live_channels(
-        calls,
-        reads={graph: _ends(graph, e[0], Role.INPUT) for graph, e in wirings.items()},
-        feeds={graph: _ends(graph, e[1], Role.OUTPUT) for graph, e in wirings.items()},
+        calls, lambda graph, _: _ends(graph, wirings[graph][0], Role.INPUT), feeds
     )
-    total, seen = Cost(), set()
+    needed = {graph: torch.zeros(graph.topology.num_nodes).bool() for graph in wirings}
+
+    def reads(graph: NeuralGraph, outputs: Tensor) -> Tensor:
+        """Return which inputs have a path to these outputs."""
+        ends = graph.topology.outputs
+        if len(outputs) == len(ends):
+            ends = ends[outputs]
+        away = distances(wirings[graph].flip(0), graph.topology.num_nodes, ends)
+        needed[graph] |= away >= 0
+        return away[graph.topology.inputs] >= 0
+
+    _trace.live_channels(calls, reads, feeds)
+    total, seen = Cost(unneeded_nodes=sum(int((~nodes).sum()) for nodes in needed.values())), set()
     for call, (inputs, outputs) in zip(calls, live, strict=True):
         module = call.module
         if isinstance(module, NeuralGraph):

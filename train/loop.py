@@ -288,6 +288,7 @@ class Training:
             "real_edges": counted.real_edges,
             "candidate_edges": counted.candidate_edges,
             "dead_nodes": counted.dead_nodes,
+            "unneeded_nodes": counted.unneeded_nodes,
             "seconds": sum(row["seconds"] for row in self.rows),
             "device": str(self.fabric.device),
             "images_per_second": len(self.rows)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dnw_graph import Cost, NeuralGraph, Topology, cost
+from dnw_graph import Cost, NeuralGraph, Topology, cost, freeze
 from models import create_model
 
 
@@ -28,7 +28,25 @@ def test_a_graph_by_hand() -> None:
         real_edges=3,
         candidate_edges=16,
         dead_nodes=3,
+        unneeded_nodes=3,
     )
+
+
+def test_nodes_that_lead_nowhere_are_what_freezing_removes() -> None:
+    # 0 -> 1 -> 2 -> 3 and 2 -> 6 in the first graph; its output 6 feeds nothing in the second.
+    first = Topology.from_edges(
+        [[0, 1, 2, 0, 4, 2], [1, 2, 3, 4, 5, 6]], inputs=[0], outputs=[5, 6]
+    )
+    second = Topology.from_edges([[0], [2]], inputs=[0, 1], outputs=[2])
+    options = {"node": "norm_relu_conv", "rule": "complete"}
+    model = nn.Sequential(NeuralGraph(first, **options), NeuralGraph(second, **options)).eval()
+    counted = cost(model, example=torch.zeros(1, 1, 4, 4))
+    assert (counted.dead_nodes, counted.unneeded_nodes) == (1 + 1, 4 + 1)
+    assert "5 without a path to an output" in str(counted)
+    # The outputs of the first graph are the inputs of the second: one node each once frozen.
+    assert freeze(model).graphs[0].num_nodes == 7 + 3 - counted.unneeded_nodes - 1
+    alone = cost(model[0], example=torch.zeros(1, 1, 4, 4))
+    assert (alone.dead_nodes, alone.unneeded_nodes) == (1, 1)
 
 
 def test_layers_count_the_channels_that_the_graph_reads_and_feeds() -> None:
