@@ -117,7 +117,7 @@ def peak(threads: int) -> float:
     The fastest of PyTorch's two libraries: a product by BLAS, and a 1x1 convolution by oneDNN.
     """
     torch.set_num_threads(threads)
-    a, x, k = torch.randn(2048, 2048), torch.randn(1, 2048, 32, 64), torch.randn(2048, 2048, 1, 1)
+    a, x, k = torch.randn(2048, 2048), torch.randn(2, 2048, 32, 32), torch.randn(2048, 2048, 1, 1)
     best = math.inf
     for product in (lambda: a @ a, lambda: torch.nn.functional.conv2d(x, k)):
         for _ in range(5):
