@@ -2,8 +2,8 @@
 
     python -m benchmarks.inference [--threads 1 2] [--json FILE]
 
-All engines take turns in one process, at 224 x 224 pixels and batch 1; of four images in a turn
-the last is timed, as in a stream of images, one at a time. Engines are this project's frozen
+All engines take turns in one process, at 224 x 224 pixels and batch 1. A turn is 30 ms of images
+that are not timed and one that is, as in a stream of images. Engines are this project's frozen
 network, the same by PyTorch's layers, the network itself and its dense masked evaluation, ONNX
 Runtime on the exported network, and ONNX Runtime on dense MobileNetV1 with its norms folded in.
 """
@@ -171,7 +171,7 @@ def measure(args: Arguments, threads: int) -> list[Line]:
     keys = {" / ".join(key): key for key in engines}
     with torch.inference_mode():
         calls = {text: partial(engines[key], x) for text, key in keys.items()}
-        timings = alternate(calls, args.repeats, "cpu", untimed=3)
+        timings = alternate(calls, args.repeats, "cpu", warm=0.03, pause=0.05)
     return [
         Line(*key, threads, macs[key], *(1e3 * t for t in (took.median, took.low, took.high)))
         for (text, key), took in zip(keys.items(), timings.values(), strict=True)

@@ -46,7 +46,8 @@ def alternate(
     repeats: int,
     device: str,
     warmup: int = 1,
-    untimed: int = 0,
+    warm: float = 0.0,
+    pause: float = 0.0,
 ) -> dict[str, Timing]:
     """Time every candidate ``repeats`` times, taking turns.
 
@@ -55,13 +56,16 @@ def alternate(
         repeats: Timed rounds.
         device: Waited for before and after each run.
         warmup: Rounds before those.
-        untimed: Runs at the beginning of each turn, after which caches hold what a candidate needs
-            and threads of the one before have gone to sleep.
+        warm: Seconds of runs that are not timed at the beginning of each turn, after which caches
+            hold what a candidate needs.
+        pause: Seconds before each turn, in which threads of the one before go to sleep.
     """
     seen: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(warmup + repeats):
         for name, run in candidates.items():
-            for _ in range(untimed):
+            time.sleep(pause)
+            start = time.perf_counter()
+            while time.perf_counter() - start < warm:
                 run()
             wait(device)
             start = time.perf_counter()
