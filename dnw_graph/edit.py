@@ -4,8 +4,9 @@ from collections.abc import Hashable
 
 import networkx as nx
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from dnw_graph.aggregation import Aggregation
 from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.schedule import Schedule
 from dnw_graph.topology import Topology
@@ -18,22 +19,26 @@ def edited(
     *,
     rule: str | Rule | type[Rule] | None = None,
     num_edges: int | None = None,
+    backend: str | Aggregation | type[Aggregation] | None = None,
 ) -> NeuralGraph:
     """Return a graph like another one, with the edges of a networkx graph.
 
-    Edges that stayed keep their weights, nodes that stayed their node functions; new edges have the
-    ``weight`` given to them or one that is drawn, new nodes are as in a new graph.
+    Edges have the ``weight`` that ``wiring`` gives them, otherwise the one they had before, and
+    otherwise one that is drawn; nodes that stayed keep their node functions, new ones are as in a
+    new graph. It has parameters of its own, so optimizers and what is attached are made anew.
 
     Args:
         graph: The graph; it stays as it is.
         wiring: What :meth:`NeuralGraph.to_networkx` made of it, changed at will. Its edges are the
             candidates; those with ``real=False`` do not count as real.
-        rule: How edges are chosen, if otherwise than before. A rule that fixes them fixes these.
+        rule: How edges are chosen, if otherwise than before. A rule that fixes them fixes these,
+            the largest of them where the budget is smaller.
         num_edges: The budget ``k``; the number of real edges of ``wiring`` unless given.
+        backend: How messages are summed, if otherwise than before.
 
     Raises:
-        ValueError: A topology that the schedule cannot run; or a copy of a graph whose node
-            functions were built by a local function.
+        ValueError: A topology that the schedule or backend cannot run, a weight that is no number;
+            or a copy of a graph whose node functions were built by a local function.
     """
     if len(graph.functions) < 4:
         raise ValueError(
@@ -48,23 +53,49 @@ def edited(
         num_edges=sum(real) if num_edges is None else num_edges,
         schedule=graph.schedule,
         stride=graph.stride,
-        backend=graph.aggregation,
+        backend=graph.aggregation if backend is None else backend,
         **graph.functions,
     ).to(graph.weight)
     with torch.no_grad():
-        ids = []
-        for i, (u, v) in enumerate(topology.edge_index.t().tolist()):
-            data = wiring.edges[topology.names[u], topology.names[v]]
-            if "weight" in data:
-                new.weight[i] = data["weight"]
-            if data.get("real", True):
-                ids.append(i)
-        fixed = new.choice.get_buffer("edge_id") if "edge_id" in new.choice._buffers else None
-        if fixed is not None and len(fixed) == len(ids):
-            fixed.copy_(torch.tensor(ids))
+        ids = _keep_weights(new, wiring, graph)
+        if "edge_id" in new.choice._buffers:
+            _fix(new, new.choice.get_buffer("edge_id"), ids)
+        new.weight.requires_grad_(graph.weight.requires_grad)
         for ours, theirs in ((new.nodes, graph.nodes), (new.messages, graph.messages)):
             _keep_functions(ours, new.topology, theirs, graph.topology)
     return new.train(graph.training)
+
+
+def _keep_weights(new: NeuralGraph, wiring: nx.DiGraph, graph: NeuralGraph) -> Tensor:
+    """Give edges their weights; return the ids of those that are to be real."""
+    names, ids, weights = new.topology.names, [], new.weight.tolist()
+    before: dict[tuple[Hashable, Hashable], float] = {}
+    if any("weight" not in data for _, _, data in wiring.edges(data=True)):
+        called, pairs = graph.topology.names, graph.topology.edge_index.t().tolist()
+        for (u, v), weight in zip(pairs, graph.weight.tolist(), strict=True):
+            before[called[u], called[v]] = weight
+    for i, (u, v) in enumerate(new.topology.edge_index.t().tolist()):
+        edge = names[u], names[v]
+        data = wiring.edges[edge]
+        try:
+            weights[i] = float(data.get("weight", before.get(edge, weights[i])))
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"edge {edge[0]!r} -> {edge[1]!r} has weight {data['weight']!r}, which is no number"
+            ) from None
+        if data.get("real", True):
+            ids.append(i)
+    new.weight.copy_(torch.tensor(weights, dtype=torch.float64))
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def _fix(new: NeuralGraph, fixed: Tensor, ids: Tensor) -> None:
+    """Let a rule that keeps the edges it drew keep these instead, as far as the budget goes."""
+    ids = ids.to(fixed.device)
+    if len(ids) > len(fixed):
+        ids = ids[new.weight[ids].abs().topk(len(fixed)).indices]
+    others = fixed[~torch.isin(fixed, ids)]
+    fixed.copy_(torch.cat([ids, others[: len(fixed) - len(ids)]]).sort().values)
 
 
 def _topology(wiring: nx.DiGraph, schedule: Schedule) -> Topology:
@@ -83,7 +114,7 @@ def _topology(wiring: nx.DiGraph, schedule: Schedule) -> Topology:
 def _keep_functions(
     ours: nn.ModuleList, topology: Topology, theirs: nn.ModuleList, before: Topology
 ) -> None:
-    """Copy what belongs to nodes that there were before: tensors with an entry a node."""
+    """Copy what belongs to nodes that there were before, and what the nodes of a block share."""
     rows: dict[Hashable, tuple[nn.Module, int, int]] = {}
     for block, module in zip(before.blocks, theirs, strict=True):
         for at, v in enumerate(block.nodes):
@@ -96,7 +127,10 @@ def _keep_functions(
                 continue
             for name, value in source.state_dict().items():
                 mine = state[name]
-                if not value.dim():
-                    mine.copy_(value)
-                elif len(value) == size and len(mine) == len(block.nodes):
+                by_node = value.dim() and len(value) == size and len(mine) == len(block.nodes)
+                if by_node:
                     mine[at] = value[row]
+                elif mine.shape == value.shape:
+                    mine.copy_(value)
+            for ours_, theirs_ in zip(module.parameters(), source.parameters(), strict=True):
+                ours_.requires_grad_(theirs_.requires_grad)

@@ -275,9 +275,10 @@ class NeuralGraph(Wired):
             raise TypeError(f"expected a tensor [B, {expected}, ...], got {type(x).__name__}")
         cast = torch.is_autocast_enabled(x.device.type) and x.is_floating_point()
         if x.dtype != self.weight.dtype and not cast:
+            other = f", or the graph with .to({x.dtype})" if x.is_floating_point() else ""
             raise ValueError(
                 f"expected input of the weights' type {self.weight.dtype}, got {x.dtype}; "
-                f"convert it, or the graph with .to({x.dtype})"
+                f"convert it{other}"
             )
         at = 2 if self.schedule.takes_sequence else 1
         if x.dim() <= at or x.shape[at] != expected or (at == 2 and not x.shape[1]):

@@ -33,7 +33,10 @@ def run(flow: Flow, schedule: Schedule, x: Tensor) -> Tensor | None:
     blocks, nodes = flow.topology.blocks, flow.nodes
     if type(schedule) is not Static or x.dim() != 4:
         return None
+    ends = {block.index for block in blocks if block.role == Role.OUTPUT}
     if not all(map(_known, blocks, nodes, flow.messages)):
+        return None
+    if any(ends.intersection(block.sources) for block in blocks):  # outputs that feed others
         return None
     products = flow.aggregation.whole_graph(flow.wiring)
     if products is None:

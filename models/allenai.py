@@ -32,7 +32,12 @@ class Imported:
 
 
 def load_allenai(
-    state_dict: Mapping[str, Tensor], *, kind: Kind, prune_rate: float, image_size: int = 224
+    state_dict: Mapping[str, Tensor],
+    *,
+    kind: Kind,
+    prune_rate: float,
+    image_size: int = 224,
+    layers: int = 5,
 ) -> nn.Module:
     """Return the network of a checkpoint of the published implementation, in evaluation mode.
 
@@ -46,16 +51,24 @@ def load_allenai(
         prune_rate: Its flag of that name: 1 less the width multiplier, or the share of edges
             that are not real.
         image_size: Height and width of the images, in pixels; up to 64 the stem has stride 1.
+        layers: Its flag of that name, the steps of kind ``"discrete"``.
 
     Raises:
-        ValueError: Another kind, a rate outside [0, 1), tensors that are missing, unknown or of
-            the wrong shape.
+        ValueError: Another kind, a rate outside [0, 1), tensors that are missing, unknown, of the
+            wrong shape or not finite.
     """
-    return read_allenai(state_dict, kind=kind, prune_rate=prune_rate, image_size=image_size).model
+    return read_allenai(
+        state_dict, kind=kind, prune_rate=prune_rate, image_size=image_size, layers=layers
+    ).model
 
 
 def read_allenai(
-    state_dict: Mapping[str, Tensor], *, kind: Kind, prune_rate: float, image_size: int = 224
+    state_dict: Mapping[str, Tensor],
+    *,
+    kind: Kind,
+    prune_rate: float,
+    image_size: int = 224,
+    layers: int = 5,
 ) -> Imported:
     """Return the network of :func:`load_allenai`, and what the registry builds it from."""
     if kind not in get_args(Kind):
@@ -63,8 +76,16 @@ def read_allenai(
     if not 0 <= prune_rate < 1:
         raise ValueError(f"prune_rate must be a share, 0 or more and below 1, got {prune_rate}")
     state = {name.removeprefix("module."): value for name, value in state_dict.items()}
-    read = _mobilenet if kind.startswith("mbv1") else _tiny
-    return read(state, kind, prune_rate, image_size)
+    for name, value in state.items():
+        single = not value.dim() and not name.endswith("num_batches_tracked")
+        if value.layout != torch.strided or single:
+            kind_of = "a single number" if single else f"of layout {value.layout}"
+            raise ValueError(f"{name} of the checkpoint is {kind_of}, not a tensor of weights")
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{name} of the checkpoint has entries that are not finite")
+    if kind.startswith("mbv1"):
+        return _mobilenet(state, kind, prune_rate, image_size)
+    return _tiny(state, kind, prune_rate, image_size, layers)
 
 
 class _Translation:
@@ -221,7 +242,9 @@ def _ids_of(stage: Stage) -> Callable[[Tensor], Tensor]:
     return lambda mask: candidates(stage, mask).nonzero().flatten()
 
 
-def _tiny(state: Mapping[str, Tensor], kind: str, prune_rate: float, image_size: int) -> Imported:
+def _tiny(
+    state: Mapping[str, Tensor], kind: str, prune_rate: float, image_size: int, layers: int
+) -> Imported:
     to = _Translation(state, kind)
     inside = "odesolve.odefunc." if kind == "continuous" else ""
     nodes = to.shape(f"{inside}graph.weight")[0]
@@ -254,6 +277,10 @@ def _tiny(state: Mapping[str, Tensor], kind: str, prune_rate: float, image_size:
         "norm_eps": 1e-5,
         "image_size": image_size,
         "num_classes": classes,
+        # Their solver starts from, and ends with, states that the ReLU has changed in place.
+        "schedule": f"discrete(steps={layers})"
+        if kind == "discrete"
+        else "continuous(rtol=1e-3, atol=1e-3, rectified=True)",
     }
     config = TinyConfig(**options)
     graph = in_time(config, f"tiny_{kind}", sizes, num_edges)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dnw_graph import NeuralGraph, Rule, Topology, frozen
 from dnw_graph.aggregation import BACKENDS, Aggregation
 from dnw_graph.node import Norm, NormReluConv
+from dnw_graph.schedule import SCHEDULES
 from models.registry import ModelConfig, register_model
 
 INPUTS, OUTPUTS, NODES, EDGES = 32, 100, 800, 32_000
@@ -22,15 +23,19 @@ class TinyConfig(ModelConfig):
         rule: How edges are chosen.
         norm_eps: Added to variances by the nodes' normalisation.
         backend: How messages are summed; see :class:`dnw_graph.NeuralGraph`.
+        schedule: When nodes fire, if otherwise than the name says: ``"discrete(steps=3)"``.
     """
 
     rule: str | Rule | type[Rule] = "dnw"
     norm_eps: float = 1e-5
     backend: str | Aggregation | type[Aggregation] = "auto"
+    schedule: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         BACKENDS.resolve(self.backend)
+        if self.schedule is not None:
+            SCHEDULES.resolve(self.schedule)
         if self.image_size < 8:
             raise ValueError(
                 f"images of {self.image_size} pixels are too small for a tiny classifier: use 8 "
@@ -97,12 +102,13 @@ def tiny_static(config: TinyConfig) -> nn.Module:
         rule=config.rule,
         num_edges=EDGES,
         node=partial(NormReluConv, norm="instance", eps=config.norm_eps),
+        schedule=config.schedule or "static",
         backend=config.backend,
     )
     return TinyClassifier(config, graph)
 
 
-SCHEDULES = {
+IN_TIME = {
     "tiny_discrete": f"discrete(steps={LAYERS})",
     "tiny_continuous": "continuous(rtol=1e-3, atol=1e-3)",
 }
@@ -142,6 +148,6 @@ def in_time(
         node=norm,
         output_node=norm,
         message="relu_conv",
-        schedule=SCHEDULES[name],
+        schedule=config.schedule or IN_TIME[name],
         backend=config.backend,
     )

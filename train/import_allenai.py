@@ -38,6 +38,8 @@ class Arguments:
     """Folder of images of the classes that it was trained on, as for training."""
     dataset: Dataset | None = None
     """Kind of images; cifar10 for the tiny networks and imagenet otherwise, unless given."""
+    layers: int = 5
+    """Its flag of that name, the steps of kind discrete."""
     image_size: int | None = None
     """Height and width of the images, in pixels; 32 for cifar10 and 224 otherwise, unless given."""
     out: str | None = None
@@ -58,7 +60,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"there is no checkpoint {path}") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         raise ValueError(
-            f"{path} is not read: it is damaged, or holds more than tensors and plain values"
+            f"{path} is not read: it is damaged, or holds more than tensors and plain values (as "
+            "init.pt and epoch_*.pt of that implementation do; best.pt does not)"
         ) from error
     state = found.get("model", found) if isinstance(found, Mapping) else None
     if not isinstance(state, Mapping) or not state:
@@ -76,8 +79,16 @@ def import_allenai(args: Arguments) -> RunFolder:
     """
     state = read_checkpoint(Path(args.file))
     dataset = args.dataset or ("imagenet" if args.kind.startswith("mbv1") else "cifar10")
-    image_size = args.image_size or (32 if dataset == "cifar10" else 224)
-    found = read_allenai(state, kind=args.kind, prune_rate=args.prune_rate, image_size=image_size)
+    image_size = args.image_size
+    if image_size is None:
+        image_size = 32 if dataset == "cifar10" else 224
+    found = read_allenai(
+        state,
+        kind=args.kind,
+        prune_rate=args.prune_rate,
+        image_size=image_size,
+        layers=args.layers,
+    )
     if found.options is None:
         raise ValueError(
             f"{args.file} is a network of other sizes than {found.name} has; "
@@ -93,10 +104,10 @@ def import_allenai(args: Arguments) -> RunFolder:
     out = args.out or f"runs/{Path(args.file).stem}"
     options = Options.from_flat({"graph": found.name, **given, "dataset": dataset, "out": out})
     config = RunConfig.of(options.resolved(), source)
-    folder = RunFolder(out)
+    folder, costs = RunFolder(out), cost(found.model, image_size)
     folder.create(config, args.overwrite)
     folder.save_weights("last", found.model, config)
-    print(f"{folder.path}: {cost(found.model, image_size)}")
+    print(f"{folder.path}: {costs}")
     print(f"\nnext: python -m train.evaluate {folder.path}")
     return folder
 

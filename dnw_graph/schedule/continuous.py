@@ -1,6 +1,7 @@
 """States follow a differential equation."""
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +31,9 @@ class Continuous(InTime):
         step_size: Of solvers with a fixed step; one step unless given.
         adjoint: Whether gradients come from the adjoint equation, solved backward, in memory for
             one evaluation, rather than through the solver.
+        rectified: Whether the solver's states are clipped at 0 each time the graph is evaluated on
+            them, as in the published implementation, whose ReLU works in place; its checkpoints
+            need it.
         max_evaluations: Evaluations of the graph, forward and backward each, after which it gives
             up.
 
@@ -47,6 +51,7 @@ class Continuous(InTime):
         step_size: float | None = None,
         adjoint: bool = False,
         max_evaluations: int = 1000,
+        rectified: bool = False,
     ) -> None:
         numbers = {"rtol": rtol, "atol": atol, "t1": t1, "max_evaluations": max_evaluations}
         if step_size is not None:
@@ -54,13 +59,28 @@ class Continuous(InTime):
         for name, value in numbers.items():
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a number above 0, got {value!r}")
+        for name, flag in (("adjoint", adjoint), ("rectified", rectified)):
+            if not isinstance(flag, bool):
+                raise ValueError(f"{name} must be True or False, got {flag!r}")
+        if not isinstance(max_evaluations, int):
+            raise ValueError(f"max_evaluations must be a whole number, got {max_evaluations!r}")
+        if adjoint and rectified:
+            raise ValueError("rectified=True changes states behind the adjoint equation's back")
+        if method == "scipy_solver" and not adjoint:
+            raise ValueError(
+                "method 'scipy_solver' works outside PyTorch, which loses gradients: give "
+                "adjoint=True"
+            )
+        self.rectified = rectified
         self.rtol, self.atol, self.t1, self.method = rtol, atol, t1, method
         self.adjoint, self.max_evaluations = adjoint, max_evaluations
         self.options = {} if step_size is None else {"step_size": step_size}
         ends = torch.tensor([0.0, t1], device="cpu")
         try:  # what torchdiffeq does not know, or does not take, it says now
-            self._solve(odeint, lambda t, z: z, torch.zeros(1, device="cpu"), ends)
-        except (ValueError, TypeError) as error:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", ".*[Uu]nexpected arguments.*")
+                self._solve(odeint, lambda t, z: z, torch.zeros(1, device="cpu"), ends)
+        except (ValueError, TypeError, UserWarning) as error:
             raise ValueError(f"continuous time with method {method!r}: {error}") from error
 
     def run(self, flow: Flow, frames: Sequence[Tensor]) -> list[Tensor]:
@@ -71,6 +91,8 @@ class Continuous(InTime):
             states = torch.cat(start(flow, parts_of(flow.topology, x)))
             ends = torch.tensor([0.0, self.t1], dtype=x.dtype, device=x.device)
             derivative = _Derivative(flow, self)
+            if not states.numel():  # no images
+                return [outputs_of(flow.topology, derivative.by_block(states))]
             with derivative.counting("forward"):
                 if self.adjoint:
                     held = tuple(p for p in derivative.parameters() if p.requires_grad)
@@ -137,5 +159,7 @@ class _Derivative(nn.Module):
                 f"{largest:.3g}): loosen {looser}, now {getattr(schedule, looser):g}, which "
                 "allows most of the error, or raise max_evaluations"
             )
+        if schedule.rectified:
+            states.relu_()  # the solver goes on from these
         pull = self._pull or self._flow.puller()
         return torch.cat(update(self._flow, pull, self.by_block(states), now))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from dnw_graph.schedule._time import InTime, padded, start, update
@@ -31,7 +32,8 @@ class Discrete(InTime):
         read: ``"end"``; or ``"every"`` step, and the outputs are ``[B, L, outputs, *features]``.
 
     Raises:
-        ValueError: No steps, or another word.
+        ValueError: No steps, or another word; steps after which nothing of the input is left at an
+            output.
     """
 
     def __init__(self, steps: int = 5, input: Input = "start", read: Read = "end") -> None:
@@ -43,6 +45,7 @@ class Discrete(InTime):
                 raise ValueError(f"unknown {name} {value!r} (known: {words})")
         self.steps, self.input, self.read = steps, input, read
         self.takes_sequence, self.gives_sequence = input == "new", read == "every"
+        self._checked: set[tuple[Topology, int]] = set()
 
     def check(self, topology: Topology) -> None:
         """See :meth:`Schedule.check`."""
@@ -54,6 +57,15 @@ class Discrete(InTime):
                 f"in {self.steps} steps nothing reaches output {topology.describe(far)} from an "
                 f"input; give {needed} steps or more"
             )
+        if self.input == "start" and not self.gives_sequence:
+            ends = topology.walks_from_inputs(self.steps)
+            gone = topology.outputs[~torch.isin(topology.outputs, ends)]
+            if len(gone):
+                raise ValueError(
+                    f"after {self.steps} steps nothing of the input is left at output "
+                    f"{topology.describe(gone)}: it goes along one edge a step, and no path from "
+                    f"an input has {self.steps} edges; give other steps, or input='held'"
+                )
 
     def run(self, flow: Flow, frames: Sequence[Tensor]) -> list[Tensor]:
         """See :meth:`Schedule.run`.
@@ -67,6 +79,7 @@ class Discrete(InTime):
                 f"a sequence of {len(frames)} does not flow in within {self.steps} steps; give "
                 f"{len(frames) - 1} steps or more"
             )
+        self._check_frames(topology, len(frames))
         given = [parts_of(topology, frame) for frame in frames]
         first = given[0]
         if self.input != "start":
@@ -81,6 +94,21 @@ class Discrete(InTime):
             if self.gives_sequence or step + 1 == self.steps:
                 outputs.append(outputs_of(topology, states))
         return outputs
+
+    def _check_frames(self, topology: Topology, frames: int) -> None:
+        """Raise where no frame of a sequence reaches an output by the last step."""
+        if self.input != "new" or self.gives_sequence or (topology, frames) in self._checked:
+            return
+        for frame in range(frames):
+            ends = topology.walks_from_inputs(self.steps - frame)
+            if bool(torch.isin(topology.outputs, ends).any()):
+                self._checked.add((topology, frames))
+                return
+        raise ValueError(
+            f"after {self.steps} steps nothing of a sequence of {frames} is left at any output: it "
+            f"goes along one edge a step; give steps={frames - 1 + (topology.depth or 1)}, or "
+            "longer sequences"
+        )
 
     def firings(self, evaluations: Mapping[str, int]) -> int:
         """See :meth:`Schedule.firings`."""

@@ -68,6 +68,17 @@ def distances(edge_index: Tensor, num_nodes: int, start: Tensor) -> Tensor:
     return torch.from_numpy(distance)
 
 
+def walks(edge_index: Tensor, num_nodes: int, start: Tensor, length: int) -> Tensor:
+    """Return where walks of some number of edges end, ascending."""
+    children, ptr = _children(edge_index, num_nodes)
+    ends = start.sort().values.numpy()
+    for _ in range(length):
+        before, ends = ends, np.unique(_children_of(ends, children, ptr))
+        if np.array_equal(before, ends):
+            break
+    return torch.from_numpy(ends)
+
+
 def _children(edge_index: Tensor, num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the targets of all edges by source, and where each source's begin ``[V + 1]``."""
     source, target = edge_index.numpy()

@@ -67,7 +67,7 @@ class Builders:
         Raises:
             ValueError: Fewer than two blocks, or an empty one.
         """
-        if len(sizes) < 2 or min(sizes) < 1:
+        if len(sizes) < 2 or not all(isinstance(n, int) and n > 0 for n in sizes):
             raise ValueError(
                 "a layered topology needs two blocks or more of one node or more, "
                 f"got {list(sizes)}"
@@ -129,7 +129,7 @@ class Builders:
         Raises:
             ValueError: None of one of them.
         """
-        _check_sizes(inputs, hidden - 1, outputs)
+        _check_sizes(inputs, hidden, outputs, least=1)
         nothing, all_before = torch.arange(0), torch.arange(inputs + hidden)
         return cls._of_blocks(
             [inputs, hidden, outputs], list(Role), [nothing, all_before, all_before[inputs:]]
@@ -148,9 +148,10 @@ class Builders:
         Raises:
             ValueError: No rows, fewer than two columns, or a negative reach.
         """
-        if rows < 1 or columns < 2 or reach < 0:
+        whole = all(isinstance(n, int) for n in (rows, columns, reach))
+        if not whole or rows < 1 or columns < 2 or reach < 0:
             raise ValueError(
-                "a grid needs a row, two columns and a reach of 0 at least, got "
+                "a grid needs a row, two columns and a reach of 0 at least, in whole numbers, got "
                 f"{rows} rows, {columns} columns and a reach of {reach}"
             )
         row = torch.arange(rows)
@@ -188,6 +189,9 @@ class Builders:
         if kind not in RANDOM_GRAPHS:
             raise ValueError(f"unknown random graph {kind!r} (known: {', '.join(RANDOM_GRAPHS)})")
         _check_sizes(inputs, nodes - inputs - outputs, outputs)
+        p = parameters.get("p", 0)
+        if isinstance(p, int | float) and not 0 <= p <= 1:
+            raise ValueError(f"p must be a probability, from 0 to 1, got {p}")
         try:
             drawn = RANDOM_GRAPHS[kind](nodes, **parameters, seed=seed)
         except (TypeError, nx.NetworkXException) as error:
@@ -206,11 +210,14 @@ class Builders:
         return cls.from_edges(edges, range(inputs), range(first_output, nodes), num_nodes=nodes)
 
 
-def _check_sizes(inputs: int, hidden: int, outputs: int) -> None:
+def _check_sizes(inputs: int, hidden: int, outputs: int, least: int = 0) -> None:
     if inputs < 1 or outputs < 1:
         raise ValueError(
             f"a topology needs an input and an output at least, got {inputs} inputs and {outputs} "
             "outputs"
         )
-    if hidden < 0:
-        raise ValueError(f"there are {-hidden} nodes too few")
+    if hidden < least:
+        raise ValueError(
+            f"{inputs} inputs and {outputs} outputs leave {hidden} hidden nodes; {least} at least "
+            "are needed"
+        )

@@ -1,18 +1,23 @@
 """Topologies as networkx graphs, and these as files."""
 
 import json
+import re
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import ParseError
 
 import networkx as nx
+import numpy as np
 import torch
 
 from dnw_graph.topology.role import Role
 
 if TYPE_CHECKING:
     from dnw_graph.topology.topology import Topology
+
+
+_NOT_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def to_networkx(topology: "Topology") -> nx.DiGraph:
@@ -38,7 +43,8 @@ def nodes_of(
 
     Raises:
         ValueError: An undirected graph or one with parallel edges, an unknown role, inputs or
-            outputs that are no nodes, blocks of some nodes only.
+            outputs that are no nodes, channels or blocks that are no whole numbers, channels that
+            nodes share, blocks of some nodes only.
     """
     if not graph.is_directed() or graph.is_multigraph():
         raise ValueError(
@@ -51,6 +57,7 @@ def nodes_of(
     for role, given in ((Role.INPUT, inputs), (Role.OUTPUT, outputs)):
         if given is None:
             found = [name for name in names if _role(graph, name) == role]
+            _check_channels(graph, found)
             found.sort(key=lambda name: graph.nodes[name].get("channel", place[name]))
         else:
             found = list(given)
@@ -61,6 +68,9 @@ def nodes_of(
     if None in blocks and any(block is not None for block in blocks):
         without = [name for name, block in zip(names, blocks, strict=True) if block is None]
         raise ValueError(f"nodes {without[:5]} have no block, but others have; give all or none")
+    for name, block in zip(names, blocks, strict=True):
+        if block is not None and not _whole(block):
+            raise ValueError(f"block {block!r} of node {name!r} is no whole number")
     edges = torch.tensor([(place[u], place[v]) for u, v in graph.edges], dtype=torch.int64)
     return {
         "names": names,
@@ -69,6 +79,23 @@ def nodes_of(
         "outputs": ends[Role.OUTPUT],
         "blocks": None if None in blocks else [int(block) for block in blocks],
     }
+
+
+def _check_channels(graph: nx.DiGraph, names: Iterable[Hashable]) -> None:
+    taken: dict[int, Hashable] = {}
+    for name in names:
+        channel = graph.nodes[name].get("channel")
+        if channel is None:
+            continue
+        if not _whole(channel):
+            raise ValueError(f"channel {channel!r} of node {name!r} is no whole number")
+        if channel in taken:
+            raise ValueError(f"nodes {taken[channel]!r} and {name!r} share channel {channel}")
+        taken[channel] = name
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _role(graph: nx.DiGraph, name: Hashable) -> Role:
@@ -84,24 +111,66 @@ def _role(graph: nx.DiGraph, name: Hashable) -> Role:
 def write_graph(graph: nx.DiGraph, path: str | Path) -> None:
     """Write a networkx graph with the attributes of its nodes and edges.
 
+    A file that is there is replaced once the new one is written.
+
     Args:
         graph: The graph, such as :meth:`Topology.to_networkx` or :meth:`NeuralGraph.to_networkx`
             makes.
-        path: A file that ends in ``.graphml`` or ``.json`` (node-link data).
+        path: A file that ends in ``.graphml`` or ``.json`` (node-link data). GraphML takes nodes
+            that are all called by text, or all by whole numbers.
 
     Raises:
-        ValueError: Another ending.
+        ValueError: Another ending, or names or attributes that such a file cannot hold.
     """
     path = Path(path)
-    if path.suffix == ".json":
-        path.write_text(json.dumps(nx.node_link_data(graph, edges="edges")))
-    elif path.suffix == ".graphml":
-        whole = all(isinstance(name, int) for name in graph)
-        marked = graph.copy()
-        marked.graph["names"] = "int" if whole else "str"  # GraphML knows names as text only
-        nx.write_graphml(marked, path)
-    else:
+    if path.suffix not in (".json", ".graphml"):
         raise ValueError(f"a graph is written to .graphml or .json, not to {path.name}")
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        if path.suffix == ".json":
+            _check_json(graph)
+            data = nx.node_link_data(graph, edges="edges")
+            partial.write_text(json.dumps(data, default=_plain), encoding="utf-8")
+        else:
+            marked = graph.copy()
+            marked.graph["names"] = _kind_of_names(graph)  # GraphML knows names as text only
+            nx.write_graphml(marked, partial)
+    except (TypeError, nx.NetworkXException) as error:
+        partial.unlink(missing_ok=True)
+        raise ValueError(f"the graph does not fit into {path.name}: {error}") from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    partial.replace(path)
+
+
+def _check_json(graph: nx.DiGraph) -> None:
+    """Refuse attributes by whose names node-link data call nodes and the ends of edges."""
+    for name, data in graph.nodes(data=True):
+        if "id" in data:
+            raise ValueError(f"node {name!r} has an attribute 'id': call it otherwise")
+    for u, v, data in graph.edges(data=True):
+        if taken := {"source", "target"} & data.keys():
+            raise ValueError(f"edge {u!r} -> {v!r} has an attribute {min(taken)!r}: rename it")
+
+
+def _plain(value: Any) -> Any:
+    """Return the number in a NumPy scalar."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} is neither text nor a number")
+
+
+def _kind_of_names(graph: nx.DiGraph) -> str:
+    if all(isinstance(name, int) and not isinstance(name, bool) for name in graph):
+        return "int"
+    for name in graph:
+        if not isinstance(name, str) or _NOT_XML.search(name):
+            raise ValueError(
+                "GraphML takes nodes that are all called by whole numbers, or all by text of "
+                f"printed characters, but there is {name!r}: write a .json file"
+            )
+    return "str"
 
 
 def read_graph(path: str | Path) -> nx.DiGraph:
@@ -115,14 +184,21 @@ def read_graph(path: str | Path) -> nx.DiGraph:
         raise ValueError(f"a graph is read from .graphml or .json, not from {path.name}")
     try:
         if path.suffix == ".json":
-            graph = nx.node_link_graph(json.loads(path.read_text()), edges="edges")
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(data, dict):
+                raise ValueError("expected node-link data, an object with nodes and edges")
+            edges = "edges" if "edges" in data else "links"  # as older networkx calls them
+            graph = nx.node_link_graph(data, edges=edges)
         else:
             graph = nx.read_graphml(path)
             for added in ("node_default", "edge_default"):
                 graph.graph.pop(added, None)
             if graph.graph.pop("names", "str") == "int":
                 graph = nx.relabel_nodes(graph, int)
-    except (ValueError, TypeError, LookupError, ParseError, nx.NetworkXException) as error:
+    except (
+        *(ValueError, TypeError, LookupError, AttributeError),
+        *(ParseError, nx.NetworkXException),
+    ) as error:
         raise ValueError(f"{path} is no graph that can be read: {error}") from error
     if not graph.is_directed():
         raise ValueError(f"{path} holds an undirected graph; a wiring has directions")

@@ -1,8 +1,10 @@
 """The candidate graph: nodes in blocks, and the edges that a rule may choose from."""
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import index
 from typing import Any
 
 import networkx as nx
@@ -113,16 +115,20 @@ class Topology(Builders):
 
         Raises:
             ValueError: As for :class:`Topology`; or a node that is both input and output.
+            TypeError: Inputs or outputs that are no whole numbers.
         """
-        inputs, outputs = [int(v) for v in inputs], [int(v) for v in outputs]
+        inputs, outputs = [index(v) for v in inputs], [index(v) for v in outputs]
         edge_index = torch.as_tensor(edge_index, device="cpu")
         if num_nodes is None:
             largest = int(edge_index.max()) if edge_index.numel() else -1
             num_nodes = max(largest, *inputs, *outputs, -1) + 1
         _order.check_edges(edge_index, num_nodes)
         edge_index = edge_index.long()
+        if names is not None and len(names) != num_nodes:
+            raise ValueError(f"names must name each of the {num_nodes} nodes, got {len(names)}")
         if both := sorted(set(inputs) & set(outputs)):
-            raise ValueError(f"a node is an input or an output, not both: {both[:5]}")
+            called = [v if names is None else names[v] for v in both[:5]]
+            raise ValueError(f"a node is an input or an output, not both: {called}")
         for kind, nodes in (("input", inputs), ("output", outputs)):
             if outside := [v for v in nodes if not 0 <= v < num_nodes]:
                 raise ValueError(f"{kind}s {outside[:5]} are not among the {num_nodes} nodes")
@@ -245,6 +251,10 @@ class Topology(Builders):
         """Edges on a shortest path from an input to each node ``[V]``; -1 where there is none."""
         return _order.distances(self.edge_index, self.num_nodes, self.inputs)
 
+    def walks_from_inputs(self, length: int) -> Tensor:
+        """Return the nodes at which a walk of that many edges from some input ends, ascending."""
+        return _order.walks(self.edge_index, self.num_nodes, self.inputs, length)
+
     def describe(self, nodes: Iterable[int], most: int = 5) -> str:
         """Name some nodes for an error message."""
         nodes = [int(v) for v in nodes]
@@ -305,11 +315,17 @@ class Topology(Builders):
                 "block, role and names must have one entry a node, got "
                 f"{tuple(block.shape)}, {tuple(role.shape)} and {len(self.names)}"
             )
+        if len(set(self.names)) < len(block):
+            twice = [name for name, times in Counter(self.names).items() if times > 1]
+            raise ValueError(f"nodes need names of their own, but some share {twice[:5]}")
         if not set(role.tolist()) <= set(Role):
             unknown = sorted(set(role.tolist()) - set(Role))
             raise ValueError(f"unknown roles {unknown}; known: {[f'{r.name}={r}' for r in Role]}")
         if Role.INPUT not in role or Role.OUTPUT not in role:
-            raise ValueError("a topology needs an input node and an output node at least")
+            raise ValueError(
+                "a topology needs an input node and an output node at least: name them by inputs "
+                'and outputs, or by role="input" and role="output" of nodes of a networkx graph'
+            )
         falls = block.diff() < 0
         if bool(falls.any()):
             v = int(falls.nonzero()[0])
@@ -324,7 +340,8 @@ class Topology(Builders):
             raise ValueError(
                 f"block {int(block[v])} mixes roles: node {self.describe([v])} is "
                 f"{Role(int(role[v])).name}, node {self.describe([v + 1])} is "
-                f"{Role(int(role[v + 1])).name}; give them blocks of their own"
+                f"{Role(int(role[v + 1])).name}; give them blocks of their own (in a networkx "
+                "graph, another attribute block, or none on any node)"
             )
 
     def _nodes_of(self, role: Role, ordered: Tensor | None) -> Tensor:

@@ -100,14 +100,18 @@ def test_random_graphs_are_oriented_and_connected(kind: str, parameters: dict[st
     [
         (lambda: Topology.bipartite(0, 3), r"got \[0, 3\]"),
         (lambda: Topology.complete(0, 3, 1), r"input and an output at least, got 0 inputs and 1"),
-        (lambda: Topology.complete(1, -2, 1), r"there are 2 nodes too few"),
-        (lambda: Topology.recurrent(2, 0, 1), r"there are 1 nodes too few"),
+        (lambda: Topology.complete(1, -2, 1), r"leave -2 hidden nodes; 0 at least"),
+        (lambda: Topology.recurrent(2, 0, 1), r"leave 0 hidden nodes; 1 at least"),
         (lambda: Topology.grid(3, 1), r"two columns .* got 3 rows, 1 columns"),
         (lambda: Topology.random_dag("ring", 9, 1, 1), r"unknown random graph 'ring' \(known: erd"),
         (lambda: Topology.random_dag("erdos_renyi", 9, 1, 1), r"erdos_renyi with {}: .*'p'"),
         (lambda: Topology.random_dag("erdos_renyi", 9, 1, 1, q=1), r"with {'q': 1}: .*'p'"),
         (lambda: Topology.random_dag("barabasi_albert", 3, 1, 1, m=3), r"with {'m': 3}: .*m"),
-        (lambda: Topology.random_dag("erdos_renyi", 3, 2, 2, p=0.5), r"there are 1 nodes too few"),
+        (lambda: Topology.random_dag("erdos_renyi", 3, 2, 2, p=0.5), r"leave -1 hidden nodes"),
+        (lambda: Topology.random_dag("erdos_renyi", 9, 1, 1, p=1.5), r"from 0 to 1, got 1.5"),
+        (lambda: Topology.random_dag("erdos_renyi", 9, 1, 1, p=float("nan")), r"from 0 to 1, got"),
+        (lambda: Topology.layered([5, 2.0, 3]), r"got \[5, 2.0, 3\]"),
+        (lambda: Topology.grid(3, 2, reach=1.5), r"whole numbers, got .* a reach of 1.5"),
     ],
 )
 def test_errors(build: Callable[[], Topology], message: str) -> None:

@@ -1,11 +1,13 @@
 """Graphs to networkx and back, in memory and in files."""
 
 import copy
+import json
 import pickle
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -146,6 +148,74 @@ def test_nodes_may_come_and_go() -> None:
     assert all(torch.equal(ours[v], theirs[v]) for v in ours if v != "new")
 
 
+def bare(graph: NeuralGraph) -> nx.DiGraph:
+    """Return the wiring without what its edges say, as many functions of networkx do."""
+    wiring = nx.DiGraph()
+    wiring.add_nodes_from(graph.to_networkx().nodes(data=True))
+    wiring.add_edges_from(graph.to_networkx().edges)
+    return wiring
+
+
+def test_edges_that_lost_their_attributes_keep_their_weights() -> None:
+    graph = NeuralGraph(Topology.layered([3, 6, 5, 2]), num_edges=25)
+    assert nx.utils.graphs_equal(edited(graph, bare(graph)).to_networkx(), graph.to_networkx())
+
+
+class Shared(torch.nn.Module):
+    """What the nodes of a block share."""
+
+    def __init__(self, num_nodes: int) -> None:
+        super().__init__()
+        self.slope = torch.nn.PReLU()
+        self.mix = torch.nn.Parameter(torch.randn(2, 2))
+
+    def forward(self, x: torch.Tensor, t: float) -> torch.Tensor:
+        return self.slope(x) * self.mix.sum()
+
+
+def test_what_nodes_share_is_kept_and_stays_frozen() -> None:
+    graph = NeuralGraph(Topology.layered([3, 6, 2]), num_edges=20, node=Shared)
+    with torch.no_grad():
+        graph.nodes[1].slope.weight.fill_(0.77)
+    graph.nodes[1].mix.requires_grad_(False)
+    graph.weight.requires_grad_(False)
+    wiring = graph.to_networkx()
+    wiring.remove_node(4)
+    after = edited(graph, wiring)
+    assert after.nodes[1].slope.weight.item() == pytest.approx(0.77)
+    assert torch.equal(after.nodes[1].mix, graph.nodes[1].mix)
+    assert [p.requires_grad for p in after.nodes[1].parameters()] == [False, True]
+    assert not after.weight.requires_grad
+
+
+@pytest.mark.parametrize("rule", ["random", "set", "rigl"])
+def test_a_smaller_budget_keeps_the_largest_of_the_real_edges(rule: str) -> None:
+    graph = NeuralGraph(Topology.layered([6, 8, 4]), rule=rule, num_edges=60)
+    real = graph.to_networkx(candidates=True)
+    weights = {edge: abs(real.edges[edge]["weight"]) for edge in graph.to_networkx().edges}
+    fewer = edited(graph, real, num_edges=40).to_networkx()
+    assert set(fewer.edges) == set(sorted(weights, key=lambda edge: -weights[edge])[:40])
+    more = edited(graph, real, num_edges=70).to_networkx()
+    assert set(weights) < set(more.edges)
+    assert more.number_of_edges() == 70
+
+
+def test_another_backend_may_be_given() -> None:
+    graph = NeuralGraph(Topology.layered([3, 6, 2]), num_edges=20, backend="dense")
+    with pytest.raises(ValueError, match=r'backend dense cannot serve block 1.*backend="auto"'):
+        edited(graph, graph.to_networkx())
+    assert edited(graph, graph.to_networkx(), backend="auto").num_edges == 20
+
+
+@pytest.mark.parametrize("weight", [None, "much"])
+def test_a_weight_that_is_no_number_is_an_error_that_names_the_edge(weight: Any) -> None:
+    graph = NeuralGraph(Topology.layered([3, 2]), num_edges=6)
+    wiring = graph.to_networkx()
+    wiring.edges[1, 4]["weight"] = weight
+    with pytest.raises(ValueError, match=rf"edge 1 -> 4 has weight {weight!r}, which is no number"):
+        edited(graph, wiring)
+
+
 def test_copies_do_not_carry_local_functions() -> None:
     graph = NeuralGraph(Topology.layered([3, 2]), num_edges=4, node=lambda n: Pass())
     wiring = graph.to_networkx()
@@ -168,6 +238,20 @@ def named(**roles: str) -> nx.DiGraph:
     return graph
 
 
+def channels(first: Any, second: Any) -> nx.DiGraph:
+    graph = named(d="input")
+    graph.add_edge("d", "b")
+    nx.set_node_attributes(graph, {"d": "input"}, "role")
+    nx.set_node_attributes(graph, {"a": first, "d": second}, "channel")
+    return graph
+
+
+def blocks(first: Any) -> nx.DiGraph:
+    graph = named()
+    nx.set_node_attributes(graph, {"a": first, "b": 1, "c": 2}, "block")
+    return graph
+
+
 PARTLY = named()
 PARTLY.nodes["a"]["block"] = 0
 LOOP = named()
@@ -182,7 +266,10 @@ LOST.remove_edge("a", "b")
         (nx.Graph([(0, 1)]), r"made of a networkx.DiGraph, got a Graph"),
         (nx.MultiDiGraph([(0, 1)]), r"made of a networkx.DiGraph, got a MultiDiGraph"),
         (named(b="middle"), r"node 'b' has unknown role 'middle' \(known: input, hidden, output"),
-        (named(a="hidden"), r"needs an input node and an output node"),
+        (named(a="hidden"), r"needs an input node and an output node .* role=\"input\""),
+        (channels(0, 0), r"nodes 'a' and 'd' share channel 0"),
+        (channels(0, "x"), r"channel 'x' of node 'd' is no whole number"),
+        (blocks(0.5), r"block 0.5 of node 'a' is no whole number"),
         (PARTLY, r"nodes \['b', 'c'\] have no block, but others have"),
         (LOOP, r"a static graph has no cycle, .* through nodes 'b'"),
         (LOST, r"leads from an input to output 'c'"),
@@ -205,7 +292,54 @@ def test_errors_of_files(tmp_path: Path) -> None:
     write_graph(nx.Graph([(0, 1)]), tmp_path / "wiring.json")
     with pytest.raises(ValueError, match=r"holds an undirected graph; a wiring has directions"):
         read_graph(tmp_path / "wiring.json")
+    (tmp_path / "wiring.json").write_text("[1, 2]")
+    with pytest.raises(ValueError, match=r"expected node-link data, an object with nodes"):
+        read_graph(tmp_path / "wiring.json")
     with pytest.raises(FileNotFoundError):
         read_graph(tmp_path / "nothing.json")
+    with pytest.raises(ValueError, match=r"not both: \['a'\]"):
+        Topology.from_networkx(named(), inputs=["a"], outputs=["a", "b"])
     with pytest.raises(ValueError, match=r"inputs \['z'\] are no nodes of the graph"):
         Topology.from_networkx(named(), inputs=["z"])
+
+
+def test_files_of_older_networkx_and_with_numpy_numbers_are_read(tmp_path: Path) -> None:
+    wiring = Topology.layered([2, 1]).to_networkx()
+    old = nx.node_link_data(wiring, edges="links")
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    assert nx.utils.graphs_equal(read_graph(tmp_path / "old.json"), wiring)
+    wiring.edges[0, 2]["weight"] = np.float32(0.5)
+    write_graph(wiring, tmp_path / "new.json")
+    assert read_graph(tmp_path / "new.json").edges[0, 2]["weight"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("suffix", "edges", "message"),
+    [
+        (
+            ".graphml",
+            [(1, 3), ("1", 3)],
+            r"all called by whole numbers, or all by text .* there is 1",
+        ),
+        (".graphml", [(True, False)], r"there is True: write a .json file"),
+        (".graphml", [(1.5, 2.5)], r"there is 1.5"),
+        (".graphml", [("a\x01", "b")], r"printed characters, but there is 'a\\x01'"),
+        (".graphml", [("a", "b", {"note": None})], r"does not fit into wiring.graphml: .*NoneType"),
+        (".json", [("a", "b", {"note": object()})], r"does not fit into wiring.json"),
+        (".json", [("a", "b", {"source": 1})], r"edge 'a' -> 'b' has an attribute 'source'"),
+    ],
+)
+def test_what_a_file_cannot_hold_is_an_error_and_leaves_the_file_that_is_there(
+    tmp_path: Path, suffix: str, edges: list[Any], message: str
+) -> None:
+    path = tmp_path / f"wiring{suffix}"
+    write_graph(named(), path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        write_graph(nx.DiGraph(edges), path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    marked = named()
+    marked.nodes["a"]["id"] = 1
+    with pytest.raises(ValueError, match="node 'a' has an attribute 'id'"):
+        write_graph(marked, tmp_path / "wiring.json")

@@ -258,6 +258,80 @@ def test_too_many_evaluations_say_what_to_loosen(rtol: float, atol: float, loose
         y.backward()
 
 
+def test_steps_after_which_nothing_of_the_input_is_left_are_an_error() -> None:
+    topology = Topology.layered([2, 3, 3, 1])
+    for steps in (1, 2, 3):
+        NeuralGraph(topology, num_edges=20, node="relu", schedule=f"discrete(steps={steps})")
+    message = r"after 4 steps nothing of the input is left at output 8: .* no path .* has 4 edges"
+    with pytest.raises(ValueError, match=message):
+        NeuralGraph(topology, num_edges=20, node="relu", schedule="discrete(steps=4)")
+    for words in ("input='held'", "read='every'"):
+        schedule = f"discrete(steps=4, {words})"
+        graph = NeuralGraph(topology, rule="complete", node="identity", schedule=schedule)
+        assert graph(torch.randn(2, 2)).any()
+    new = NeuralGraph(
+        topology, rule="complete", node="identity", schedule="discrete(steps=6, input='new')"
+    )
+    assert new(torch.randn(2, 5, 2)).any()
+    with pytest.raises(ValueError, match=r"nothing of a sequence of 3 is left .*give steps=5, or"):
+        new(torch.randn(2, 3, 2))
+    loops = Topology.recurrent(2, 3, 1)
+    assert torch.equal(loops.walks_from_inputs(50), torch.arange(2, 6))
+    assert loops.walks_from_inputs(0).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("method='scipy_solver'", r"loses gradients: give adjoint=True"),
+        ("step_size=0.1", r"with method 'dopri5': .*step_size"),
+        ("adjoint='no'", r"adjoint must be True or False, got 'no'"),
+        ("max_evaluations=2.5", r"max_evaluations must be a whole number, got 2.5"),
+        ("rectified=True, adjoint=True", r"behind the adjoint equation's back"),
+    ],
+)
+def test_arguments_of_continuous_time(words: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NeuralGraph(Topology.layered([2, 1]), num_edges=1, schedule=f"continuous({words})")
+
+
+def test_states_clipped_where_the_graph_is_evaluated() -> None:
+    """Euler's method by hand: each evaluation clips what the solver goes on from."""
+    torch.manual_seed(0)
+    topology = Topology.complete(2, 3, 1)
+    schedule = "continuous(method='euler', step_size=0.25, rectified=True)"
+    graph = NeuralGraph(topology, num_edges=20, node="identity", schedule=schedule)
+    weight = torch.zeros(6, 6)
+    real = graph.wiring()
+    weight[tuple(real.edge_index.flip(0))] = real.edge_weight.detach()
+    x = torch.randn(4, 2)
+    z = torch.cat([x, torch.zeros(4, 4)], 1).t()
+    for _ in range(4):
+        z = z.clamp_min(0)
+        z = z + 0.25 * weight @ z
+    assert torch.allclose(graph(x), z[5:].t(), atol=1e-6)
+    graph(x).sum().backward()
+    assert graph.weight.grad.any()
+
+
+def test_no_images_in_continuous_time() -> None:
+    graph = NeuralGraph(Topology.layered([2, 1]), num_edges=1, schedule="continuous")
+    assert graph(torch.zeros(0, 2, 4, 4)).shape == (0, 1, 4, 4)
+
+
+@pytest.mark.parametrize("node", ["norm_relu_conv", "relu"])
+def test_outputs_may_feed_outputs(node: str) -> None:
+    topology = Topology.from_edges([[0, 0, 1, 1, 4, 2], [2, 4, 2, 5, 5, 3]], [0, 1], [5, 4])
+    fast, slow = (
+        NeuralGraph(topology, rule="complete", node=node, backend=backend)
+        for backend in ("auto", "reference")
+    )
+    slow.load_state_dict(fast.state_dict())
+    x = torch.randn(3, 2, 5, 5)
+    assert torch.allclose(fast(x), slow(x), atol=1e-6)
+    assert torch.allclose(fast(x)[:, 0].sum(), slow(x)[:, 0].sum(), atol=1e-5)
+
+
 IN_TIME: list[Any] = [
     "discrete(steps=3)",
     "discrete(steps=3, input='held')",
@@ -281,7 +355,8 @@ def test_relabelling_nodes_permutes_the_outputs_and_nothing_else(
     else:
         pairs = st.tuples(st.integers(0, size - 1), st.integers(0, size - 1))
     edges = data.draw(st.lists(pairs, min_size=4, max_size=30, unique=True), label="edges")
-    edges = sorted({*edges, (0, size - 1), (1, size - 2)})
+    staying = [] if schedule == "static" else [(0, 0), (1, 1)]  # so that inputs last
+    edges = sorted({*edges, (0, size - 1), (1, size - 2), *staying})
     number = data.draw(st.permutations(range(size)), label="new numbers")
     inputs, outputs = [0, 1], [size - 1, size - 2]
     one = Topology.from_edges(torch.tensor(edges).t(), inputs, outputs, num_nodes=size)

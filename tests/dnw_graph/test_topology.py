@@ -159,3 +159,14 @@ def test_numbers_of_blocks_may_have_gaps() -> None:
 def test_errors(make, message: str) -> None:  # noqa: ANN001
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_names_are_one_a_node_and_differ() -> None:
+    edges = [[0, 1], [2, 2]]
+    with pytest.raises(ValueError, match=r"some share \['a'\]"):
+        Topology.from_edges(edges, inputs=[0, 1], outputs=[2], names=["a", "a", "b"])
+    for names in (["a", "b"], ["a", "b", "c", "d"]):
+        with pytest.raises(ValueError, match=rf"each of the 3 nodes, got {len(names)}"):
+            Topology.from_edges(edges, inputs=[0, 1], outputs=[2], names=names)
+    with pytest.raises(TypeError):
+        Topology.from_edges(edges, inputs=[0.9], outputs=[2])

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchdiffeq import odeint
 
 from models import create_model, load_allenai
 from models.allenai import candidates, read_allenai
@@ -154,6 +155,51 @@ def tiny(kind: str, nodes: int = 20, inputs: int = 4, outputs: int = 6) -> dict[
     }
 
 
+def tiny_by_hand(
+    state: dict[str, Tensor], kind: str, prune_rate: float, x: Tensor, layers: int
+) -> Tensor:
+    """Return what the published networks in time compute, in evaluation."""
+    inside = "odesolve.odefunc." if kind == "continuous" else ""
+
+    def normalized(z: Tensor, name: str) -> Tensor:
+        parts = ("running_mean", "running_var", "weight", "bias")
+        return F.batch_norm(z, *(state[f"{name}.{part}"] for part in parts))
+
+    def convolved(z: Tensor, name: str, **options: int) -> Tensor:
+        return F.conv2d(z, state[f"{name}.weight"], state[f"{name}.bias"], **options)
+
+    z = F.relu(normalized(convolved(x, "downsample.0", stride=2, padding=1), "downsample.1"))
+    z = convolved(z, "downsample.3", stride=2, padding=1, groups=z.shape[1])
+    z = normalized(convolved(z, "downsample.4"), "downsample.5")
+    z = torch.cat([z, state["zeros"].expand(len(z), -1, -1, -1)], 1)
+    weight = state[f"{inside}graph.weight"].clone()
+    weight.view(-1)[weight.flatten().abs().argsort()[: int(prune_rate * weight.numel())]] = 0
+
+    def step(t: Any, z: Tensor) -> Tensor:
+        z = F.conv2d(z.relu_(), state[f"{inside}conv.weight"], padding=1, groups=z.shape[1])
+        scale = state[f"{inside}norm.weight"], state[f"{inside}norm.bias"]
+        return F.instance_norm(F.conv2d(z, weight), None, None, *scale)
+
+    if kind == "continuous":
+        z = odeint(step, z, torch.tensor([0.0, 1.0]), rtol=1e-3, atol=1e-3)[1]
+    for _ in range(layers if kind == "discrete" else 0):
+        z = step(None, z)
+    half, classes = state["zeros"].shape[-1] // 2 - 1, state["fc.weight"].shape[1]
+    z = F.avg_pool2d(z[:, -classes:, half - 1 : half + 2, half - 1 : half + 2], 2)
+    return F.linear(z.flatten(1), state["fc.weight"], state["fc.bias"])
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("discrete", 5), ("discrete", 3), ("continuous", 5)])
+def test_tiny_networks_compute_what_they_did(kind: Any, layers: int) -> None:
+    torch.manual_seed(0)
+    state = tiny(kind)
+    model = load_allenai(state, kind=kind, prune_rate=0.9, image_size=32, layers=layers)
+    x = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        expected = tiny_by_hand(state, kind, 0.9, x, layers)
+        assert relative_error(model(x), expected) < 1e-4
+
+
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
 @pytest.mark.parametrize("random", [False, True])
 def test_tiny_networks_keep_every_tensor(kind: Any, random: bool) -> None:
@@ -200,6 +246,9 @@ def test_tiny_networks_keep_every_tensor(kind: Any, random: bool) -> None:
             {},
             r"has 3 nodes, but 16 are expected",
         ),
+        ({"layers.1.graph.weight": torch.tensor(1.0)}, {}, r"1.graph.weight .* a single number"),
+        ({"bn.bias": torch.zeros(8).to_sparse()}, {}, r"bn.bias .* is of layout torch.sparse_coo"),
+        ({"bn.bias": torch.full((8,), float("nan"))}, {}, r"bn.bias .* that are not finite"),
     ],
 )
 def test_errors(change: dict[str, Any], given: dict[str, Any], message: str) -> None:
