@@ -93,7 +93,7 @@ def test_a_recurrent_graph_reads_digits_row_by_row() -> None:
 
 def test_an_edited_wiring_is_trained_on() -> None:
     out = example("examples/edit_wiring.py")
-    first, second = out.split("without")
+    first, second = out.split("\nwithout")
     assert len(accuracies(first)) == 6
     assert accuracies(second)[-1] > 85
     assert re.search(r"^ \d+ hidden nodes, with [\d,]+ edges", second)
