@@ -14,6 +14,7 @@ from dnw_graph.node import make_node
 from dnw_graph.node.base import NodeFactory
 from dnw_graph.schedule import SCHEDULES, Flow, Schedule
 from dnw_graph.topology import Role, Topology
+from dnw_graph.topology.exchange import nodes_to_networkx
 from dnw_graph.wiring import RULES, Choice, Rule, Wired, Wiring
 
 
@@ -218,25 +219,21 @@ class NeuralGraph(Wired):
             candidates: Whether hallucinated edges are in it too; edges then say if they are
                 ``real``.
         """
-        graph, wiring = self.topology.to_networkx(), self.wiring()
+        graph, wiring = nodes_to_networkx(self.topology), self.wiring()
         names, source = self.topology.names, wiring.edge_index[0].cpu()
         alive = torch.isin(torch.arange(self.topology.num_nodes), source)
         alive |= self.topology.role == Role.OUTPUT
         for name, lives in zip(names, alive.tolist(), strict=True):
             graph.nodes[name]["alive"] = lives
-        every = zip(
-            self.topology.edge_index.t().tolist(),
-            self.weight.tolist(),
-            wiring.mask.tolist(),
-            strict=True,
-        )
+        ids = wiring.edge_id.sort().values
+        if candidates:
+            ids = torch.arange(self.topology.num_candidates, device=ids.device)
+        edges, weights = self.topology.edges(ids.cpu()).t(), self.weight.detach()[ids]
+        every = zip(edges.tolist(), weights.tolist(), wiring.mask[ids].tolist(), strict=True)
         for (u, v), weight, real in every:
+            graph.add_edge(names[u], names[v], weight=weight)
             if candidates:
-                graph.edges[names[u], names[v]].update(weight=weight, real=real)
-            elif real:
-                graph.edges[names[u], names[v]]["weight"] = weight
-            else:
-                graph.remove_edge(names[u], names[v])
+                graph.edges[names[u], names[v]]["real"] = real
         return graph
 
     def validate(self) -> None:

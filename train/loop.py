@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchmetrics import MeanMetric
 
 from dnw_graph import attach, cost, penalty
+from dnw_graph.analysis import HistoryWriter, real_edges
 from train.data import open_source
 from train.metrics import (
     Normalize,
@@ -23,7 +24,6 @@ from train.metrics import (
     edges_changed,
     evaluate,
     evaluations_of,
-    masks,
     progress,
     show,
 )
@@ -103,6 +103,7 @@ class Training:
         self.schedule = make_schedule(optimizer, fit, self.batches.steps)
         self.rows: list[dict[str, Any]] = []
         self.epoch = 0
+        self.history = HistoryWriter(self.folder.path, model, self.batches.steps)
         if past:
             self.load_state_dict(past.state)
             if self.epoch < fit.epochs and self.options != past.config.options:
@@ -110,6 +111,7 @@ class Training:
         else:
             self.folder.create(self.config, run.overwrite)
             self.folder.save_weights("initial", self.plain_model, self.config)
+            self.history.record(0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the rest of the run depends on."""
@@ -190,7 +192,7 @@ class Training:
         """Fit one epoch, measure, and return a line of metrics."""
         start = time.perf_counter()
         device = self.fabric.device
-        before = masks(self.plain_model)
+        before = real_edges(self.plain_model)
         loss_mean = MeanMetric(nan_strategy="disable").to(device)
         accuracy = accuracy_metric(1, len(self.config.classes)).to(device)
         stepping, evaluations = 0.0, Counter[str]()
@@ -201,6 +203,9 @@ class Training:
                 began = time.perf_counter()
                 loss, logits = self.step(images.to(device), labels.to(device))
                 evaluations.update(evaluations_of(self.plain_model))
+                every = self.options.run.history_every
+                if every and step % every == 0 and step < self.batches.steps:
+                    self.history.record(self.epoch * self.batches.steps + step)
                 stepping += time.perf_counter() - began
                 loss_mean.update(loss.detach())
                 accuracy.update(logits.detach(), labels.to(device))
@@ -216,14 +221,14 @@ class Training:
             self.model, self.normalize, self.batches.validation(), len(self.config.classes)
         )
         self.check_loss(measured["loss"], self.batches.steps)
-        now = masks(self.plain_model)
+        self.history.record((self.epoch + 1) * self.batches.steps)
         return {
             "epoch": self.epoch + 1,
             "lr": self.last_lr,
             "train_loss": float(loss_mean.compute()),
             "train_top1": float(accuracy.compute()),
             **measured,
-            "edges_changed": edges_changed(before, now),
+            "edges_changed": edges_changed(before, real_edges(self.plain_model)),
             **{name: count / self.batches.steps for name, count in evaluations.items()},
             "images_per_second": self.batches.steps * self.batches.batch_size / trained,
             "seconds": time.perf_counter() - start,

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,8 +13,12 @@ from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
 from dnw_graph import NeuralGraph
-from dnw_graph.wiring import choices
+from dnw_graph.analysis import real_edges
+from dnw_graph.analysis.history import Ids
 from train.run import RunConfig
+
+RealEdges = Mapping[str, tuple[Ids, int]]
+"""What :func:`dnw_graph.analysis.real_edges` returns."""
 
 
 class Normalize(nn.Module):
@@ -72,16 +77,6 @@ def accuracy_metric(k: int, num_classes: int) -> Metric:
     )
 
 
-def masks(model: nn.Module) -> list[Tensor]:
-    """Return which candidates are real ``[E]``, of each graph and each layer made sparse."""
-    found = []
-    for _, choice, weight in choices(model):
-        edge_id, _ = choice.select(weight.detach(), training=False)
-        mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
-        found.append(mask.index_fill_(0, edge_id, True))
-    return found
-
-
 def evaluations_of(model: nn.Module) -> dict[str, int]:
     """Return how often graphs in continuous time were evaluated in the last step."""
     found: Counter[str] = Counter()
@@ -91,9 +86,9 @@ def evaluations_of(model: nn.Module) -> dict[str, int]:
     return dict(found)
 
 
-def edges_changed(before: list[Tensor], now: list[Tensor]) -> int:
+def edges_changed(before: RealEdges, now: RealEdges) -> int:
     """Return how many edges became real that were not."""
-    return sum(int((new & ~old).sum()) for old, new in zip(before, now, strict=True))
+    return sum(len(np.setdiff1d(now[name][0], before[name][0], True)) for name in now)
 
 
 def as_line(row: Mapping[str, Any], epochs: int) -> str:
@@ -111,10 +106,10 @@ def progress(title: str, images: int) -> "tqdm[Any]":
 
 
 def show(
-    bar: "tqdm[Any]", loss: MeanMetric, accuracy: Metric, before: list[Tensor], model: nn.Module
+    bar: "tqdm[Any]", loss: MeanMetric, accuracy: Metric, before: RealEdges, model: nn.Module
 ) -> None:
     """Write the state of an epoch beside its progress bar."""
-    changed = edges_changed(before, masks(model))
+    changed = edges_changed(before, real_edges(model))
     bar.set_postfix_str(
         f"loss {float(loss.compute()):.3f}, top-1 {float(accuracy.compute()):.1%}, "
         f"edges changed {changed:,}"

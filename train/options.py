@@ -129,6 +129,8 @@ class RunOptions:
     keep."""
     overwrite: bool = False
     """Replace the run folder if it exists."""
+    history_every: int | None = None
+    """Steps between records of the wiring, beside one at the end of each epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +149,8 @@ class Options:
         norm_eps, optimization = self.network.norm_eps, self.optimization
         if norm_eps is not None and not 0 < norm_eps < math.inf:
             raise ValueError("norm_eps must be a finite number above 0")
+        if self.run.history_every is not None and self.run.history_every < 1:
+            raise ValueError("history_every must be 1 step or more")
         if optimization.epochs < 1:
             raise ValueError("epochs must be 1 or more")
         if not 0 <= optimization.warmup_epochs < optimization.epochs:

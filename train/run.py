@@ -6,6 +6,7 @@
     initial.safetensors      weights before the first step (also last, best), with the configuration
     resume.pt                everything needed to go on; loaded without executing code
     metrics.csv              a line an epoch
+    history/                 births and deaths of edges, a file a record
     summary.json             the result
     tensorboard/             the same curves for TensorBoard
 """
@@ -266,6 +267,7 @@ _OWN = {
     "metrics.csv",
     "summary.json",
     "tensorboard",
+    "history",
     "wiring.png",
 }
 """What a run folder may hold."""

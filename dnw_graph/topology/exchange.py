@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _NOT_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
-def to_networkx(topology: "Topology") -> nx.DiGraph:
-    """Return candidates as a directed graph; see :meth:`Topology.to_networkx`."""
+def nodes_to_networkx(topology: "Topology") -> nx.DiGraph:
+    """Return the nodes as a directed graph without edges; see :meth:`Topology.to_networkx`."""
     names, graph = topology.names, nx.DiGraph()
     channel = {int(v): i for v in (topology.inputs, topology.outputs) for i, v in enumerate(v)}
     for v, (role, block) in enumerate(
@@ -30,6 +30,12 @@ def to_networkx(topology: "Topology") -> nx.DiGraph:
         graph.add_node(names[v], role=Role(role).name.lower(), block=block)
         if v in channel:
             graph.nodes[names[v]]["channel"] = channel[v]
+    return graph
+
+
+def to_networkx(topology: "Topology") -> nx.DiGraph:
+    """Return candidates as a directed graph; see :meth:`Topology.to_networkx`."""
+    names, graph = topology.names, nodes_to_networkx(topology)
     graph.add_edges_from((names[u], names[v]) for u, v in topology.edge_index.t().tolist())
     return graph
 

@@ -1,0 +1,44 @@
+"""What a learned wiring looks like: measures, a history, comparisons, pictures."""
+
+from dnw_graph.analysis.history import (
+    History,
+    HistoryWriter,
+    Record,
+    WiringHistory,
+    load_history,
+    real_edges,
+)
+from dnw_graph.analysis.measures import (
+    STATISTICS,
+    BlockPair,
+    DeadNodes,
+    Measures,
+    Statistic,
+    betweenness,
+    measure,
+    small_worldness,
+)
+from dnw_graph.analysis.similarity import Similarity, jaccard, similarity
+from dnw_graph.analysis.structure import Structure, structure_of
+
+__all__ = [
+    "STATISTICS",
+    "BlockPair",
+    "DeadNodes",
+    "History",
+    "HistoryWriter",
+    "Measures",
+    "Record",
+    "Similarity",
+    "Statistic",
+    "Structure",
+    "WiringHistory",
+    "betweenness",
+    "jaccard",
+    "load_history",
+    "measure",
+    "real_edges",
+    "similarity",
+    "small_worldness",
+    "structure_of",
+]

@@ -1,0 +1,263 @@
+"""Pictures of wirings, with matplotlib; legible from tens to hundreds of thousands of edges.
+
+Every function returns a figure; ``figure.savefig("wiring.svg")`` writes PNG, SVG or PDF.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import networkx as nx
+import numpy as np
+import torch
+from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, SymLogNorm, TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
+from matplotlib.ticker import MaxNLocator
+
+from dnw_graph.analysis.history import WiringHistory
+from dnw_graph.analysis.measures import block_pairs
+from dnw_graph.analysis.structure import Floats, Structure, structure_of
+from dnw_graph.neural_graph import NeuralGraph
+from dnw_graph.topology import Role, Topology
+
+Graph: TypeAlias = NeuralGraph | nx.DiGraph | Structure
+"""What can be drawn."""
+
+CELLS = 256  # rows and columns of an image of an adjacency, at most
+COLORS = {Role.INPUT: "#4c78a8", Role.HIDDEN: "#9d9d9d", Role.OUTPUT: "#e45756"}
+LEARNED, RANDOM = "#1f77b4", "#b0b0b0"
+
+
+def draw_blocks(graphs: Graph | Mapping[str, Graph]) -> Figure:
+    """Draw edges between blocks, as wide as there are many.
+
+    The colour says how many times as many as their share of the candidates would give: red more,
+    blue fewer. Blocks are as tall as they have nodes.
+
+    Args:
+        graphs: A graph, or several by title.
+    """
+    structures = _structures(graphs)
+    figure = Figure(figsize=(3.2 * len(structures) + 1, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(structures), squeeze=False)[0]
+    norm = SymLogNorm(linthresh=0.1, vmin=-2, vmax=2)
+    for axes, (title, s) in zip(panels, structures.items(), strict=True):
+        _blocks(axes, s, norm)
+        axes.set_title(f"{title}\n{s.num_edges:,} edges".strip(), size=9)
+    bar = figure.colorbar(
+        ScalarMappable(norm, "coolwarm"), ax=list(panels), ticks=[-2, -1, 0, 1, 2], shrink=0.7
+    )
+    bar.ax.set_yticklabels(["¼", "½", "as random", "2x", "4x"], size=7)
+    return figure
+
+
+def _blocks(axes: Axes, s: Structure, norm: SymLogNorm) -> None:
+    blocks = s.topology.blocks
+    tallest = max(len(block.nodes) for block in blocks)
+    most = max((pair.edges.value for pair in block_pairs(s)), default=1) or 1
+    for pair in block_pairs(s):
+        if not pair.edges.value:
+            continue
+        ratio = np.log2(np.array(pair.edges.value / (pair.edges.mean or 1)))
+        bend = 0.0 if pair.target == pair.source + 1 else -0.35
+        color = ScalarMappable(norm, "coolwarm").to_rgba(ratio)
+        arrow = FancyArrowPatch(
+            (pair.source, 0),
+            (pair.target, 0),
+            connectionstyle=f"arc3,rad={bend}",
+            arrowstyle="-",
+            linewidth=0.4 + 9 * pair.edges.value / most,
+            color=color,
+            alpha=0.85,
+        )
+        axes.add_patch(arrow)
+    for block in blocks:
+        height = 0.15 + 0.85 * len(block.nodes) / tallest
+        axes.bar(block.index, height, 0.22, -height / 2, color=COLORS[block.role], zorder=3)
+        label = f"{len(block.nodes):,}"
+        axes.annotate(label, (block.index, -height / 2), (0, -9), size=7, ha="center",
+                      textcoords="offset points")  # fmt: skip
+    axes.set_xlim(-0.5, len(blocks) - 0.5)
+    axes.set_ylim(-0.8, max(0.7, 0.2 * len(blocks)))
+    axes.set_axis_off()
+
+
+def draw_adjacency(graphs: Graph | Mapping[str, Graph]) -> Figure:
+    """Draw the matrix of each graph as an image: nodes that are fed down, nodes that send across.
+
+    Where there are more nodes than cells, a cell counts edges. Lines part blocks.
+
+    Args:
+        graphs: A graph, or several by title.
+    """
+    structures = _structures(graphs)
+    figure = Figure(figsize=(3.4 * len(structures) + 0.8, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(structures), squeeze=False)[0]
+    for axes, (title, s) in zip(panels, structures.items(), strict=True):
+        image = _adjacency(s, s.source, s.target)
+        drawn = axes.imshow(
+            np.ma.masked_equal(image, 0),
+            cmap="viridis",
+            norm=LogNorm(1, max(image.max(), 2)),
+            interpolation="nearest",
+            extent=(0, s.num_nodes, s.num_nodes, 0),
+        )
+        _part_blocks(axes, s)
+        axes.set_title(title or f"{s.num_edges:,} edges", size=9)
+        figure.colorbar(drawn, ax=axes, shrink=0.6).ax.tick_params(labelsize=7)
+    return figure
+
+
+def _adjacency(s: Structure, source: np.ndarray, target: np.ndarray) -> Floats:
+    cells = min(CELLS, s.num_nodes)
+    image = np.zeros((cells, cells))
+    np.add.at(image, (target * cells // s.num_nodes, source * cells // s.num_nodes), 1)
+    return image
+
+
+def _part_blocks(axes: Axes, s: Structure) -> None:
+    for block in s.topology.blocks[1:]:
+        axes.axhline(block.nodes.start, color="#00000030", linewidth=0.5)
+        axes.axvline(block.nodes.start, color="#00000030", linewidth=0.5)
+    axes.set_xlabel("node that sends", size=8)
+    axes.set_ylabel("node that is fed", size=8)
+    axes.tick_params(labelsize=7)
+
+
+def draw_degrees(graph: Graph, *, seed: int = 0) -> Figure:
+    """Draw how many nodes have so many edges or more, in and out, beside a random wiring.
+
+    Args:
+        graph: A graph.
+        seed: Of the random wiring, with the same blocks and budget.
+    """
+    s = structure_of(graph)
+    random = s.random(np.random.default_rng(seed))
+    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("in", "out"), strict=True):
+        for one, label, color in ((random, "random", RANDOM), (s, "learned", LEARNED)):
+            degrees = np.sort(one.in_degree if kind == "in" else one.out_degree)
+            share = 1 - np.arange(len(degrees)) / len(degrees)
+            axes.step(degrees, share, where="pre", label=label, color=color)
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_yscale("log")
+        axes.set_xlabel(f"edges {kind}, of a node")
+    figure.axes[0].set_ylabel("share of nodes with as many or more")
+    figure.axes[0].legend(frameon=False)
+    return figure
+
+
+def draw_history(history: WiringHistory) -> Figure:
+    """Draw births and deaths of edges by epoch, and how old the real edges were in the end.
+
+    Args:
+        history: Of one graph; see :func:`dnw_graph.analysis.load_history`.
+    """
+    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    moves, ages = figure.subplots(1, 2)
+    epochs = history.epochs[1:]
+    moves.plot(epochs, history.births[1:], color=LEARNED, marker=".", label="births")
+    moves.plot(epochs, history.deaths[1:], color="#e45756", marker=".", label="deaths")
+    if epochs and max(history.births[1:].max(), history.deaths[1:].max()) > 0:
+        moves.set_yscale("log")
+    moves.set_xlabel("epoch")
+    moves.set_ylabel("edges since the record before")
+    moves.xaxis.set_major_locator(MaxNLocator(integer=True))
+    moves.legend(frameon=False)
+    per_epoch = history.steps[-1] / history.epochs[-1] if history.epochs[-1] else 1
+    ages.hist(history.ages() / per_epoch, bins=min(40, max(len(epochs), 1)), color=LEARNED)
+    ages.set_xlabel("age of the real edges in the end, epochs")
+    ages.set_ylabel("edges")
+    return figure
+
+
+def draw_against_random(graph: Graph, *, seed: int = 0) -> Figure:
+    """Draw a wiring beside a random one with the same blocks and budget, by block and as images.
+
+    Args:
+        graph: A graph.
+        seed: Of the random wiring.
+    """
+    s = structure_of(graph)
+    pair = {"learned": s, "random": s.random(np.random.default_rng(seed))}
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    rows = figure.subplots(2, 2, height_ratios=(2, 3))
+    norm = SymLogNorm(linthresh=0.1, vmin=-2, vmax=2)
+    top = max(_adjacency(one, one.source, one.target).max() for one in pair.values())
+    for axes, (title, one) in zip(rows.T, pair.items(), strict=True):
+        _blocks(axes[0], one, norm)
+        axes[0].set_title(title)
+        image = _adjacency(one, one.source, one.target)
+        axes[1].imshow(
+            np.ma.masked_equal(image, 0),
+            norm=LogNorm(1, max(top, 2)),
+            interpolation="nearest",
+            extent=(0, one.num_nodes, one.num_nodes, 0),
+        )
+        _part_blocks(axes[1], one)
+    return figure
+
+
+def animate(
+    history: WiringHistory, topology: Topology, path: str | Path, *, per_second: int = 4
+) -> None:
+    """Write the wiring over training as a GIF: an image of the adjacency at each record.
+
+    Edges that came since the record before are red, the others blue.
+
+    Args:
+        history: Of one graph.
+        topology: Its candidates.
+        path: The file.
+        per_second: Records a second.
+
+    Raises:
+        ValueError: A history of other candidates.
+    """
+    if topology.num_candidates != history.candidates:
+        raise ValueError(
+            f"the history is of {history.candidates:,} candidates, the topology has "
+            f"{topology.num_candidates:,}"
+        )
+    empty = np.zeros(0, dtype=np.int64)
+    s = Structure(topology, empty, empty, empty.astype(np.float64))
+    figure = Figure(figsize=(4.2, 4.4), layout="constrained")
+    axes = figure.subplots()
+    frames = [_frame(s, history, at) for at in range(len(history.records))]
+    most = max(float(np.abs(frame).max()) for frame in frames) or 1.0
+    shown = axes.imshow(
+        frames[0],
+        cmap="coolwarm",
+        norm=TwoSlopeNorm(0, -(most**0.5), most**0.5),
+        interpolation="nearest",
+        extent=(0, topology.num_nodes, topology.num_nodes, 0),
+    )
+    _part_blocks(axes, s)
+
+    def show(at: int) -> Sequence[Artist]:
+        shown.set_data(np.sign(frames[at]) * np.sqrt(np.abs(frames[at])))
+        axes.set_title(f"epoch {history.epochs[at]:g}", size=9)
+        return [shown]
+
+    film = FuncAnimation(figure, show, frames=len(frames))
+    film.save(Path(path), PillowWriter(fps=per_second))
+
+
+def _frame(s: Structure, history: WiringHistory, at: int) -> Floats:
+    record, real = history.records[at], history.real(at)
+    new = np.isin(real, record.born) if at else np.zeros(len(real), dtype=bool)
+    source, target = s.topology.edges(torch.from_numpy(real)).numpy()
+    old = _adjacency(s, source[~new], target[~new])
+    born = _adjacency(s, source[new], target[new])
+    return np.where(born > 0, born, -old)
+
+
+def _structures(graphs: Graph | Mapping[str, Graph]) -> dict[str, Structure]:
+    if isinstance(graphs, Mapping) and not isinstance(graphs, nx.DiGraph):
+        return {title: structure_of(graph) for title, graph in graphs.items()}
+    return {"": structure_of(graphs)}

@@ -1,0 +1,184 @@
+"""A wiring as arrays, and random wirings like it."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import scipy.sparse
+import torch
+from numpy.typing import NDArray
+
+from dnw_graph.neural_graph import NeuralGraph
+from dnw_graph.topology import Role, Topology
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The real edges of a graph.
+
+    Attributes:
+        topology: Nodes in blocks, and the candidates.
+        source: Node that each edge leaves ``[k]``, by number in the topology.
+        target: Node that it enters ``[k]``.
+        weight: Its weight ``[k]``.
+    """
+
+    topology: Topology
+    source: Ints
+    target: Ints
+    weight: Floats
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes ``V``."""
+        return self.topology.num_nodes
+
+    @property
+    def num_edges(self) -> int:
+        """Number of real edges ``k``."""
+        return len(self.source)
+
+    @property
+    def names(self) -> Sequence[Hashable]:
+        """What nodes are called."""
+        return self.topology.names
+
+    @cached_property
+    def block(self) -> Ints:
+        """Block of each node ``[V]``."""
+        return self.topology.block.numpy()
+
+    @cached_property
+    def role(self) -> Ints:
+        """:class:`Role` of each node ``[V]``."""
+        return self.topology.role.numpy()
+
+    @cached_property
+    def in_degree(self) -> Ints:
+        """Number of edges into each node ``[V]``."""
+        return np.bincount(self.target, minlength=self.num_nodes)
+
+    @cached_property
+    def out_degree(self) -> Ints:
+        """Number of edges out of each node ``[V]``."""
+        return np.bincount(self.source, minlength=self.num_nodes)
+
+    @cached_property
+    def matrix(self) -> scipy.sparse.csr_array:
+        """1 where an edge leads from the node of the row to that of the column ``[V, V]``."""
+        ones = np.ones(self.num_edges, dtype=np.float64)
+        shape = self.num_nodes, self.num_nodes
+        return scipy.sparse.csr_array((ones, (self.source, self.target)), shape=shape)
+
+    def nodes_of(self, role: Role) -> Ints:
+        """Return the nodes of a role, ascending."""
+        return np.flatnonzero(self.role == role)
+
+    def reached_from(self, start: Ints, backward: bool = False) -> NDArray[np.bool_]:
+        """Return which nodes have a path of real edges from one of some nodes, or to one ``[V]``.
+
+        These nodes themselves are among them.
+        """
+        matrix = self.matrix.T.tocsr() if backward else self.matrix
+        reached = np.zeros(self.num_nodes, dtype=bool)
+        reached[start] = True
+        frontier = np.asarray(start)
+        while len(frontier):
+            found = np.unique(matrix[frontier].indices)
+            frontier = found[~reached[found]]
+            reached[frontier] = True
+        return reached
+
+    def random(self, generator: np.random.Generator) -> "Structure":
+        """Return as many edges drawn from all candidates alike: the same blocks and budget."""
+        number = self.topology.num_candidates
+        ids = generator.choice(number, self.num_edges, replace=False, shuffle=False)
+        ids.sort()
+        source, target = self.topology.edges(torch.from_numpy(ids)).numpy()
+        return replace(self, source=source, target=target)
+
+
+def structure_of(
+    graph: "NeuralGraph | nx.DiGraph | Structure", candidates: Topology | None = None
+) -> Structure:
+    """Return the real edges of a graph as arrays.
+
+    Args:
+        graph: A graph, or what its ``to_networkx`` gives, edited or not. Edges with ``real=False``
+            are candidates only; an edge without ``weight`` counts as 1.
+        candidates: Which edges might have been real. Of a networkx graph, unless given: the edges
+            with ``real``, where there are such; otherwise all from any block to any other that some
+            edge leads to directly or not, as in a topology of complete blocks.
+
+    Raises:
+        ValueError: A graph that is no topology, or edges that are no candidates.
+    """
+    if isinstance(graph, Structure):
+        return graph
+    if isinstance(graph, NeuralGraph):
+        wiring = graph.wiring()
+        source, target = graph.topology.edges(wiring.edge_id.cpu()).numpy()
+        weight = wiring.edge_weight.detach().double().cpu().numpy()
+        return Structure(graph.topology, source, target, weight)
+    given = Topology.from_networkx(graph)
+    if candidates is None:
+        marked = any("real" in data for _, _, data in graph.edges(data=True))
+        candidates = given if marked else _complete(given)
+    place = {name: v for v, name in enumerate(candidates.names)}
+    try:
+        edges = [
+            (place[u], place[v], float(data.get("weight", 1)))
+            for u, v, data in graph.edges(data=True)
+            if data.get("real", True)
+        ]
+    except KeyError as error:
+        raise ValueError(f"the candidates have no node {error.args[0]!r}") from None
+    rows = np.array(edges, dtype=np.float64).reshape(-1, 3)
+    source, target = rows[:, 0].astype(np.int64), rows[:, 1].astype(np.int64)
+    order = np.lexsort((source, target))
+    made = Structure(candidates, source[order], target[order], rows[order, 2])
+    _check_candidates(made)
+    return made
+
+
+def _check_candidates(made: Structure) -> None:
+    blocks = made.topology.blocks
+    for j, block in enumerate(blocks):
+        inside = made.block[made.target] == j
+        sources = np.unique(made.block[made.source[inside]])
+        if block.complete and set(sources.tolist()) <= set(block.sources):
+            continue
+        edges = made.topology.edges(torch.arange(block.edges.start, block.edges.stop)).numpy()
+        known = set(zip(*edges.tolist(), strict=True))
+        ends = zip(made.source[inside].tolist(), made.target[inside].tolist(), strict=True)
+        for u, v in ends:
+            if (u, v) not in known:
+                raise ValueError(
+                    f"edge {made.names[u]!r} -> {made.names[v]!r} is no candidate of the topology"
+                )
+
+
+def _complete(given: Topology) -> Topology:
+    """Return the topology in which a block may be fed by every one before it.
+
+    In one with edges back, or within a block, any node may feed any but inputs that nothing feeds.
+    """
+    block = given.block
+    source, target = given.edge_index
+    forward = bool((block[source] < block[target]).all())
+    sizes = [len(b.nodes) for b in given.blocks]
+    ends = torch.tensor([0, *sizes]).cumsum(0)
+    fed_by: list[Any] = []
+    for b in given.blocks:
+        everything = torch.arange(int(ends[b.index]) if forward else given.num_nodes)
+        closed = b.role == Role.INPUT and not b.edges
+        fed_by.append(everything[:0] if closed else everything)
+    made = Topology._of_blocks(sizes, [b.role for b in given.blocks], fed_by)
+    made.names, made.inputs, made.outputs = given.names, given.inputs, given.outputs
+    return made
