@@ -309,7 +309,7 @@ def test_damaged_histories_are_an_error(tmp_path: Path) -> None:
             load_history(tmp_path)
 
 
-@settings(max_examples=40)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_flipped_bits_are_noticed_or_harmless(
     data: st.DataObject, tmp_path_factory: object
