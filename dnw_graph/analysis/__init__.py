@@ -15,6 +15,7 @@ from dnw_graph.analysis.measures import (
     Measures,
     Statistic,
     betweenness,
+    block_pairs,
     measure,
     small_worldness,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "Structure",
     "WiringHistory",
     "betweenness",
+    "block_pairs",
     "jaccard",
     "load_history",
     "measure",

@@ -14,7 +14,7 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm, SymLogNorm, TwoSlopeNorm
+from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.ticker import MaxNLocator
@@ -37,7 +37,8 @@ def draw_blocks(graphs: Graph | Mapping[str, Graph]) -> Figure:
     """Draw edges between blocks, as wide as there are many.
 
     The colour says how many times as many as their share of the candidates would give: red more,
-    blue fewer. Blocks are as tall as they have nodes.
+    blue fewer. Blocks are as tall as they
+    have nodes; edges that pass over a block bow.
 
     Args:
         graphs: A graph, or several by title.
@@ -45,7 +46,7 @@ def draw_blocks(graphs: Graph | Mapping[str, Graph]) -> Figure:
     structures = _structures(graphs)
     figure = Figure(figsize=(3.2 * len(structures) + 1, 3.6), layout="constrained")
     panels = figure.subplots(1, len(structures), squeeze=False)[0]
-    norm = SymLogNorm(linthresh=0.1, vmin=-2, vmax=2)
+    norm = Normalize(-2, 2)
     for axes, (title, s) in zip(panels, structures.items(), strict=True):
         _blocks(axes, s, norm)
         axes.set_title(f"{title}\n{s.num_edges:,} edges".strip(), size=9)
@@ -56,7 +57,7 @@ def draw_blocks(graphs: Graph | Mapping[str, Graph]) -> Figure:
     return figure
 
 
-def _blocks(axes: Axes, s: Structure, norm: SymLogNorm) -> None:
+def _blocks(axes: Axes, s: Structure, norm: Normalize) -> None:
     blocks = s.topology.blocks
     tallest = max(len(block.nodes) for block in blocks)
     most = max((pair.edges.value for pair in block_pairs(s)), default=1) or 1
@@ -64,26 +65,31 @@ def _blocks(axes: Axes, s: Structure, norm: SymLogNorm) -> None:
         if not pair.edges.value:
             continue
         ratio = np.log2(np.array(pair.edges.value / (pair.edges.mean or 1)))
-        bend = 0.0 if pair.target == pair.source + 1 else -0.35
-        color = ScalarMappable(norm, "coolwarm").to_rgba(ratio)
+        next_one = pair.target == pair.source + 1
+        height = -0.2 if next_one else 0.0
         arrow = FancyArrowPatch(
-            (pair.source, 0),
-            (pair.target, 0),
-            connectionstyle=f"arc3,rad={bend}",
+            (pair.source, height),
+            (pair.target, height),
+            connectionstyle=f"arc3,rad={0.0 if next_one else -0.45}",
             arrowstyle="-",
             linewidth=0.4 + 9 * pair.edges.value / most,
-            color=color,
+            color=ScalarMappable(norm, "coolwarm").to_rgba(ratio),
             alpha=0.85,
         )
         axes.add_patch(arrow)
     for block in blocks:
-        height = 0.15 + 0.85 * len(block.nodes) / tallest
-        axes.bar(block.index, height, 0.22, -height / 2, color=COLORS[block.role], zorder=3)
-        label = f"{len(block.nodes):,}"
-        axes.annotate(label, (block.index, -height / 2), (0, -9), size=7, ha="center",
-                      textcoords="offset points")  # fmt: skip
+        height = 0.3 + 0.7 * len(block.nodes) / tallest
+        axes.bar(block.index, -height, 0.2, color=COLORS[block.role], zorder=3)
+        axes.annotate(
+            f"{len(block.nodes):,}",
+            (block.index, -height),
+            (0, -9),
+            size=7,
+            ha="center",
+            textcoords="offset points",
+        )
     axes.set_xlim(-0.5, len(blocks) - 0.5)
-    axes.set_ylim(-0.8, max(0.7, 0.2 * len(blocks)))
+    axes.set_ylim(-1.2, 0.1 + 0.25 * max(len(blocks) - 1, 1))
     axes.set_axis_off()
 
 
@@ -187,7 +193,7 @@ def draw_against_random(graph: Graph, *, seed: int = 0) -> Figure:
     pair = {"learned": s, "random": s.random(np.random.default_rng(seed))}
     figure = Figure(figsize=(8, 7), layout="constrained")
     rows = figure.subplots(2, 2, height_ratios=(2, 3))
-    norm = SymLogNorm(linthresh=0.1, vmin=-2, vmax=2)
+    norm = Normalize(-2, 2)
     top = max(_adjacency(one, one.source, one.target).max() for one in pair.values())
     for axes, (title, one) in zip(rows.T, pair.items(), strict=True):
         _blocks(axes[0], one, norm)
