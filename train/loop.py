@@ -28,6 +28,7 @@ from train.metrics import (
     show,
 )
 from train.options import Options
+from train.report.page import report_of
 from train.run import RunConfig, RunFolder
 from train.setup import (
     check_network,
@@ -158,6 +159,8 @@ class Training:
         """Write the summary of a run that has had its last epoch, and return it."""
         summary = self.summary()
         self.folder.save_summary(summary)
+        if self.options.run.report:
+            report_of(self.folder.path, self.config)
         return summary
 
     def advance(self) -> None:

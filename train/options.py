@@ -129,6 +129,8 @@ class RunOptions:
     keep."""
     overwrite: bool = False
     """Replace the run folder if it exists."""
+    report: bool = True
+    """Write report.html into the run folder at the end."""
     history_every: int | None = None
     """Steps between records of the wiring, beside one at the end of each epoch."""
 

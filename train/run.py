@@ -7,6 +7,7 @@
     resume.pt                everything needed to go on; loaded without executing code
     metrics.csv              a line an epoch
     history/                 births and deaths of edges, a file a record
+    report.html              all of it to look at
     summary.json             the result
     tensorboard/             the same curves for TensorBoard
 """
@@ -268,6 +269,7 @@ _OWN = {
     "summary.json",
     "tensorboard",
     "history",
+    "report.html",
     "wiring.png",
 }
 """What a run folder may hold."""

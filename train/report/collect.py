@@ -1,0 +1,280 @@
+"""What a report says of a run, as plain values and arrays."""
+
+import base64
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from dnw_graph import NeuralGraph, cost
+from dnw_graph.analysis import (
+    History,
+    Measures,
+    Statistic,
+    Structure,
+    WiringHistory,
+    load_history,
+    measure,
+    small_worldness,
+)
+from train.data import evaluation_transform, open_source
+from train.metrics import Normalize
+from train.report.pack import Pack
+from train.run import RunConfig, RunFolder, Weights
+
+SIDE = 14  # pixels of a feature map in the page
+MOST_NODES = 20_000  # of a run, whose feature maps are kept
+
+
+class RunData:
+    """Reads a run folder; what is missing or damaged is left out and noted.
+
+    Args:
+        path: The run folder.
+        weights: Which weights.
+        random: How many random wirings to compare with.
+
+    Attributes:
+        notes: What was left out, and why.
+        values: Plain values for the page.
+        graphs: The graphs of the network, by name.
+
+    Raises:
+        ValueError: The run has no configuration or no weights that can be read.
+    """
+
+    def __init__(self, path: str | Path, weights: Weights, random: int) -> None:
+        self.folder, self.notes = RunFolder(path), list[str]()
+        self.config = self.folder.load_config()
+        self.model = self.folder.load_model(weights)
+        self.pack = Pack()
+        self.graphs = {
+            name or "graph": module
+            for name, module in self.model.named_modules()
+            if isinstance(module, NeuralGraph)
+        }
+        history = self._try("the history of the wiring", lambda: load_history(self.folder.path))
+        image = self._try("feature maps of an image", lambda: _sample(self.config))
+        maps: dict[str, Tensor] = {}
+        if image is not None:
+            maps = self._try("feature maps of an image", lambda: self._maps(image["images"])) or {}
+        if not self.graphs:
+            self.notes.append("the wiring: the network has no graph")
+        self.values: dict[str, Any] = {
+            "name": self.folder.path.resolve().name,
+            "about": self._about(),
+            "curves": self._try("curves", self._curves) or {},
+            "cost": self._try("cost", self._cost) or [],
+            "image": image and {k: v for k, v in image.items() if k != "images"},
+            "graphs": [
+                self._graph(at, name, graph, history, maps.get(name), random)
+                for at, (name, graph) in enumerate(self.graphs.items())
+            ],
+        }
+        self.values["notes"] = self.notes
+
+    def _try(self, what: str, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except (ValueError, OSError, KeyError, IndexError) as error:
+            self.notes.append(f"{what}: {' '.join(str(error).split())}")
+            return None
+
+    def _about(self) -> list[list[str]]:
+        flat = self.config.options.flat()
+        shown = (
+            *("graph", "rule", "width", "density", "schedule", "dataset", "image_size"),
+            *("epochs", "batch_size", "lr", "seed"),
+        )
+        lines = [[name, str(flat[name])] for name in shown if flat.get(name) is not None]
+        return [*lines, ["classes", ", ".join(self.config.classes[:10])]]
+
+    def _curves(self) -> dict[str, list[float]]:
+        with (self.folder.path / "metrics.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        names = ("epoch", "train_loss", "loss", "train_top1", "top1", "edges_changed", "lr")
+        return {name: [float(row[name]) for row in rows] for name in names if name in rows[0]}
+
+    def _cost(self) -> list[list[str]]:
+        counted = cost(self.model, self.config.options.data.image_size)
+        return [
+            ["multiply-adds an image", f"{counted.macs:,}"],
+            ["parameters", f"{counted.parameters:,}"],
+            ["real edges", f"{counted.real_edges:,}"],
+            ["candidate edges", f"{counted.candidate_edges:,}"],
+            ["dead nodes", f"{counted.dead_nodes:,}"],
+            ["nodes without a path to an output", f"{counted.unneeded_nodes:,}"],
+        ]
+
+    @torch.no_grad()
+    def _maps(self, images: Tensor) -> dict[str, Tensor]:
+        """Return what each node of each graph holds, small ``[V, SIDE, SIDE]``, by graph."""
+        held: dict[str, list[Tensor]] = {}
+        hooks = []
+        if sum(graph.topology.num_nodes for graph in self.graphs.values()) > MOST_NODES:
+            raise ValueError(f"there are more than {MOST_NODES:,} nodes")
+        for name, graph in self.graphs.items():
+            states = held[name] = [torch.empty(0)] * len(graph.nodes)
+            for at, node in enumerate(graph.nodes):
+                hooks.append(node.register_forward_hook(_keeping(states, at)))
+        try:
+            self.model(Normalize(self.config)(images))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        found = {}
+        for name, states in held.items():
+            if all(state.dim() == 4 for state in states):
+                small = [F.adaptive_avg_pool2d(s[:, :1], min(SIDE, *s.shape[2:])) for s in states]
+                found[name] = torch.cat([F.interpolate(s, (SIDE, SIDE)) for s in small])[:, 0]
+        return found
+
+    def _graph(
+        self,
+        at: int,
+        name: str,
+        graph: NeuralGraph,
+        history: History | None,
+        maps: Tensor | None,
+        random: int,
+    ) -> dict[str, Any]:
+        found, key, pack = measure(graph, random=random), f"g{at}", self.pack
+        s = found.structure
+        values: dict[str, Any] = {
+            "name": name,
+            "key": key,
+            "nodes": s.num_nodes,
+            "edges": s.num_edges,
+            "blocks": [
+                {
+                    "role": block.role.name.lower(),
+                    "first": block.nodes.start,
+                    "past": block.nodes.stop,
+                }
+                for block in s.topology.blocks
+            ],
+            "statistics": _statistics(found),
+            "pairs": [
+                [p.source, p.target, p.candidates, p.edges.value, p.edges.mean, _number(p.edges.z)]
+                for p in found.pairs
+            ],
+            "dead": {kind: len(nodes) for kind, nodes in vars(found.dead).items()},
+            "paths": sorted(found.path_lengths.items()),
+            "degrees": {
+                "in": np.bincount(s.in_degree).tolist(),
+                "out": np.bincount(s.out_degree).tolist(),
+            },
+        }
+        pack.add(f"{key}.source", s.source.astype(np.uint32))
+        pack.add(f"{key}.in", s.in_degree.astype(np.uint32))
+        pack.add(f"{key}.weight", s.weight.astype(np.float32))
+        pack.add(f"{key}.betweenness", found.betweenness.astype(np.float32))
+        if (filters := _filters(graph)) is not None:
+            values["filters"] = pack.add(f"{key}.filters", filters)
+        if maps is not None:
+            values["maps"] = pack.add(f"{key}.maps", _bytes(maps))
+        if history is not None and name in history:
+            recorded = history[name]
+            if recorded.candidates == s.topology.num_candidates:
+                values["history"] = self._history(key, recorded, s)
+            else:
+                self.notes.append(f"the history of {name}: it is of another number of candidates")
+        return values
+
+    def _history(self, key: str, recorded: WiringHistory, s: Structure) -> dict[str, Any]:
+        """Keep the edges that were ever real, and when each was."""
+        pack, born = self.pack, [record.born for record in recorded.records]
+        ever = np.unique(np.concatenate(born))
+        source, target = s.topology.edges(torch.from_numpy(ever)).numpy()
+        pack.add(f"{key}.ever.source", source.astype(np.uint32))
+        pack.add_ids(f"{key}.ever.target", target)
+        pairs, now = [], np.zeros(len(ever), dtype=bool)
+        number = len(s.topology.blocks)
+        for at, record in enumerate(recorded.records):
+            for kind, ids in (("born", record.born), ("died", record.died)):
+                places = np.searchsorted(ever, ids)
+                now[places] = kind == "born"
+                pack.add_ids(f"{key}.{kind}.{at}", places)
+            counts = np.zeros((number, number), dtype=np.int64)
+            np.add.at(counts, (s.block[source[now]], s.block[target[now]]), 1)
+            pairs.append(counts.tolist())
+        per_epoch = recorded.steps[-1] / recorded.epochs[-1] if recorded.epochs[-1] else 1.0
+        ages, edges = np.histogram(recorded.ages() / per_epoch, bins=20)
+        settled = recorded.settled()
+        return {
+            "epochs": recorded.epochs,
+            "births": recorded.births.tolist(),
+            "deaths": recorded.deaths.tolist(),
+            "pairs": pairs,
+            "ages": [ages.tolist(), edges.tolist()],
+            "settled": None if settled is None else settled / per_epoch,
+        }
+
+
+def _keeping(states: list[Tensor], at: int) -> Callable[..., None]:
+    def keep(module: nn.Module, args: Any, out: Tensor) -> None:
+        states[at] = out.detach().float()
+
+    return keep
+
+
+def _sample(config: RunConfig) -> dict[str, Any]:
+    """Return the first validation image: as the network gets it, and as a picture."""
+    given = config.options.data
+    source = open_source(given.data, training=False, dataset=given.dataset)
+    if not len(source.validation):
+        raise ValueError(f"{given.data} has no validation images")
+    transform = evaluation_transform(config.augmentation, given.image_size)
+    image = transform(source.validation[0])
+    picture, file = Image.fromarray(image.permute(1, 2, 0).numpy()), io.BytesIO()
+    picture.thumbnail((112, 112))
+    picture.save(file, "PNG")
+    return {
+        "images": image.unsqueeze(0),
+        "class": config.classes[int(source.validation.labels[0])],
+        "png": base64.b64encode(file.getvalue()).decode(),
+    }
+
+
+def _statistics(found: Measures) -> list[list[Any]]:
+    rows = [[n, *map(_number, (s.value, s.mean, s.z))] for n, s in found.statistics.items()]
+    return [*rows, ["small-worldness", _number(small_worldness(found)), 1.0, None]]
+
+
+def _number(value: float) -> float | None:
+    """Return a number that JSON knows, None for one that is not finite."""
+    return float(value) if np.isfinite(value) else None
+
+
+def statistic(found: Statistic) -> list[float | None]:
+    """Return value, mean and z of a statistic."""
+    return [_number(found.value), _number(found.mean), _number(found.z)]
+
+
+def _filters(graph: NeuralGraph) -> NDArray[Any] | None:
+    """Return the 3x3 filter of each node ``[V, 9]``, 0 where it has none; None if none has."""
+    rows, some = [], False
+    for block, node, message in zip(
+        graph.topology.blocks, graph.nodes, graph.messages, strict=True
+    ):
+        conv = getattr(node, "conv", None) or getattr(message, "conv", None)
+        if isinstance(conv, nn.Conv2d) and conv.weight.shape[1:].numel() == 9:
+            rows.append(conv.weight.detach().float().reshape(-1, 9))
+            some = True
+        else:
+            rows.append(torch.zeros(len(block.nodes), 9))
+    return torch.cat(rows).numpy() if some else None
+
+
+def _bytes(maps: Tensor) -> NDArray[Any]:
+    """Return maps as bytes, 128 being 0 and 255 the largest of a map by size."""
+    most = maps.abs().amax((1, 2), keepdim=True).clamp_min(1e-12)
+    return (128 + 127 * maps / most).round().clamp(1, 255).byte().numpy()
