@@ -117,31 +117,41 @@ def _role(graph: nx.DiGraph, name: Hashable) -> Role:
 def write_graph(graph: nx.DiGraph, path: str | Path) -> None:
     """Write a networkx graph with the attributes of its nodes and edges.
 
-    A file that is there is replaced once the new one is written.
+    A file that is there is replaced once the new one is written. :func:`read_graph` reads GraphML
+    and JSON.
 
     Args:
         graph: The graph, such as :meth:`Topology.to_networkx` or :meth:`NeuralGraph.to_networkx`
             makes.
-        path: A file that ends in ``.graphml`` or ``.json`` (node-link data). GraphML takes nodes
-            that are all called by text, or all by whole numbers.
+        path: A file that ends in ``.graphml``, ``.json`` (node-link data), ``.gexf`` (Gephi) or
+            ``.cyjs`` (Cytoscape). GraphML and GEXF take nodes that are all called by text, or all
+            by whole numbers.
 
     Raises:
         ValueError: Another ending, or names or attributes that such a file cannot hold.
     """
     path = Path(path)
-    if path.suffix not in (".json", ".graphml"):
-        raise ValueError(f"a graph is written to .graphml or .json, not to {path.name}")
+    if path.suffix not in (".json", ".graphml", ".gexf", ".cyjs"):
+        raise ValueError(
+            f"a graph is written to .graphml, .json, .gexf or .cyjs, not to {path.name}"
+        )
     partial = path.with_name(f"{path.name}.partial")
     try:
         if path.suffix == ".json":
             _check_json(graph)
             data = nx.node_link_data(graph, edges="edges")
             partial.write_text(json.dumps(data, default=_plain), encoding="utf-8")
+        elif path.suffix == ".cyjs":
+            data = nx.cytoscape_data(graph)
+            partial.write_text(json.dumps(data, default=_plain), encoding="utf-8")
+        elif path.suffix == ".gexf":
+            _kind_of_names(graph)
+            nx.write_gexf(graph, partial)
         else:
             marked = graph.copy()
             marked.graph["names"] = _kind_of_names(graph)  # GraphML knows names as text only
             nx.write_graphml(marked, partial)
-    except (TypeError, nx.NetworkXException) as error:
+    except (TypeError, KeyError, nx.NetworkXException) as error:
         partial.unlink(missing_ok=True)
         raise ValueError(f"the graph does not fit into {path.name}: {error}") from error
     except BaseException:
@@ -173,7 +183,7 @@ def _kind_of_names(graph: nx.DiGraph) -> str:
     for name in graph:
         if not isinstance(name, str) or _NOT_XML.search(name):
             raise ValueError(
-                "GraphML takes nodes that are all called by whole numbers, or all by text of "
+                "this format takes nodes that are all called by whole numbers, or all by text of "
                 f"printed characters, but there is {name!r}: write a .json file"
             )
     return "str"

@@ -281,7 +281,7 @@ def test_errors(graph: nx.DiGraph, message: str) -> None:
 
 
 def test_errors_of_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"written to .graphml or .json, not to wiring.txt"):
+    with pytest.raises(ValueError, match=r"written to .graphml, .json, .gexf or .cyjs, not to"):
         write_graph(named(), tmp_path / "wiring.txt")
     with pytest.raises(ValueError, match=r"read from .graphml or .json, not from wiring.txt"):
         read_graph(tmp_path / "wiring.txt")
@@ -343,3 +343,22 @@ def test_what_a_file_cannot_hold_is_an_error_and_leaves_the_file_that_is_there(
     marked.nodes["a"]["id"] = 1
     with pytest.raises(ValueError, match="node 'a' has an attribute 'id'"):
         write_graph(marked, tmp_path / "wiring.json")
+
+
+def test_files_for_gephi_and_cytoscape(tmp_path: Path) -> None:
+    wiring = NeuralGraph(Topology.layered([3, 5, 2]), num_edges=12).to_networkx()
+    write_graph(wiring, tmp_path / "wiring.gexf")
+    read = nx.read_gexf(tmp_path / "wiring.gexf", node_type=int)
+    assert set(read.edges) == set(wiring.edges)
+    for u, v, weight in wiring.edges(data="weight"):
+        assert read.edges[u, v]["weight"] == pytest.approx(weight)
+    assert nx.get_node_attributes(read, "role") == nx.get_node_attributes(wiring, "role")
+    write_graph(wiring, tmp_path / "wiring.cyjs")
+    elements = json.loads((tmp_path / "wiring.cyjs").read_text())["elements"]
+    edges = {
+        (e["data"]["source"], e["data"]["target"]): e["data"]["weight"] for e in elements["edges"]
+    }
+    assert edges == {(u, v): weight for u, v, weight in wiring.edges(data="weight")}
+    assert [n["data"]["role"] for n in elements["nodes"]] == [
+        r for _, r in wiring.nodes(data="role")
+    ]
