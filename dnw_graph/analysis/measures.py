@@ -88,6 +88,7 @@ class Measures:
         path_lengths: How many pairs of an input and an output are so many edges apart, by number
             of edges; -1 for pairs without a path.
         betweenness: Share of shortest paths that go through each node ``[V]`` (Freeman 1977).
+        weights: Quantiles of the weights of real edges, by share; empty without edges.
     """
 
     structure: Structure
@@ -96,6 +97,7 @@ class Measures:
     dead: DeadNodes
     path_lengths: Mapping[int, int]
     betweenness: Floats
+    weights: Mapping[float, float]
 
     def hubs(self, number: int = 10) -> list[tuple[Hashable, int, int, float]]:
         """Return name, edges in, edges out and betweenness of the nodes with the most edges."""
@@ -287,6 +289,14 @@ def _candidates_by_source(s: Structure, j: int) -> dict[int, int]:
     return {i: int(n) for i, n in enumerate(counts) if n}
 
 
+def weight_quantiles(s: Structure) -> dict[float, float]:
+    """Return quantiles of the weights of real edges, by share."""
+    if not s.num_edges:
+        return {}
+    shares = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+    return dict(zip(shares, np.quantile(s.weight, shares).tolist(), strict=True))
+
+
 def small_worldness(measures: Measures) -> float:
     """Return ``(C / C_random) / (L / L_random)`` (Humphries & Gurney 2008).
 
@@ -331,4 +341,5 @@ def measure(
         dead=dead_nodes(s),
         path_lengths=path_lengths(s),
         betweenness=betweenness(s, seed),
+        weights=weight_quantiles(s),
     )

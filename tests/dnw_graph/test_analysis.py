@@ -89,6 +89,15 @@ def test_measures_are_those_of_networkx(graph: nx.DiGraph) -> None:
     assert {s.names[v] for v in dead.cut_off} == set(graph) - come - unfed
 
 
+def test_quantiles_of_weights() -> None:
+    graph = NeuralGraph(Topology.bipartite(10, 20), rule="complete")
+    with torch.no_grad():
+        graph.weight.copy_(torch.randperm(200) / 199)
+    found = measure(graph, random=2).weights
+    assert found == pytest.approx({share: share for share in found}, abs=1e-6)
+    assert len(found) == 9
+
+
 def test_a_path() -> None:
     s = structure_of(path(6))
     assert m.path_lengths(s) == {6: 1}

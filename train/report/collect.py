@@ -168,6 +168,7 @@ class RunData:
             ],
             "dead": {kind: len(nodes) for kind, nodes in vars(found.dead).items()},
             "paths": sorted(found.path_lengths.items()),
+            "weights": _histogram(s.weight),
             "degrees": {
                 "in": np.bincount(s.in_degree).tolist(),
                 "out": np.bincount(s.out_degree).tolist(),
@@ -207,16 +208,21 @@ class RunData:
             np.add.at(counts, (s.block[source[now]], s.block[target[now]]), 1)
             pairs.append(counts.tolist())
         per_epoch = recorded.steps[-1] / recorded.epochs[-1] if recorded.epochs[-1] else 1.0
-        ages, edges = np.histogram(recorded.ages() / per_epoch, bins=20)
         settled = recorded.settled()
         return {
             "epochs": recorded.epochs,
             "births": recorded.births.tolist(),
             "deaths": recorded.deaths.tolist(),
             "pairs": pairs,
-            "ages": [ages.tolist(), edges.tolist()],
+            "ages": _histogram(recorded.ages() / per_epoch, 20),
             "settled": None if settled is None else settled / per_epoch,
         }
+
+
+def _histogram(values: NDArray[Any], bins: int = 60) -> list[list[float]]:
+    """Return counts and the middles of their bins."""
+    counts, edges = np.histogram(values, bins)
+    return [counts.tolist(), ((edges[1:] + edges[:-1]) / 2).tolist()]
 
 
 def _keeping(states: list[Tensor], at: int) -> Callable[..., None]:

@@ -181,6 +181,7 @@ function showWiring() {
     );
   });
   const degrees = { in: [], out: [] };
+  const weights = [];
   const moves = [];
   const ages = [];
   runs.forEach((run, i) => {
@@ -193,11 +194,12 @@ function showWiring() {
       const y = counts.map((n) => { const share = left / graph.nodes; left -= n; return share; });
       degrees[kind].push({ x: counts.map((_, d) => d), y, name: run.name, mode: "lines", line });
     }
+    weights.push({ x: graph.weights[1], y: graph.weights[0], name: run.name, mode: "lines", line: { ...line, shape: "hvh" } });
     if (!graph.history) return;
     const h = graph.history;
     moves.push({ x: h.epochs.slice(1), y: h.births.slice(1), name: `${run.name}, births`, line });
     moves.push({ x: h.epochs.slice(1), y: h.deaths.slice(1), name: `${run.name}, deaths`, line: { ...line, dash: "dot" } });
-    ages.push({ x: h.ages[1].slice(1), y: h.ages[0], name: run.name, type: "bar", marker: line });
+    ages.push({ x: h.ages[1], y: h.ages[0], name: run.name, type: "bar", marker: line });
   });
   for (const kind of ["in", "out"]) {
     if (!degrees[kind].length) continue;
@@ -206,6 +208,7 @@ function showWiring() {
       yaxis: { type: "log" },
     });
   }
+  if (weights.length) plot(byId("plots"), "Weights of real edges", weights, { xaxis: { title: { text: "weight" } } });
   if (moves.length) {
     plot(byId("plots"), "Births and deaths of edges", moves, { xaxis: { title: { text: "epoch" } } });
     plot(byId("plots"), "Age of the real edges in the end", ages, { xaxis: { title: { text: "epochs" } } });
