@@ -174,7 +174,7 @@ class HistoryWriter:
         now, arrays = real_edges(self._model), {}
         if not now:
             return
-        self._folder.mkdir(exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         for path in self._folder.glob("*.npz"):
             if _step_of(path) >= step:
                 path.unlink()
