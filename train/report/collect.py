@@ -214,7 +214,7 @@ class RunData:
             "births": recorded.births.tolist(),
             "deaths": recorded.deaths.tolist(),
             "pairs": pairs,
-            "ages": _histogram(recorded.ages() / per_epoch, 20),
+            "ages": _histogram(recorded.ages() / per_epoch, min(20, len(recorded.records))),
             "settled": None if settled is None else settled / per_epoch,
         }
 

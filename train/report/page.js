@@ -58,9 +58,8 @@ function plot(parent, title, data, layout = {}) {
       yaxis: { ...axis, ...layout.yaxis },
       legend: { x: 0, y: 1.02, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" },
     },
-    { responsive: true, displayModeBar: false },
-  );
-  return place;
+    { displayModeBar: false },
+  ).then(() => new ResizeObserver(() => place.isConnected && Plotly.Plots.resize(place)).observe(place));
 }
 
 // --- arrays -----------------------------------------------------------------------------------
@@ -159,14 +158,14 @@ function showWiring() {
     const rows = graph.statistics.map(([name, value, mean, z]) => [name, short(value), short(mean), short(z)]);
     byId("measures").append(
       card(
-        `${run.name}: ${graph.name}, ${graph.nodes.toLocaleString("en")} nodes, ${graph.edges.toLocaleString("en")} edges`,
+        `${run.name}, in the end: ${graph.nodes.toLocaleString("en")} nodes, ${graph.edges.toLocaleString("en")} edges`,
         table(["", "learned", "random", "z"], rows),
       ),
     );
     const dead = graph.dead;
     byId("measures").append(
       card(
-        `${run.name}: nodes that do nothing`,
+        `${run.name}, in the end: nodes that do nothing`,
         table(
           ["", "nodes"],
           [
@@ -246,7 +245,7 @@ function showRecord() {
     plot(
       place,
       `${run.name}, ${when}`,
-      [{ type: "heatmap", x: labels, y: labels, z, text, texttemplate: "%{text}", hoverinfo: "x+y+text", zmin: -2, zmax: 2, colorscale: "RdBu", reversescale: true, colorbar: scale }],
+      [{ type: "heatmap", x: labels, y: labels, z, text, texttemplate: "%{text}", hoverinfo: "x+y+text", zmin: -2, zmax: 2, colorscale: [[0, "#4393c3"], [0.5, "#e8e8e8"], [1, "#d6604d"]], colorbar: scale }],
       {
         xaxis: { title: { text: "from" }, type: "category" },
         yaxis: { title: { text: "into" }, type: "category", autorange: "reversed" },
@@ -358,8 +357,9 @@ function showNode() {
     const sample = make("img", { class: "sample", alt: `An image of class ${image.class}`, src: `data:image/png;base64,${image.png}` });
     place.append(card("What it holds, of this image", canvas, " ", sample, make("p", { class: "hint", text: `Class: ${image.class}. Red is above 0, blue below.` })));
   }
-  place.append(edgeList("Strongest edges in", strongest(into), into.length));
-  place.append(edgeList("Strongest edges out", strongest(out), out.length));
+  const which = edges.weight ? "Strongest edges" : "Edges (weights are known in the end)";
+  place.append(edgeList(`${which} in`, strongest(into), into.length));
+  place.append(edgeList(`${which} out`, strongest(out), out.length));
 }
 
 function choose(node) {
