@@ -119,7 +119,8 @@ class WiringHistory:
         if len(self.records) < 2:
             return None
         real = np.cumsum(self.births - self.deaths)
-        moved = np.flatnonzero(self.births[1:] > share * real[1:]) + 1
+        changed = np.maximum(self.births, self.deaths)
+        moved = np.flatnonzero(changed[1:] > share * real[1:]) + 1
         if not len(moved):
             return self.records[0].step
         return None if moved[-1] == len(self.records) - 1 else self.records[moved[-1]].step
@@ -178,17 +179,20 @@ class HistoryWriter:
         for path in self._folder.glob("*.npz"):
             if _step_of(path) >= step:
                 path.unlink()
+                self._before = None
         before = self._before
         if before is None:
             past = _load(self._folder)
             before = {name: past[name].real() if past[name].records else _NONE for name in past}
-        about = {"step": step, "epoch": step / self._per_epoch, "candidates": {}}
+        about: dict[str, Any] = {"step": step, "epoch": step / self._per_epoch}
+        about |= {"candidates": {}, "real": {}}
         for name, (ids, candidates) in now.items():
             old = before.get(name, _NONE)
             born = np.setdiff1d(ids, old, assume_unique=True)
             died = np.setdiff1d(old, ids, assume_unique=True)
             arrays[f"{name}/born"], arrays[f"{name}/died"] = _packed(born), _packed(died)
-            about["candidates"][name] = candidates  # type: ignore[index]
+            about["candidates"][name] = candidates
+            about["real"][name] = len(ids)
         arrays[_ABOUT] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
         path = self._folder / f"{step:010d}.npz"
         half = path.with_name(f".{path.name}.half")
@@ -218,24 +222,36 @@ _NONE: Ids = np.zeros(0, dtype=np.int64)
 
 def _load(folder: Path) -> History:
     records: dict[str, list[Record]] = {}
+    living: dict[str, NDArray[np.bool_]] = {}
     candidates: dict[str, int] = {}
     for path in sorted(folder.glob("*.npz")):
-        for name, number, record in _read(path):
+        for name, number, real, record in _read(path):
             if candidates.setdefault(name, number) != number:
                 raise ValueError(f"{path} is damaged: {name} has {number:,} candidates in it")
             records.setdefault(name, []).append(record)
+            alive = living.setdefault(name, np.zeros(number, dtype=bool))
+            odd = bool(alive[record.born].any()) or not bool(alive[record.died].all())
+            alive[record.died] = False
+            alive[record.born] = True
+            left = int(alive.sum())
+            if odd or left != real or record.step != _step_of(path):
+                raise ValueError(
+                    f"{path} does not follow from the records before it: one is missing, or this "
+                    f"one is another's (after it {name} has {left:,} real edges, not {real:,})"
+                )
     return History({name: WiringHistory(candidates[name], records[name]) for name in records})
 
 
-def _read(path: Path) -> Iterator[tuple[str, int, Record]]:
+def _read(path: Path) -> Iterator[tuple[str, int, int, Record]]:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             about = json.loads(bytes(file[_ABOUT]))
-            found: list[tuple[str, int, Record]] = []
+            found: list[tuple[str, int, int, Record]] = []
             for name, number in about["candidates"].items():
                 born, died = (_unpacked(file[f"{name}/{kind}"], number) for kind in _KINDS)
                 step, epoch = int(about["step"]), float(about["epoch"])
-                found.append((name, int(number), Record(step, epoch, born, died)))
+                real = int(about["real"][name])
+                found.append((name, int(number), real, Record(step, epoch, born, died)))
     except Exception as error:  # whatever NumPy and zlib make of a file that is not their own
         raise ValueError(f"{path} is damaged, or no record of a wiring: {error}") from error
     yield from found

@@ -36,8 +36,8 @@ class Statistic:
     def z(self) -> float:
         """Standard deviations from the mean; infinite where random wirings do not differ."""
         apart, rounding = self.value - self.mean, 1e-12 * max(1.0, abs(self.mean))
-        if math.isnan(apart) or abs(apart) < rounding:
-            return math.nan if math.isnan(apart) else 0.0
+        if math.isnan(apart) or math.isnan(self.std) or abs(apart) < rounding:
+            return 0.0 if abs(apart) < rounding else math.nan
         return apart / self.std if self.std > rounding else math.copysign(math.inf, apart)
 
 
@@ -333,7 +333,10 @@ def measure(
     statistics = {}
     for name, function in STATISTICS.items():
         values = np.array([function(one) for one in drawn])
-        statistics[name] = Statistic(function(s), float(values.mean()), float(values.std(ddof=1)))
+        values = values[~np.isnan(values)]  # no path, say, in one of them
+        mean = float(values.mean()) if len(values) else math.nan
+        std = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+        statistics[name] = Statistic(function(s), mean, std)
     return Measures(
         structure=s,
         statistics=statistics,

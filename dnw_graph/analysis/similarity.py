@@ -46,7 +46,8 @@ def similarity(
 
     Args:
         first: A graph, or what its ``to_networkx`` gives.
-        second: Another with as many nodes in each block.
+        second: Another with as many nodes in each block; where both call theirs alike, in any
+            order.
         random: How many pairs of random wirings to compare with, 2 or more.
         seed: Of these.
 
@@ -56,6 +57,7 @@ def similarity(
     if random < 2:
         raise ValueError(f"a deviation needs two random pairs or more, got {random}")
     a, b = structure_of(first), structure_of(second)
+    b = _in_order(b, a)
     if not np.array_equal(a.block, b.block) or not np.array_equal(a.role, b.role):
         sizes = [[len(block.nodes) for block in s.topology.blocks] for s in (a, b)]
         raise ValueError(f"wirings of other blocks are not compared: {sizes[0]} and {sizes[1]}")
@@ -71,6 +73,17 @@ def similarity(
         for column in values.T
     )
     return Similarity(plain, matched, renamed)
+
+
+def _in_order(b: Structure, a: Structure) -> Structure:
+    """Return a wiring with its nodes numbered as those of the same names in another one."""
+    place = {name: v for v, name in enumerate(a.names)}
+    if list(a.names) == list(b.names) or place.keys() != set(b.names):
+        return b
+    number = np.array([place[name] for name in b.names])
+    if not np.array_equal(a.block[number], b.block):
+        return b
+    return Structure(a.topology, number[b.source], number[b.target], b.weight)
 
 
 def jaccard(a: Structure, b: Structure, renamed: Ints | None = None) -> float:

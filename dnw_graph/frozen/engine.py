@@ -81,9 +81,9 @@ class Engine:
         fed = target[constant].unique()
         for each in range(len(graph.strides) + 1):
             senders = (sends & (level == each)).nonzero().flatten()
-            self.row[senders] = torch.arange(len(senders))
             here = fed[reads[fed] == each]
-            rows = torch.arange(len(here)) + len(senders)
+            rows = torch.arange(len(here))  # first, so that rows up to any are known before it
+            self.row[senders] = torch.arange(len(senders)) + len(here)
             self.fed.append((here, rows))
             self.num_rows.append(len(senders) + len(here))
             edges.append(torch.stack([rows, number[here]]))
@@ -145,8 +145,16 @@ class Engine:
         if key not in self._plans:
             while len(self._plans) >= PLANS:
                 del self._plans[next(iter(self._plans))]
-            self._plans[key] = _Plan(self, x, batch, stem)
+            with torch.inference_mode(False), torch.no_grad():
+                self._plans[key] = _Plan(self, self._known(x), batch, stem)
         return self._plans[key]
+
+    def _known(self, x: Tensor) -> Tensor:
+        """Return an input of which only channels that do not depend on images are kept."""
+        known, graph = torch.zeros(x.shape), self.graph
+        constant = graph.inputs[~graph.reached[: len(graph.inputs)]]
+        known[:, constant] = x.detach().clone()[:, constant]
+        return known
 
 
 class _Plan:
@@ -154,7 +162,7 @@ class _Plan:
 
     Args:
         engine: The engine.
-        x: An input ``[1, ...]``, whose constant channels hold what they always do.
+        x: An input ``[1, ...]`` of zeros, but for channels that always hold the same.
         batch: Number of images.
         stem: A convolution that inputs go through before.
     """

@@ -20,6 +20,7 @@ from dnw_graph.topology import Role
 
 FORMAT = "dnw-graph frozen 1"
 MOST = 2**20  # no option of a layer is larger
+WORDS = ("zeros", "reflect", "replicate", "circular", "same", "valid")
 
 
 class LayerKind(NamedTuple):
@@ -37,16 +38,22 @@ for _kind in (
         nn.Conv2d,
         (
             *("in_channels", "out_channels", "kernel_size", "stride", "padding"),
-            *("dilation", "groups", "bias"),
+            *("dilation", "groups", "bias", "padding_mode"),
         ),
     ),
     LayerKind(nn.Linear, ("in_features", "out_features", "bias")),
-    LayerKind(nn.BatchNorm1d, ("num_features", "eps", "affine")),
-    LayerKind(nn.BatchNorm2d, ("num_features", "eps", "affine")),
+    LayerKind(nn.BatchNorm1d, ("num_features", "eps", "affine", "track_running_stats")),
+    LayerKind(nn.BatchNorm2d, ("num_features", "eps", "affine", "track_running_stats")),
     LayerKind(nn.ReLU),
     LayerKind(nn.AdaptiveAvgPool2d, ("output_size",)),
-    LayerKind(nn.AvgPool2d, ("kernel_size", "stride", "padding")),
-    LayerKind(nn.MaxPool2d, ("kernel_size", "stride", "padding")),
+    LayerKind(
+        nn.AvgPool2d,
+        (
+            *("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
+            "divisor_override",
+        ),
+    ),
+    LayerKind(nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode")),
     LayerKind(nn.Flatten, ("start_dim", "end_dim")),
 ):
     LAYERS.register(_kind.build.__name__)(_kind)
@@ -70,9 +77,14 @@ def save_frozen(
     text = json.dumps({"layers": layers, "notes": dict(model.notes if notes is None else notes)})
     metadata = {"format": FORMAT, "model": text, "sha256": _digest(text, tensors)}
     content = save({name: x.clone() for name, x in tensors.items()}, metadata)
+    if Path(path).is_dir():
+        raise ValueError(f"{os.fspath(path)} is a folder: name a file")
     temporary = Path(f"{os.fspath(path)}.part")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_frozen(path: str | os.PathLike[str]) -> FrozenModel:
@@ -165,7 +177,8 @@ def _layer(described: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     }
     for key, value in options.items():
         for number in value if isinstance(value, tuple) else (value,):
-            if not isinstance(number, int | float | None) or abs(number or 0) > MOST:
+            known = isinstance(number, int | float | None) and abs(number or 0) <= MOST
+            if not known and number not in WORDS:
                 raise ValueError(f"{key} of a layer {name} is {value!r}")
     with torch.device("meta"):  # sizes that do not fit the tensors take no memory
         layer = LAYERS[name].build(**options)

@@ -107,6 +107,10 @@ class FrozenGraph(nn.Module):
         self._matrices, self._engine = {}, None
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._matrices, self._engine = {}, None
+
     def tensors(self) -> dict[str, Tensor]:
         """Return what it is made of, besides its parts."""
         return {name: getattr(self, name) for name in TENSORS}
@@ -262,6 +266,9 @@ class FrozenGraph(nn.Module):
 
     def _matrix(self, at: int) -> Tensor:
         """Return the weights into a part ``[nodes, nodes before it of the level it reads]``."""
+        if torch.is_inference_mode_enabled():  # what it keeps may be asked for gradients later
+            with torch.inference_mode(False), torch.no_grad():
+                return self._matrix(at)
         weight = self._matrices.get(at)
         if weight is None or weight.device != self.edge_weight.device:
             part = self.parts[at]

@@ -89,7 +89,8 @@ def freeze(model: nn.Module) -> FrozenModel:
 
     Nodes from which no path of real edges leads to an output are removed; those to which none leads
     from an input are constants, which an image does not change; normalisation is folded into what
-    comes before it. On a CPU graphs run by kernels that go through real edges only.
+    comes before it. On a CPU graphs run by kernels that go through real edges only. What it is
+    made of is fixed; weights changed in place after a first call are not seen.
 
     Args:
         model: A :class:`NeuralGraph`, or a network of modules that follow one another, with graphs
@@ -159,9 +160,10 @@ def _fused(layers: Sequence[nn.Module]) -> list[nn.Module]:
     done: list[nn.Module] = []
     for layer in layers:
         before = done[-1] if done else None
-        if isinstance(layer, nn.BatchNorm2d) and type(before) is nn.Conv2d:
+        tracked = getattr(layer, "running_mean", None) is not None
+        if isinstance(layer, nn.BatchNorm2d) and type(before) is nn.Conv2d and tracked:
             done[-1] = fuse_conv_bn_eval(before, layer)
-        elif isinstance(layer, nn.BatchNorm1d) and type(before) is nn.Linear:
+        elif isinstance(layer, nn.BatchNorm1d) and type(before) is nn.Linear and tracked:
             done[-1] = fuse_linear_bn_eval(before, layer)
         else:
             done.append(layer)
@@ -203,7 +205,7 @@ def _whole_vectors(read: Tensor) -> Tensor:
 
     PyTorch's convolutions take longer for 30 output channels than for 32.
     """
-    missing = -int(read.sum()) % 16
+    missing = -int(read.sum()) % 16 or 16 * (not read.any())  # none at all is no convolution
     return read | (~read & ((~read).cumsum(0) <= missing))
 
 

@@ -192,7 +192,8 @@ def _compact(unrolled: _Unrolled, channel: Tensor, ends: Tensor) -> FrozenGraph:
     by_target = (target * max(unrolled.size, 1) + source).argsort()
     node = torch.cat(order) if order else torch.empty(0, dtype=torch.int64)
     inputs = [channel[part] for part, p in zip(order, parts, strict=True) if p.role == Role.INPUT]
-    scale, shift, filters = (torch.cat(rows) for rows in zip(*tensors, strict=True))
+    none = torch.zeros(0), torch.zeros(0), torch.zeros(0, 3, 3)
+    scale, shift, filters = (torch.cat(rows) for rows in zip(none, *tensors, strict=True))
     return FrozenGraph(
         [_levelled(part, stride) for part in parts],
         (stride,) * (stride > 1),

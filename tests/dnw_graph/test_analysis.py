@@ -16,8 +16,10 @@ from torch import nn
 from dnw_graph import NeuralGraph, Topology, sparsify
 from dnw_graph.analysis import (
     HistoryWriter,
+    Record,
     Statistic,
     Structure,
+    WiringHistory,
     betweenness,
     jaccard,
     load_history,
@@ -302,6 +304,71 @@ def test_a_history_goes_on_from_where_a_run_is_taken_up_again(tmp_path: Path) ->
     assert history.steps == [0, 10, 20]
     for name, (ids, _) in real_edges(model).items():
         assert np.array_equal(history[name].real(), ids)
+
+
+def test_records_that_are_missing_or_doubled_are_an_error(tmp_path: Path) -> None:
+    model = Recorded()
+    writer = HistoryWriter(tmp_path, model, steps_per_epoch=10)
+    for step in (0, 10, 20, 30):
+        writer.record(step)
+        shaken(model)
+    files = sorted((tmp_path / "history").iterdir())
+    kept = files[1].read_bytes()
+    files[1].unlink()
+    with pytest.raises(ValueError, match=r"0000000020.npz does not follow from the records before"):
+        load_history(tmp_path)
+    files[1].write_bytes(kept)
+    assert load_history(tmp_path).steps == [0, 10, 20, 30]
+    files[1].with_name("0000000015.npz").write_bytes(kept)
+    with pytest.raises(ValueError, match=r"0000000015.npz does not follow"):
+        load_history(tmp_path)
+
+
+def test_a_record_may_be_repeated(tmp_path: Path) -> None:
+    model = Recorded()
+    writer = HistoryWriter(tmp_path, model, steps_per_epoch=10)
+    for step in (0, 10, 20, 20, 10):
+        writer.record(step)
+        last = real_edges(model)
+        shaken(model)
+    history = load_history(tmp_path)
+    assert history.steps == [0, 10]
+    for name, (ids, _) in last.items():
+        assert np.array_equal(history[name].real(), ids)
+
+
+def test_deaths_without_births_are_changes_too() -> None:
+    def record(step: int, born: range, died: range) -> Record:
+        return Record(
+            step, step / 10, *(np.array(list(ids), dtype=np.int64) for ids in (born, died))
+        )
+
+    none = range(0)
+    history = WiringHistory(200, [record(0, range(100), none), record(10, none, range(50))])
+    assert history.settled() is None
+    history.records.append(record(20, none, none))
+    assert history.settled() == 10
+
+
+def test_a_random_wiring_without_a_path_does_not_hide_the_others() -> None:
+    torch.manual_seed(0)
+    graph = NeuralGraph(Topology.layered([4, 10, 10, 4]), num_edges=12, node="relu")
+    found = measure(graph, random=30).statistics["mean path, input to output"]
+    assert math.isfinite(found.mean)
+    assert math.isnan(Statistic(1.0, math.nan, math.nan).z)
+    assert math.isnan(Statistic(1.0, 2.0, math.nan).z)
+
+
+def test_similarity_goes_by_names() -> None:
+    edges = [("a", "c"), ("b", "c"), ("b", "d"), ("c", "e"), ("d", "e")]
+    graphs = []
+    for order in ("abcde", "badce"):
+        graph = nx.DiGraph()
+        graph.add_nodes_from(order)
+        graph.add_edges_from(edges)
+        nx.set_node_attributes(graph, {"a": "input", "b": "input", "e": "output"}, "role")
+        graphs.append(graph)
+    assert similarity(*graphs).jaccard.value == 1
 
 
 def test_damaged_histories_are_an_error(tmp_path: Path) -> None:

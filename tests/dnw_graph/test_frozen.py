@@ -57,7 +57,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
 def lived_in(module: nn.Module) -> nn.Module:
     """Give norms statistics and parameters that a training might have left."""
     for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm2d):
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
             norm.running_mean.normal_(0, 0.3)
             norm.running_var.uniform_(0.5, 2)
         if isinstance(norm, nn.BatchNorm2d | nn.InstanceNorm2d):
@@ -156,6 +156,89 @@ def test_networks(name: str, size: int) -> None:
         assert relative_error(frozen(x), expected) < 1e-5
         assert relative_error(frozen.plainly(x), expected) < 1e-5
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("faster", ["dense", "sparse"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
+def test_a_bad_image_spoils_no_other(faster: str, bad: float, monkeypatch: Any) -> None:
+    monkeypatch.setattr(Choice, "is_dense", property(lambda _: faster == "dense"))
+    times = iter(range(10**6)) if faster == "sparse" else iter(range(10**6, 0, -1))
+    monkeypatch.setattr("dnw_graph.frozen.engine._seconds", lambda _: next(times))
+    for seed in range(4):
+        torch.manual_seed(seed)
+        graph = NeuralGraph(Topology.layered([4, 8, 8, 4]), num_edges=26, node="norm_relu_conv")
+        frozen = freeze(lived_in(graph))
+        good = torch.randn(1, 4, 6, 6)
+        spoiled = good.clone()
+        spoiled[0, 0, 0, 0] = bad
+        frozen(spoiled)
+        for x in (good, good):
+            with torch.no_grad():
+                assert relative_error(frozen(x), graph(x)) < 1e-5
+            frozen(spoiled)
+        batch = frozen(torch.cat([good, spoiled, good]))
+        with torch.no_grad():
+            assert relative_error(batch[::2], graph(torch.cat([good, good]))) < 1e-5
+
+
+def test_graphs_that_lead_nowhere_among_others() -> None:
+    def graph(dead: bool = False) -> NeuralGraph:
+        made = NeuralGraph(Topology.layered([4, 6, 6, 4]), num_edges=20, node="norm_relu_conv")
+        if dead:
+            made.weight.data.zero_()
+        return made
+
+    stem = nn.Conv2d(3, 4, 3, padding=1)
+    for net in (
+        nn.Sequential(graph(), graph(dead=True)),
+        nn.Sequential(stem, graph(dead=True)),
+        nn.Sequential(stem, graph(dead=True), graph()),
+        nn.Sequential(stem, nn.BatchNorm2d(4, track_running_stats=False), graph()),
+    ):
+        net.eval()
+        x = torch.randn(2, 3 if net[0] is stem else 4, 8, 8)
+        with torch.no_grad():
+            assert torch.allclose(freeze(net)(x), net(x), atol=1e-5)
+
+
+def test_weights_may_be_loaded_and_gradients_asked_for_later() -> None:
+    nets = [lived_in(create_model("mbv1_dnw", num_classes=3, image_size=32)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    with torch.no_grad():
+        nets[1].graphs[2].nodes[0].conv.weight.mul_(2)
+    one, other = map(freeze, nets)
+    x = torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        before = one(x).clone()
+    given = x.clone().requires_grad_()
+    one(given).sum().backward()
+    assert given.grad.abs().sum() > 0
+    one.load_state_dict(other.state_dict())
+    assert not torch.allclose(one(x), before)
+    assert torch.allclose(one(x), other(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 5, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(4, 5, (3, 1), padding="same", dilation=2),
+        nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+        nn.AvgPool2d(2, 2, ceil_mode=True, divisor_override=3),
+        nn.MaxPool2d(2, 1, dilation=2),
+        nn.MaxPool2d(2, 2, ceil_mode=True),
+        nn.BatchNorm2d(4, track_running_stats=False),
+    ],
+)
+def test_files_keep_every_option_of_a_layer(layer: nn.Module, tmp_path: Path) -> None:
+    graph = NeuralGraph(Topology.layered([3, 6, 4]), num_edges=20, node="norm_relu_conv")
+    frozen = freeze(lived_in(nn.Sequential(graph, layer)))
+    save_frozen(frozen, tmp_path / "model.safetensors")
+    x = torch.randn(2, 3, 9, 9)
+    assert torch.equal(load_frozen(tmp_path / "model.safetensors")(x), frozen(x))
+    with pytest.raises(ValueError, match="is a folder: name a file"):
+        save_frozen(frozen, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])

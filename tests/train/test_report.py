@@ -111,6 +111,15 @@ def test_what_is_missing_or_damaged_is_left_out_and_said(
     assert len(values["notes"]) == 3
     assert len(values["graphs"]) == 5
     assert all("history" not in graph and "maps" not in graph for graph in values["graphs"])
+    with (run / "metrics.csv").open("w") as file:
+        file.write("epoch,loss,top1\n1,nan,0.5\n2,0.3\n")
+    assert any("curves: " in note for note in write_report([run], run / "a.html", random=2))
+    (run / "metrics.csv").write_text("epoch,loss,top1\n1,nan,0.5\n")
+    write_report([run], run / "b.html", random=2)
+    assert page_values(run / "b.html")["runs"][0]["curves"]["loss"] == [None]
+    shutil.copytree(place / "<b>run0" / "history", run / "history", dirs_exist_ok=True)
+    notes = write_report([run], run / "c.html", random=2, weights="initial")
+    assert any("does not end with the wiring of these weights" in note for note in notes)
     shutil.rmtree(run / "history")
     notes = write_report([run], tmp_path / "again.html", random=2)
     assert any("has no history of its wiring" in note for note in notes)
@@ -231,7 +240,7 @@ def test_in_a_browser(place: Path, tmp_path: Path, browser: Any) -> None:
     assert text_of(browser, "epoch") == "epoch 0"
     put(browser, "node", node, "change")
     out = int((first[0] == node).sum())
-    assert f"edges out: {out}" in " ".join(text_of(browser, "details").lower().split())
+    assert f"edges out {out} " in " ".join(text_of(browser, "details").lower().split())
     browser.find_element(By.ID, "record").send_keys(Keys.ARROW_RIGHT)
     assert text_of(browser, "epoch") == "epoch 1"
 

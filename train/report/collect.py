@@ -84,7 +84,7 @@ class RunData:
     def _try(self, what: str, read: Callable[[], Any]) -> Any:
         try:
             return read()
-        except (ValueError, OSError, KeyError, IndexError) as error:
+        except (ValueError, TypeError, OSError, KeyError, IndexError, RuntimeError) as error:
             self.notes.append(f"{what}: {' '.join(str(error).split())}")
             return None
 
@@ -97,11 +97,13 @@ class RunData:
         lines = [[name, str(flat[name])] for name in shown if flat.get(name) is not None]
         return [*lines, ["classes", ", ".join(self.config.classes[:10])]]
 
-    def _curves(self) -> dict[str, list[float]]:
+    def _curves(self) -> dict[str, list[float | None]]:
         with (self.folder.path / "metrics.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         names = ("epoch", "train_loss", "loss", "train_top1", "top1", "edges_changed", "lr")
-        return {name: [float(row[name]) for row in rows] for name in names if name in rows[0]}
+        return {
+            name: [_number(float(row[name])) for row in rows] for name in names if name in rows[0]
+        }
 
     def _cost(self) -> list[list[str]]:
         counted = cost(self.model, self.config.options.data.image_size)
@@ -184,11 +186,21 @@ class RunData:
             values["maps"] = pack.add(f"{key}.maps", _bytes(maps))
         if history is not None and name in history:
             recorded = history[name]
-            if recorded.candidates == s.topology.num_candidates:
+            if self._ends_so(recorded, s):
                 values["history"] = self._history(key, recorded, s)
             else:
-                self.notes.append(f"the history of {name}: it is of another number of candidates")
+                self.notes.append(
+                    f"the history of {name}: it does not end with the wiring of these weights"
+                )
         return values
+
+    @staticmethod
+    def _ends_so(recorded: WiringHistory, s: Structure) -> bool:
+        """Return whether a history leads to a wiring."""
+        if recorded.candidates != s.topology.num_candidates:
+            return False
+        source, target = s.topology.edges(torch.from_numpy(recorded.real())).numpy()
+        return np.array_equal(source, s.source) and np.array_equal(target, s.target)
 
     def _history(self, key: str, recorded: WiringHistory, s: Structure) -> dict[str, Any]:
         """Keep the edges that were ever real, and when each was."""

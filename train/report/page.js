@@ -133,9 +133,23 @@ function showTraining() {
 }
 
 // --- wiring -----------------------------------------------------------------------------------
-function recordsOf(run) {
+function epochsOf(run) {
   const graph = graphOf(run);
-  return graph && graph.history ? graph.history.epochs.length : 0;
+  return graph && graph.history ? graph.history.epochs : [];
+}
+
+// Epochs at which any run recorded the graph; the slider goes over these.
+const allEpochs = () => [...new Set(runs.flatMap((_, i) => epochsOf(i)))].sort((a, b) => a - b);
+
+// The last record of a run up to the epoch that is chosen, -1 where it has none.
+function recordOf(run) {
+  const now = allEpochs()[chosen.record];
+  return epochsOf(run).findLastIndex((epoch) => epoch <= now);
+}
+
+function when(run) {
+  const at = recordOf(run);
+  return at < 0 ? "in the end" : `epoch ${short(epochsOf(run)[at])}`;
 }
 
 function label(block, i) {
@@ -144,7 +158,7 @@ function label(block, i) {
 }
 
 function showWiring() {
-  const most = Math.max(...runs.map((_, i) => recordsOf(i)));
+  const most = allEpochs().length;
   const slider = byId("record");
   slider.max = Math.max(most - 1, 0);
   slider.disabled = most < 2;
@@ -218,11 +232,10 @@ function showWiring() {
 function showRecord() {
   const place = byId("blocks");
   place.replaceChildren();
-  const said = [];
   runs.forEach((run, i) => {
     const graph = graphOf(i);
     if (!graph) return;
-    const at = Math.min(chosen.record, recordsOf(i) - 1);
+    const at = recordOf(i);
     const expected = new Map(graph.pairs.map(([u, v, , , mean]) => [`${u} ${v}`, mean]));
     const final = new Map(graph.pairs.map(([u, v, , edges]) => [`${u} ${v}`, edges]));
     const labels = graph.blocks.map(label);
@@ -239,12 +252,10 @@ function showRecord() {
         text[v].push(known ? edges.toLocaleString("en") : "");
       }
     }
-    const when = at < 0 ? "in the end" : `epoch ${short(graph.history.epochs[at])}`;
-    said.push(when);
     const scale = { tickvals: [-2, -1, 0, 1, 2], ticktext: ["¼", "½", "random", "2×", "4×"], thickness: 10 };
     plot(
       place,
-      `${run.name}, ${when}`,
+      `${run.name}, ${when(i)}`,
       [{ type: "heatmap", x: labels, y: labels, z, text, texttemplate: "%{text}", hoverinfo: "x+y+text", zmin: -2, zmax: 2, colorscale: [[0, "#4393c3"], [0.5, "#e8e8e8"], [1, "#d6604d"]], colorbar: scale }],
       {
         xaxis: { title: { text: "from" }, type: "category" },
@@ -252,7 +263,8 @@ function showRecord() {
       },
     );
   });
-  byId("epoch").textContent = said[0] || "";
+  const now = allEpochs()[chosen.record];
+  byId("epoch").textContent = now === undefined ? "in the end" : `epoch ${short(now)}`;
   showNode();
 }
 
@@ -262,8 +274,8 @@ const caches = new Map();
 function edgesAt(run, graph) {
   // Edges real at the record that is chosen: sources and targets; weights in the end only.
   const get = arrays[run];
-  const last = recordsOf(run) - 1;
-  const at = Math.min(chosen.record, last);
+  const last = epochsOf(run).length - 1;
+  const at = recordOf(run);
   const key = `${run} ${graph.key} ${at}`;
   if (caches.has(key)) return caches.get(key);
   let found;
@@ -323,9 +335,9 @@ function showNode() {
     ["block", label(graph.blocks[at], at)],
     ["edges in", short(into.length)],
     ["edges out", short(out.length)],
-    ["betweenness", short(get(`${graph.key}.betweenness`)[node])],
+    ["betweenness, in the end", short(get(`${graph.key}.betweenness`)[node])],
   ];
-  place.append(card(`Node ${node} of ${graph.name}, ${byId("epoch").textContent || "in the end"}`, table(["", ""], facts)));
+  place.append(card(`Node ${node} of ${graph.name}, ${when(chosen.run)}`, table(["", ""], facts)));
   const filters = graph.filters && get(graph.filters);
   if (filters) {
     const own = [...filters.slice(9 * node, 9 * node + 9)];
@@ -339,7 +351,7 @@ function showNode() {
       })),
     );
     const none = own.every((w) => w === 0);
-    place.append(card("Its 3x3 filter", none ? make("p", { class: "hint", text: "It has none." }) : make("table", { class: "filter" }, make("tbody", {}, ...rows))));
+    place.append(card("Its 3x3 filter, in the end", none ? make("p", { class: "hint", text: "It has none." }) : make("table", { class: "filter" }, make("tbody", {}, ...rows))));
   }
   const maps = graph.maps && get(graph.maps);
   const image = runs[chosen.run].image;
@@ -355,7 +367,7 @@ function showNode() {
     }
     context.putImageData(pixels, 0, 0);
     const sample = make("img", { class: "sample", alt: `An image of class ${image.class}`, src: `data:image/png;base64,${image.png}` });
-    place.append(card("What it holds, of this image", canvas, " ", sample, make("p", { class: "hint", text: `Class: ${image.class}. Red is above 0, blue below.` })));
+    place.append(card("What it holds of this image, in the end", canvas, " ", sample, make("p", { class: "hint", text: `Class: ${image.class}. Red is above 0, blue below.` })));
   }
   const which = edges.weight ? "Strongest edges" : "Edges (weights are known in the end)";
   place.append(edgeList(`${which} in`, strongest(into), into.length));
@@ -389,6 +401,7 @@ function fillBlocks() {
 
 function busiest() {
   const graph = graphOf(chosen.run);
+  if (!graph) return 0;
   const { source, target } = edgesAt(chosen.run, graph);
   const counts = new Uint32Array(graph.nodes);
   for (let e = 0; e < source.length; e++) { counts[source[e]]++; counts[target[e]]++; }
