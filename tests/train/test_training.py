@@ -38,6 +38,7 @@ SMALL = {  # a network that trains in seconds
     "lr": 0.05,
     "epochs": 2,
     "device": "cpu",
+    "report": False,
 }
 
 
