@@ -141,6 +141,19 @@ def test_a_network_without_a_graph_has_curves_only(tmp_path: Path) -> None:
     assert not (quiet / "report.html").exists()
 
 
+def test_graphs_with_too_many_edges_for_a_page_are_left_out(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.report.collect.MOST_EDGES", 5000)
+    notes = write_report([place / "<b>run0"], tmp_path / "few.html", random=2)
+    assert [note.split(": ", 1)[1] for note in notes] == [
+        "graphs.3: it has 72,991 edges, too many for a page",
+        "graphs.4: it has 79,627 edges, too many for a page",
+    ]
+    (values,) = page_values(tmp_path / "few.html")["runs"]
+    assert [graph["name"] for graph in values["graphs"]] == ["graphs.0", "graphs.1", "graphs.2"]
+
+
 def test_text_cannot_end_the_script_it_stands_in() -> None:
     text = {"name": "</script><script>alert(1)</script><!-- \u2028 &amp;"}
     safe = _in_script(text)

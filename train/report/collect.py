@@ -32,6 +32,7 @@ from train.run import RunConfig, RunFolder, Weights
 
 SIDE = 14  # pixels of a feature map in the page
 MOST_NODES = 20_000  # of a run, whose feature maps are kept
+MOST_EDGES = 500_000  # of a graph, that a page can hold
 
 
 class RunData:
@@ -61,13 +62,17 @@ class RunData:
             for name, module in self.model.named_modules()
             if isinstance(module, NeuralGraph)
         }
+        if not self.graphs:
+            self.notes.append("the wiring: the network has no graph")
+        for name, graph in list(self.graphs.items()):
+            if graph.num_edges > MOST_EDGES:
+                self.notes.append(f"{name}: it has {graph.num_edges:,} edges, too many for a page")
+                del self.graphs[name]
         history = self._try("the history of the wiring", lambda: load_history(self.folder.path))
         image = self._try("feature maps of an image", lambda: _sample(self.config))
         maps: dict[str, Tensor] = {}
         if image is not None:
             maps = self._try("feature maps of an image", lambda: self._maps(image["images"])) or {}
-        if not self.graphs:
-            self.notes.append("the wiring: the network has no graph")
         self.values: dict[str, Any] = {
             "name": self.folder.path.resolve().name,
             "about": self._about(),
