@@ -123,6 +123,16 @@ def test_what_is_missing_or_damaged_is_left_out_and_said(
     shutil.rmtree(run / "history")
     notes = write_report([run], tmp_path / "again.html", random=2)
     assert any("has no history of its wiring" in note for note in notes)
+    old = tmp_path / "old"
+    shutil.copytree(place / "<b>run1", old)
+    (old / "config.yaml").write_text("options: {}\n")
+    notes = write_report([old, run], tmp_path / "rest.html", random=2)
+    assert any("config.yaml is damaged or of another version" in note for note in notes)
+    assert len(page_values(tmp_path / "rest.html")["runs"]) == 1
+    with pytest.raises(ValueError, match="of another version"):
+        write_report([old], tmp_path / "none.html")
+    with pytest.raises(ValueError, match="none of the runs can be read"):
+        write_report([old, old], tmp_path / "none.html")
     with pytest.raises(ValueError, match="no run given"):
         main([])
     with pytest.raises(ValueError, match="nothing is not a run folder"):

@@ -31,14 +31,24 @@ def write_report(
         What was left out, and why.
 
     Raises:
-        ValueError: A run without configuration or weights that can be read, fewer than two random
+        ValueError: No run has a configuration and weights that can be read, fewer than two random
             wirings, or plotly is missing.
     """
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
         raise ValueError('reports need plotly: pip install "dnw-graph[report]"') from error
-    found = [RunData(run, weights, random) for run in runs]
+    found, unread = [], []
+    for run in runs:
+        try:
+            found.append(RunData(run, weights, random))
+        except ValueError as error:
+            if len(runs) == 1:
+                raise
+            unread.append(f"{run}: {error}")
+    if not found:
+        raise ValueError(f"none of the runs can be read: {'; '.join(unread)}")
+    found[0].notes += unread
     values = {"runs": [run.values for run in found], "compared": _compared(found)}
     own = files("train.report")
     text = Template((own / "page.html").read_text(encoding="utf-8")).substitute(
