@@ -132,5 +132,5 @@ def _keep_functions(
                     mine[at] = value[row]
                 elif mine.shape == value.shape:
                     mine.copy_(value)
-            for ours_, theirs_ in zip(module.parameters(), source.parameters(), strict=True):
-                ours_.requires_grad_(theirs_.requires_grad)
+            for own, old in zip(module.parameters(), source.parameters(), strict=True):
+                own.requires_grad_(old.requires_grad)

@@ -1,5 +1,6 @@
 """The code in README and docs runs, and the examples do what they say."""
 
+import os
 import re
 import subprocess
 import sys
@@ -12,13 +13,14 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_code_blocks_run_in_order(page: Path) -> None:
+def test_code_blocks_run_in_order(page: Path, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     assert blocks, f"{page.name} has no code"
     script = "\n".join(blocks)
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", script],
-        cwd=ROOT,
+        cwd=tmp_path,  # some write files
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

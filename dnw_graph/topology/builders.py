@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
+from numbers import Integral
 from typing import Any, ParamSpec, Self, TypeVar
 
 import networkx as nx
@@ -67,7 +68,7 @@ class Builders:
         Raises:
             ValueError: Fewer than two blocks, or an empty one.
         """
-        if len(sizes) < 2 or not all(isinstance(n, int) and n > 0 for n in sizes):
+        if len(sizes) < 2 or not all(map(_whole, sizes)) or min(sizes) < 1:
             raise ValueError(
                 "a layered topology needs two blocks or more of one node or more, "
                 f"got {list(sizes)}"
@@ -148,7 +149,7 @@ class Builders:
         Raises:
             ValueError: No rows, fewer than two columns, or a negative reach.
         """
-        whole = all(isinstance(n, int) for n in (rows, columns, reach))
+        whole = all(map(_whole, (rows, columns, reach)))
         if not whole or rows < 1 or columns < 2 or reach < 0:
             raise ValueError(
                 "a grid needs a row, two columns and a reach of 0 at least, in whole numbers, got "
@@ -208,6 +209,11 @@ class Builders:
         ]
         edges = torch.cat([pairs, *more]).unique(dim=0).t()
         return cls.from_edges(edges, range(inputs), range(first_output, nodes), num_nodes=nodes)
+
+
+def _whole(number: object) -> bool:
+    """Return whether it is a whole number, of Python's or NumPy's kinds."""
+    return isinstance(number, Integral)
 
 
 def _check_sizes(inputs: int, hidden: int, outputs: int, least: int = 0) -> None:

@@ -268,7 +268,7 @@ def _sample(config: RunConfig) -> dict[str, Any]:
 
 
 def _statistics(found: Measures) -> list[list[Any]]:
-    rows = [[n, *map(_number, (s.value, s.mean, s.z))] for n, s in found.statistics.items()]
+    rows = [[name, *statistic(one)] for name, one in found.statistics.items()]
     return [*rows, ["small-worldness", _number(small_worldness(found)), 1.0, None]]
 
 
