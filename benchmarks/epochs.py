@@ -18,10 +18,12 @@ from pathlib import Path
 import tyro
 
 from benchmarks.measure import machine
+from train.checkpoint import Checkpoints
+from train.files import atomically
 from train.loop import Training
 from train.metrics import as_line
 from train.options import Options
-from train.run import RunFolder, atomically
+from train.run import RunFolder
 
 HERE = Path(__file__).parent
 
@@ -100,7 +102,7 @@ def train(args: Arguments, name: str, epochs: int, seed: int, deadline: float) -
     folder = RunFolder(Path(args.runs) / place)
     given = {**BASE, **VARIANTS[name], "epochs": epochs, "seed": seed, "data": args.data}
     options = Options.from_flat({**given, "out": str(folder.path)})
-    if (folder.path / "resume.pt").exists():
+    if Checkpoints(folder.path):
         options = folder.load_config().options.replace(resume=str(folder.path), data=args.data)
     else:
         options = options.replace(overwrite=folder.path.exists())

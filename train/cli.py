@@ -11,6 +11,7 @@ import tyro
 import yaml
 
 from models import list_models
+from train.interrupt import Interrupted
 from train.options import Options, check_names
 from train.run import RunFolder
 
@@ -139,5 +140,9 @@ def run_command(command: Callable[[], Any]) -> None:
     except torch.OutOfMemoryError as error:
         print(f"error: out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.signal)
     except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
         sys.exit(130)

@@ -1,17 +1,18 @@
 """Measure a trained network: ``python -m train.evaluate RUN [--data DIR]``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import tyro
 
 from train.cli import as_text, run_command
-from train.data import open_source
+from train.data import are_shards, open_source
 from train.metrics import Normalize
 from train.metrics import evaluate as measure
 from train.run import RunFolder, Weights
-from train.setup import make_batches, make_fabric
+from train.setup import make_batches
 from train.start import check_classes
+from train.world import make_fabric
 
 
 def evaluate(
@@ -34,10 +35,10 @@ def evaluate(
     fabric = make_fabric(device, config.options.run.precision)
     model = fabric.setup(folder.load_model(weights))
     given = config.options.data
-    number = given.validation_images if data is None else None
-    source = open_source(
-        data or given.data, training=False, dataset=given.dataset, validation_images=number
-    )
+    if data is not None:
+        shards = data if are_shards(data) else None
+        given = replace(given, data=data, validation_images=None, validation_data=shards)
+    source = open_source(training=False, **given.source())
     check_classes(folder, config.classes, source.classes)
     batches = make_batches(source, config, fabric.device)
     normalize = Normalize(config).to(fabric.device)

@@ -58,8 +58,12 @@ def run_training(
     args = sys.argv[1:] if args is None else args
     options = parse_options(args, prog, description.strip(), defaults)
     training = Training(options)
-    print(f"training {options.network.graph} into {training.folder.path}")
+    first = training.world.first
+    if first:
+        print(f"training {options.network.graph} into {training.folder.path}", flush=True)
     summary = training.fit()
+    if not first:
+        return
     for name, value in summary.items():
         print(f"{name:>18}  {as_text(name, value)}")
     print(f"\nnext: python -m train.evaluate {training.folder.path}")

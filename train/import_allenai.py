@@ -7,6 +7,7 @@ read without executing code.
 """
 
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         ValueError: Not such a checkpoint.
     """
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of kinds of files that are refused anyway
+            warnings.simplefilter("ignore", UserWarning)
+            found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"there is no checkpoint {path}") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:

@@ -13,7 +13,6 @@ from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
 from dnw_graph import NeuralGraph
-from dnw_graph.analysis import real_edges
 from dnw_graph.analysis.history import Ids
 from train.run import RunConfig
 
@@ -33,8 +32,8 @@ class Normalize(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(config.std).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the normalised images."""
-        return (images - self.mean) / self.std
+        """Return the normalised images, row after row whatever their strides."""
+        return (images.contiguous() - self.mean) / self.std
 
 
 def evaluate(
@@ -100,16 +99,14 @@ def as_line(row: Mapping[str, Any], epochs: int) -> str:
     )
 
 
-def progress(title: str, images: int) -> "tqdm[Any]":
-    """Return a progress bar in images."""
-    return tqdm(total=images, desc=title, unit=" images", leave=False, disable=None)
+def progress(title: str, images: int, shown: bool = True) -> "tqdm[Any]":
+    """Return a progress bar in images, that shows in a terminal."""
+    disable = None if shown else True
+    return tqdm(total=images, desc=title, unit=" images", leave=False, disable=disable)
 
 
-def show(
-    bar: "tqdm[Any]", loss: MeanMetric, accuracy: Metric, before: RealEdges, model: nn.Module
-) -> None:
+def show(bar: "tqdm[Any]", loss: MeanMetric, accuracy: Metric, changed: int) -> None:
     """Write the state of an epoch beside its progress bar."""
-    changed = edges_changed(before, real_edges(model))
     bar.set_postfix_str(
         f"loss {float(loss.compute()):.3f}, top-1 {float(accuracy.compute()):.1%}, "
         f"edges changed {changed:,}"

@@ -74,11 +74,22 @@ class DataOptions:
     """Training images to use, as many of each class; all unless given."""
     validation_images: int | None = None
     """Images to measure on, likewise."""
+    validation_data: str | None = None
+    """Shards to measure on, where data names shards; unless given, those beside them whose names
+    begin with val or test."""
+    bad_images: Literal["fail", "skip"] = "fail"
+    """What to do with an image that cannot be read: stop with an error that names it, or count it,
+    log its path and do without."""
     image_size: int = 224
     """Height and width the network sees, in pixels."""
     workers: int | Literal["auto"] = "auto"
-    """Processes that load images; auto is none where all images fit into memory and training is on
-    a CPU, else one per core, 8 at most."""
+    """Processes that load images, for each one that trains; auto is none where all images fit into
+    memory and training is on a CPU, else one per core, 8 at most."""
+
+    def source(self) -> dict[str, Any]:
+        """Return what :func:`train.data.open_source` is told."""
+        names = ("data", "dataset", "train_images", "validation_images")
+        return {name: getattr(self, name) for name in (*names, "validation_data", "bad_images")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +99,10 @@ class OptimizationOptions:
     epochs: int = 250
     """Passes over the training images."""
     batch_size: int = 512
-    """Images a step."""
+    """Images a step, over all processes and parts."""
+    micro_batch_size: int | None = None
+    """Images that a process takes at a time; gradients add up until the step's are done. All at
+    once unless given."""
     lr: float = 0.1
     """Learning rate at its highest."""
     lr_schedule: Literal["cosine", "steps"] = "cosine"
@@ -100,8 +114,17 @@ class OptimizationOptions:
     """Weight decay of SGD, on every parameter."""
     warmup_epochs: int = 0
     """Epochs in which the learning rate first rises to lr, linearly, step by step."""
+    clip_grad_norm: float | None = None
+    """Norm to which longer gradients are cut."""
     label_smoothing: float = 0.0
     """Share of the label that is spread over all classes in the training loss."""
+    mixup: float = 0.0
+    """Mix pairs of images, by shares from a beta distribution with this parameter; 0 is off. With
+    cutmix too, one of both is drawn each time."""
+    cutmix: float = 0.0
+    """Paste a part of one image into another, likewise."""
+    ema_decay: float | None = None
+    """Also keep and measure a moving average of the weights, of which so much stays at a step."""
     recalibrate: int = 0
     """Batches over which normalisation statistics are taken anew for the final wiring."""
 
@@ -114,14 +137,23 @@ class RunOptions:
     """Seed of weights, data order and augmentation."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
-    precision: Literal["32", "bf16"] = "32"
-    """Bits of activations; bf16 is automatic mixed precision with bfloat16."""
+    precision: Literal["32", "bf16", "64"] = "32"
+    """Bits of activations; bf16 is automatic mixed precision with bfloat16; 64 has weights of 64
+    bits as well, to compare results with."""
+    sync_norms: bool = False
+    """Take statistics of batch norm over the images of all processes."""
     compile: bool = False
     """Compile the network with torch.compile, on a GPU with CUDA graphs."""
     out: str | None = None
     """Run folder to write; runs/<graph>-<what is said of it>-seed<seed> unless given."""
     resume: str | None = None
     """Run folder to continue; its options are kept."""
+    auto_resume: bool = False
+    """Continue the run in out where there is one, else begin it: the same command for both."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints, beside those after epochs and every so many minutes."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints."""
     init: str | None = None
     """Run folder whose trained network to start from, with a new classifier."""
     from_run: Annotated[str | None, tyro.conf.arg(aliases=["--from"])] = None
@@ -133,6 +165,8 @@ class RunOptions:
     """Write report.html into the run folder at the end."""
     history_every: int | None = None
     """Steps between records of the wiring, beside one at the end of each epoch."""
+    wandb: str | None = None
+    """Project of Weights & Biases to log to as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,20 +179,33 @@ class Options:
     run: RunOptions = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        for name in ("data", "out", "resume", "init", "from_run"):
+        for name in ("data", "validation_data", "out", "resume", "init", "from_run", "wandb"):
             if self.flat()[name] == "":
-                raise ValueError(f"{name} is empty: name a folder, or leave it out")
+                raise ValueError(f"{name} is empty: name one, or leave it out")
         norm_eps, optimization = self.network.norm_eps, self.optimization
         if norm_eps is not None and not 0 < norm_eps < math.inf:
             raise ValueError("norm_eps must be a finite number above 0")
-        if self.run.history_every is not None and self.run.history_every < 1:
-            raise ValueError("history_every must be 1 step or more")
+        for name in ("history_every", "checkpoint_every"):
+            every = getattr(self.run, name)
+            if every is not None and every < 1:
+                raise ValueError(f"{name} must be 1 step or more")
+        if not self.run.checkpoint_minutes > 0:
+            raise ValueError("checkpoint_minutes must be above 0")
         if optimization.epochs < 1:
             raise ValueError("epochs must be 1 or more")
         if not 0 <= optimization.warmup_epochs < optimization.epochs:
             raise ValueError("warmup_epochs must be 0 or more, and fewer than epochs")
         if not 0 <= optimization.label_smoothing < 1:
             raise ValueError("label_smoothing must be a share, 0 or more and below 1")
+        if optimization.micro_batch_size is not None and optimization.micro_batch_size < 1:
+            raise ValueError("micro_batch_size must be 1 image or more")
+        if optimization.clip_grad_norm is not None and not optimization.clip_grad_norm > 0:
+            raise ValueError("clip_grad_norm must be above 0")
+        if optimization.ema_decay is not None and not 0 < optimization.ema_decay < 1:
+            raise ValueError("ema_decay must be a share, above 0 and below 1")
+        for name in ("mixup", "cutmix"):
+            if not 0 <= getattr(optimization, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number, and not negative")
         if optimization.batch_size < 2:
             raise ValueError("batch_size must be 2 or more: normalisation needs a variance")
         for name, below in (("lr", math.inf), ("momentum", 1.0), ("weight_decay", math.inf)):

@@ -13,7 +13,7 @@ from train.cli import run_command
 from train.data import evaluation_transform, read_image
 from train.metrics import Normalize
 from train.run import RunFolder, Weights
-from train.setup import make_fabric
+from train.world import make_fabric
 
 Guess = tuple[str, float]  # class name and probability
 

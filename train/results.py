@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dnw_graph import Cost
+from train.files import atomically
 from train.options import Options
 from train.provenance import commit, machine, versions
-from train.run import atomically
 from train.table_rows import Row, Table
 
 COLUMNS = (

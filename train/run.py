@@ -3,8 +3,9 @@
 ::
 
     config.yaml              options, classes, versions
-    initial.safetensors      weights before the first step (also last, best), with the configuration
-    resume.pt                everything needed to go on; loaded without executing code
+    initial.safetensors      weights before the first step, with the configuration
+    last, best, ema          likewise after the last epoch, at their best, averaged
+    checkpoints/             everything needed to go on; read without executing code
     metrics.csv              a line an epoch
     history/                 births and deaths of edges, a file a record
     report.html              all of it to look at
@@ -14,14 +15,12 @@
 
 import csv
 import json
-import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,11 +28,13 @@ from torch import Tensor, nn
 from typeguard import TypeCheckError, check_type
 
 from models import create_model
+from train.checkpoint import Checkpoints
 from train.data import Augmentation, Source
+from train.files import atomically
 from train.options import Options
 from train.provenance import versions
 
-Weights = Literal["initial", "last", "best"]
+Weights = Literal["initial", "last", "best", "ema"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ class RunFolder:
         if not path.exists() and not path.is_symlink():
             return
         if not overwrite:
-            begun = f"continue it with --resume {path}, " if (path / "resume.pt").exists() else ""
+            begun = f"continue it with --resume {path}, " if Checkpoints(path) else ""
             raise ValueError(
                 f"{path} exists: {begun}replace it with --overwrite, or choose another folder "
                 "with --out"
@@ -220,28 +221,6 @@ class RunFolder:
             ) from error
         return model.eval()
 
-    def save_state(self, state: Mapping[str, Any]) -> None:
-        """Write ``resume.pt``."""
-        atomically(self.path / "resume.pt", lambda path: torch.save(dict(state), path))
-
-    def load_state(self) -> dict[str, Any]:
-        """Read ``resume.pt``, refusing anything that would execute code.
-
-        Raises:
-            ValueError: There is nothing to resume, or the file is damaged.
-        """
-        path = self.path / "resume.pt"
-        if not path.exists():
-            raise ValueError(f"{self.path} has nothing to resume: it stopped before its first save")
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever PyTorch makes of a file that is not its own
-            raise ValueError(
-                f"{path} cannot be resumed: it is damaged, or more than the tensors and plain "
-                "values that are read without executing code"
-            ) from error
-        return state
-
     def save_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write ``metrics.csv``."""
 
@@ -264,7 +243,9 @@ _OWN = {
     "initial.safetensors",
     "last.safetensors",
     "best.safetensors",
-    "resume.pt",
+    "ema.safetensors",
+    "checkpoints",
+    "wandb",
     "metrics.csv",
     "summary.json",
     "tensorboard",
@@ -278,28 +259,3 @@ _OWN = {
 def _as_yaml(config: RunConfig) -> str:
     text: str = yaml.safe_dump(config.to_dict(), sort_keys=False)
     return text
-
-
-def atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name, then rename it: whatever happens, no half is left.
-
-    Raises:
-        OSError: It could not be written; what was there before still is.
-    """
-    half = path.with_name(f".{path.name}.half")
-    try:
-        half.touch()
-        mode = half.stat().st_mode  # some writers make files that nobody else may read
-        write(half)
-        half.chmod(mode)
-        with half.open("rb+") as file:
-            os.fsync(file.fileno())
-        half.replace(path)
-    except (SafetensorError, RuntimeError) as error:  # how these writers say what the system said
-        free = shutil.disk_usage(path.parent).free
-        raise OSError(
-            f"{path} could not be written ({str(error).splitlines()[0]}; {free / 1e6:,.0f} MB are "
-            "free there); what it held before is still there"
-        ) from error
-    finally:
-        half.unlink(missing_ok=True)

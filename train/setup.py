@@ -7,48 +7,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
 from torch import nn
 
+from train.checkpoint import Checkpoints
 from train.data import Batches, ResidentBatches, Source, fits
 from train.options import OptimizationOptions, Options
 from train.run import RunConfig, RunFolder, build_network
 from train.start import check_classes, check_from, network_weights
+from train.world import restarted
 
-FREE_ON_RESUME = {"data", "workers", "device", "resume"}
+FREE_ON_RESUME = {
+    *("data", "validation_data", "workers", "bad_images", "device", "resume", "auto_resume"),
+    *("checkpoint_every", "checkpoint_minutes", "report", "wandb"),
+}
 """Options that may differ from those of the run that is continued."""
 
 
-def make_fabric(device: str, precision: str) -> Fabric:
-    """Return Lightning Fabric on a device.
+def make_batches(
+    source: Source, config: RunConfig, device: torch.device, rank: int = 0, world: int = 1
+) -> Batches | ResidentBatches:
+    """Return a process' part of the batches of a run, on its own images or others.
 
     Raises:
-        ValueError: The device is not there.
+        ValueError: Batches that cannot be shared out.
     """
-    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if device == "auto":
-        device = "cuda:0" if len(there) > 1 else "cpu"
-    wanted = "cuda:0" if device == "cuda" else device
-    if wanted not in there:
-        raise ValueError(f"--device {device} is not there; this machine has {', '.join(there)}")
-    kind, _, index = wanted.partition(":")
-    return Fabric(
-        accelerator=kind,
-        devices=[int(index)] if index else 1,
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
-    )
-
-
-def make_batches(
-    source: Source, config: RunConfig, device: torch.device
-) -> Batches | ResidentBatches:
-    """Return the batches of a run, on its own images or others."""
     options, source = config.options, replace(source, augmentation=config.augmentation)
     size, batch_size = options.data.image_size, options.optimization.batch_size
     seed = options.run.seed
+    if batch_size % world:
+        raise ValueError(
+            f"--batch-size {batch_size} counts the images of all processes, and has to be a "
+            f"multiple of their number, {world}"
+        )
     if fits(source):
         return ResidentBatches(
-            source, image_size=size, batch_size=batch_size, seed=seed, device=device
+            source,
+            image_size=size,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            rank=rank,
+            world=world,
         )
     return Batches(
         source,
@@ -57,6 +56,8 @@ def make_batches(
         seed=seed,
         workers=options.data.workers,
         on_cpu=device.type == "cpu",
+        rank=rank,
+        world=world,
     )
 
 
@@ -90,6 +91,25 @@ def default_folder(options: Options) -> str:
     return f"runs/{'-'.join(parts)}-seed{options.run.seed}"
 
 
+def go_on(options: Options) -> Options:
+    """Return options that continue the run in ``--out`` where there is one and that is wanted.
+
+    So a command may be given again as it is, by a cluster or by torchrun.
+    """
+    run = options.run
+    if run.resume is not None or not (run.auto_resume or restarted()):
+        return options
+    assert run.out is not None
+    if not Path(run.out).exists():
+        return options
+    if Checkpoints(run.out):
+        return options.replace(resume=run.out, overwrite=False)
+    kept = (Path(run.out) / f"{name}.safetensors" for name in ("last", "best"))
+    if any(path.exists() for path in kept):  # a run of another kind, which is not begun again
+        return options
+    return options.replace(overwrite=True)  # it ended before there was anything to keep
+
+
 @dataclass(frozen=True)
 class Past:
     """A run that is continued: its folder, configuration and state."""
@@ -119,7 +139,7 @@ def check_resume(options: Options) -> Past | None:
     if options.run.resume is None:
         return None
     folder = RunFolder(options.run.resume)
-    config, state = folder.load_config(), folder.load_state()
+    config, state = folder.load_config(), Checkpoints(folder.path).load()
     begun = _differences(Options.from_flat(state.get("options", {})), config.options)
     if begun.keys() - {"init", "out"}:
         raise ValueError(
@@ -160,8 +180,13 @@ def check_network(options: Options) -> nn.Module:
         return build_network(options, num_classes=2)
 
 
-def check_new(options: Options, network: nn.Module) -> RunFolder:
+def check_new(options: Options, network: nn.Module, first: bool = True) -> RunFolder:
     """Return the folder of a new run.
+
+    Args:
+        options: Of the run.
+        network: Its network, without memory for its weights.
+        first: Whether this is the process that writes files; others find what it has written.
 
     Raises:
         ValueError: The folder is taken, or ``--init`` names no run, or one of another network.
@@ -174,5 +199,6 @@ def check_new(options: Options, network: nn.Module) -> RunFolder:
         if folder.path.resolve() == Path(run.init).resolve():
             raise ValueError(f"--init {run.init} would be overwritten by the run; choose --out")
         network_weights(RunFolder(run.init), network)
-    folder.check_free(run.overwrite)
+    if first:
+        folder.check_free(run.overwrite)
     return folder

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 import dnw_graph
 from dnw_graph.wiring import Complete, choices
-from train.options import Options
+from train.options import Options, RunOptions
 from train.run import RunFolder, build_network
 
 
@@ -91,6 +91,18 @@ def check_from(options: Options, network: nn.Module) -> None:
                 f"--from {folder.path} was trained with {name} {getattr(kept, name)}, not "
                 f"{getattr(ours, name)}; give the same"
             )
+
+
+def begin_from(model: nn.Module, run: RunOptions, classes: tuple[str, ...]) -> None:
+    """Give a network the weights, or the wiring, that options name a run for, if they do.
+
+    Raises:
+        ValueError: Not such a run, or one of another network.
+    """
+    if run.init:
+        model.load_state_dict(network_weights(RunFolder(run.init), model), strict=False)
+    if run.from_run:
+        inherit(model, run.from_run, classes)
 
 
 def inherit(model: nn.Module, from_run: str, classes: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -23,12 +23,15 @@ import torch
 import tyro
 
 from dnw_graph import Cost, cost
+from train.checkpoint import Checkpoints
 from train.cli import load_recipe, run_command
+from train.files import atomically
+from train.interrupt import Interrupted, Interrupts, stop_with_parent
 from train.loop import Training
 from train.metrics import as_line
 from train.options import Options
 from train.results import Results, as_markdown
-from train.run import RunFolder, atomically, build_network
+from train.run import RunFolder, build_network
 from train.table_rows import TABLES, Row, Table
 
 
@@ -149,15 +152,32 @@ def suffix(changes: dict[str, Any]) -> str:
     return "".join(f"-{short.get(name, '')}{value}" for name, value in changes.items())
 
 
+_stopping: Interrupts | None = None
+"""Of a process that trains cells for another one."""
+
+
+def _begin_worker(threads: int) -> None:
+    """Set up a process that trains cells: it stops when it is told to, or when it is left alone."""
+    global _stopping
+    torch.set_num_threads(threads)
+    _stopping = stop_with_parent()
+
+
 def train_cell(cell: Cell, deadline: float) -> dict[str, Any] | None:
     """Train one cell, or go on with it, and return its summary; None where time ran out.
 
     Args:
         cell: The cell.
         deadline: In seconds of :func:`time.time`.
+
+    Raises:
+        Interrupted: A signal asked it to stop; it saved before.
+        ValueError: Its folder holds a run of other options.
     """
     folder, options = cell.folder, cell.options
-    if (folder.path / "resume.pt").exists():
+    if _stopping is not None and _stopping.received:
+        raise Interrupted(_stopping.received, f"{folder.path.name} was not begun")
+    if Checkpoints(folder.path):
         past = folder.load_config().options
         free = {"data": past.data.data, "device": past.run.device, "out": past.run.out}
         apart = past.differences(options.resolved().replace(**free))
@@ -169,7 +189,7 @@ def train_cell(cell: Cell, deadline: float) -> dict[str, Any] | None:
         options = past.replace(resume=str(folder.path), **given)
     else:
         options = options.replace(overwrite=folder.path.exists())
-    training, epochs = Training(options), options.optimization.epochs
+    training, epochs = Training(options, _stopping), options.optimization.epochs
     while training.epoch < epochs:
         if time.time() > deadline:
             return None
@@ -189,18 +209,29 @@ def train_cells(
                 yield cell, summary
         return
     threads = max(1, torch.get_num_threads() // parallel)  # more than cores would wait in turn
-    with ProcessPoolExecutor(
-        parallel, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
-    ) as pool:
+    with (
+        Interrupts(patient=True) as interrupts,
+        ProcessPoolExecutor(
+            parallel, get_context("spawn"), initializer=_begin_worker, initargs=(threads,)
+        ) as pool,
+    ):
         futures = {pool.submit(train_cell, cell, deadline): cell for cell in cells}
+        left = set(futures)
         try:
-            for future in as_completed(futures):
-                summary = future.result()
-                if summary is not None:
-                    yield futures[future], summary
-        except BaseException:  # an interrupt: what waits is not begun, as a pool that broke is over
+            while left:
+                done, left = wait(left, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in done:
+                    summary = future.result()
+                    if summary is not None:
+                        yield futures[future], summary
+                if interrupts.received:
+                    raise Interrupted(
+                        interrupts.received, "every run is saved; the same command goes on"
+                    )
+        except BaseException:  # what runs saves and stops, what waits is not begun
             for process in active_children():
                 process.terminate()
+            pool.shutdown(cancel_futures=True)
             raise
 
 

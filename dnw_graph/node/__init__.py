@@ -1,7 +1,7 @@
 """What a node computes from its input: Z = f(I, t)."""
 
 from dnw_graph.node.base import NODES, Formula, NodeFunction, make_node
-from dnw_graph.node.norm import Norm
+from dnw_graph.node.norm import Norm, synchronize_norms
 from dnw_graph.node.norm_relu_conv import NormReluConv
 from dnw_graph.node.pointwise import Identity, Relu
 from dnw_graph.node.relu_conv import ReluConv
@@ -16,4 +16,5 @@ __all__ = [
     "Relu",
     "ReluConv",
     "make_node",
+    "synchronize_norms",
 ]

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from dnw_graph.node import fused
 from dnw_graph.node.base import NODES, Formula, NodeFunction
-from dnw_graph.node.norm import NormKind, make_norm, norm_at, norm_formula, normalised
+from dnw_graph.node.norm import (
+    NormKind,
+    SyncBatchNorm2d,
+    make_norm,
+    norm_at,
+    norm_formula,
+    normalised,
+)
 
 
 @NODES.register("norm_relu_conv")
@@ -62,6 +69,9 @@ class NormReluConv(NodeFunction):
                 f"norm_relu_conv needs feature maps [B, C, H, W], got {x.dim()} dimensions; "
                 'use node="relu" for vectors'
             )
+        norm = norm_at(self.norm, t)
+        if isinstance(norm, SyncBatchNorm2d) and norm.active:
+            return self._synchronized(x, norm)
         plan = self.plan(x, t)
         if plan is not None:
             z, statistics = fused.norm_relu_conv(x.to(fused.accepted(x)).contiguous(), plan)
@@ -69,6 +79,26 @@ class NormReluConv(NodeFunction):
             return z
         x = normalised(norm_at(self.norm, t), x).transpose(0, 1)
         return self.conv(F.relu(x)).transpose(0, 1).contiguous()
+
+    def _synchronized(self, x: Tensor, norm: SyncBatchNorm2d) -> Tensor:
+        """Return the states where statistics are those of all processes."""
+        x = x.to(fused.accepted(x))
+        scale, shift = norm.affine_of(x, (1, 2, 3))
+        if not (self.use_fused and fused.available(x, scale)):
+            x = torch.addcmul(shift[:, None, None, None], x, scale[:, None, None, None])
+            return self.conv(F.relu(x).transpose(0, 1)).transpose(0, 1).contiguous()
+        nothing = scale.detach().new_zeros(len(x), 1)  # statistics are within scale and shift
+        plan = fused.Plan(
+            scale=scale,
+            shift=shift,
+            filters=self.conv.weight[:, 0].contiguous(),
+            stride=self.stride,
+            eps=norm.eps,
+            mean=nothing,
+            rstd=nothing + 1,
+            given=True,
+        )
+        return fused.norm_relu_conv(x.contiguous(), plan)[0]
 
     def formula(self, t: float = 0.0) -> Formula:
         """See :meth:`NodeFunction.formula`."""
@@ -86,7 +116,7 @@ class NormReluConv(NodeFunction):
         """
         norm = norm_at(self.norm, t)
         kind = type(norm)
-        batch = kind is nn.BatchNorm2d
+        batch = kind is nn.BatchNorm2d or (kind is SyncBatchNorm2d and not norm.active)
         known = batch or kind is nn.InstanceNorm2d
         if not (self.use_fused and known and fused.available(x, norm.weight)):
             return None
@@ -123,8 +153,8 @@ class NormReluConv(NodeFunction):
             t: The time.
         """
         norm = norm_at(self.norm, t)
-        kind = type(norm)
-        if kind is not nn.BatchNorm2d or not norm.training or not count:
+        known = type(norm) in (nn.BatchNorm2d, SyncBatchNorm2d)
+        if not known or not norm.training or not count:
             return
         norm.num_batches_tracked += 1
         part = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum

@@ -1,12 +1,23 @@
 """Images: found, checked, read, batched."""
 
+import random
+import re
 import shutil
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 
 from train.data import (
@@ -19,8 +30,8 @@ from train.data import (
     read_image,
 )
 from train.data.images import FileImages, MemoryImages
-from train.data.sources import Source
-from train.data.transforms import shift
+from train.data.source import Source
+from train.data.transforms import moves, random_part, shift, training_transform
 
 
 def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (20, 16)) -> Path:
@@ -60,7 +71,7 @@ def test_images_that_do_not_fit_into_memory_stay_on_disk(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_memory = open_source(str(root))
-    monkeypatch.setattr("train.data.sources.MEMORY_SHARE", 0.0)
+    monkeypatch.setattr("train.data.folders.MEMORY_SHARE", 0.0)
     on_disk = open_source(str(root))
     assert isinstance(in_memory.train, MemoryImages)
     assert isinstance(on_disk.train, FileImages)
@@ -121,7 +132,7 @@ def break_file(root: Path) -> str:
 
 def break_link(root: Path) -> str:
     (root / "train" / "dog" / "9.png").symlink_to(root / "gone.png")
-    return r"there is no file \S+train/dog/9.png"
+    return r"train/dog/9.png cannot be read as a picture \(there is no such file\)"
 
 
 def break_end(root: Path) -> str:
@@ -228,17 +239,14 @@ def test_every_validation_image_comes_once_and_in_order(root: Path) -> None:
     assert seen.tolist() == [0, 0, 1, 1]
 
 
-def test_loading_leaves_the_global_generator_alone(root: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_leaves_the_global_generator_alone(root: Path, workers: int) -> None:
     source = open_source(str(root))
     before = torch.get_rng_state()
-    list(batches(source).train(epoch=0))
-    # DataLoader itself draws one number an epoch, to seed workers
-    torch.set_rng_state(before)
-    torch.empty((), dtype=torch.int64).random_()
-    after = torch.get_rng_state()
-    torch.set_rng_state(before)
-    list(batches(source).train(epoch=0))
-    assert torch.equal(torch.get_rng_state(), after)
+    ours = batches(source, workers=workers)
+    for loaded in (ours.train(epoch=0), ours.train(epoch=1), ours.validation()):
+        list(loaded)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_batch_larger_than_the_data(root: Path) -> None:
@@ -260,7 +268,7 @@ def test_only_the_held_out_images_are_needed_to_measure(root: Path) -> None:
 def test_a_file_that_breaks_later_is_named_without_a_traceback(
     root: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.data.sources.MEMORY_SHARE", 0.0)
+    monkeypatch.setattr("train.data.folders.MEMORY_SHARE", 0.0)
     source = open_source(str(root))
     break_file(root)
     with pytest.raises(ValueError, match=r"^\S+train/dog/1.png cannot be read") as raised:
@@ -424,8 +432,8 @@ def test_resident_batches_hold_what_others_do(tmp_path: Path) -> None:
 
 def test_a_shift_moves_and_mirrors_each_image_on_its_own() -> None:
     images = torch.arange(1, 1 + 64 * 32 * 32).reshape(64, 1, 32, 32)
-    moved = shift(images, torch.Generator().manual_seed(0))
-    assert torch.equal(moved, shift(images, torch.Generator().manual_seed(0)))
+    moved = shift(images, moves(64, 32, torch.Generator().manual_seed(0)))
+    assert torch.equal(moved, shift(images, moves(64, 32, torch.Generator().manual_seed(0))))
     seen = set()
     for before, after in zip(images[:, 0], moved[:, 0], strict=True):
         padded = torch.nn.functional.pad(before, [4] * 4)
@@ -440,3 +448,206 @@ def test_a_shift_moves_and_mirrors_each_image_on_its_own() -> None:
         seen |= places
     assert len(seen) > 40
     assert {dy for dy, _, _ in seen} == {dx for _, dx, _ in seen} == set(range(9))
+
+
+def gathered(batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> list[bytes]:
+    return [image.numpy().tobytes() for images, _ in batches for image in images]
+
+
+@pytest.mark.parametrize("kind", [Batches, ResidentBatches])
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_what_one_would_see(
+    tmp_path: Path, kind: type[Batches] | type[ResidentBatches], world: int
+) -> None:
+    source = open_source(str(small(tmp_path, number=10)), dataset="cifar10")
+    settings: dict[str, Any] = {"image_size": 32, "batch_size": 6}
+    whole = kind(source, **settings)
+    parts = [kind(source, **settings, rank=rank, world=world) for rank in range(world)]
+    shared = zip(*(part.train(2, first_step=1) for part in parts), strict=True)
+    for (images, labels), several in zip(whole.train(2, first_step=1), shared, strict=True):
+        assert {len(x) for x, _ in several} == {6 // world}
+        for rank, (x, y) in enumerate(several):
+            assert torch.equal(x, images[rank::world])
+            assert torch.equal(y, labels[rank::world])
+    held_out = [image for part in parts for image in gathered(part.validation())]
+    assert sorted(held_out) == sorted(gathered(whole.validation()))
+    assert parts[0].steps == whole.steps == 3
+
+
+def test_augmentation_of_an_image_depends_on_no_batch(root: Path) -> None:
+    source = open_source(str(root))
+    seen = [set(gathered(batches(source, batch_size=size).train(epoch=4))) for size in (1, 2, 3, 6)]
+    assert len(seen[0]) == 6
+    assert all(other == seen[0] for other in seen)
+    assert not seen[0] & set(gathered(batches(source).train(epoch=5)))
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 300), (900, 100), (40, 400), (1, 1)])
+def test_parts_are_distributed_as_torchvision_draws_them(size: tuple[int, int]) -> None:
+    theirs = v2.RandomResizedCrop(8)
+    torch.manual_seed(0)
+    image, number = torch.empty(3, *size), 1500
+    drawn = [tuple(theirs.make_params([image]).values()) for _ in range(number)]
+    ours = [random_part(*size, random.Random(i)) for i in range(number)]
+    for a, b in zip(np.array(drawn).T, np.array(ours).T, strict=True):
+        assert ks_2samp(a, b).pvalue > 1e-3
+
+
+def test_pictures_are_resized_as_torchvision_does(root: Path) -> None:
+    image = read_image(root / "train" / "cat" / "0.png")
+    expected = v2.functional.resize(image.contiguous(), [12, 12])
+    assert torch.equal(training_transform("none", 12)(image, random.Random(0)), expected)
+
+
+@pytest.mark.parametrize("change", ["", "exif", "grey", "progressive", "rgb", "cmyk", "ends"])
+def test_jpegs_have_the_pixels_that_pil_reads(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "x.jpg"
+    values = np.random.default_rng(0).integers(0, 255, (40, 33, 3), np.uint8)
+    picture = Image.fromarray(values).resize((120, 90))
+    exif = Image.Exif()
+    exif[0x0112] = 3 if change == "exif" else 1
+    kinds: dict[str, dict[str, Any]] = {
+        "exif": {"exif": exif},
+        "progressive": {"progressive": True},
+        "rgb": {"keep_rgb": True},
+    }
+    mode = {"grey": "L", "cmyk": "CMYK"}.get(change, "RGB")
+    picture.convert(mode).save(path, **kinds.get(change, {}))
+    if change == "ends":
+        path.write_bytes(path.read_bytes()[:-2] + b"\xff\xd9")
+    upright = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    assert np.array_equal(read_image(path).permute(1, 2, 0).numpy(), np.asarray(upright))
+
+
+def test_pictures_of_one_pixel_are_ordinary(root: Path) -> None:
+    for split in ("train", "val"):
+        for kind in ("png", "jpg"):
+            Image.new("RGB", (1, 1), "red").save(root / split / "cat" / f"dot.{kind}")
+    ours = batches(open_source(str(root)), batch_size=8)
+    assert [images.shape for images, _ in ours.train(0)] == [(8, 3, 12, 12)]
+    assert sum(len(labels) for _, labels in ours.validation()) == 6
+
+
+def break_enormous(root: Path) -> str:
+    """Claim 60,000 x 60,000 pixels in a file of a few bytes."""
+    head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")]
+    data = b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )
+    (root / "train" / "dog" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    return r"train/dog/1.png cannot be read as a picture \(Image size \(3600000000 pixels\) exceeds"
+
+
+def break_deep(root: Path) -> str:
+    Image.new("I", (4, 4)).save(root / "train" / "dog" / "1.tif")
+    (root / "train" / "dog" / "1.png").unlink()
+    return r"train/dog/1.tif cannot be read as a picture \(32 bits a channel"
+
+
+HARMED = [break_file, break_link, break_end, break_enormous, break_deep]
+
+
+@pytest.mark.parametrize("damage", HARMED)
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_bad_images_are_left_out_and_counted(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Path], str],
+    share: float,
+) -> None:
+    monkeypatch.setattr("train.data.folders.MEMORY_SHARE", share)
+    message = damage(root)
+    for _ in range(2):  # nothing is kept that would hide what is bad
+        caplog.clear()
+        ours = batches(open_source(str(root), bad_images="skip"), batch_size=3, workers=2)
+        for epoch in range(3):
+            assert sum(len(labels) for _, labels in ours.train(epoch)) in (3, 5, 6)
+        seen = [*gathered(ours.train(0)), *gathered(ours.validation())]
+        assert len(seen) <= 10
+        assert ours.bad.count == 1
+        place, reason = next(iter(ours.bad.paths.items()))
+        assert re.search(message.partition(" cannot")[0], place)
+        assert sum(place in line and reason in line for line in caplog.messages) == 1
+    with pytest.raises(ValueError, match=message + ".*--bad-images skip"):
+        list(batches(open_source(str(root))).train(0)) + list(
+            batches(open_source(str(root))).validation()
+        )
+
+
+def test_labels_stay_with_their_images_where_some_are_left_out(root: Path) -> None:
+    (root / "train" / "cat" / "0.png").write_bytes(b"no picture")
+    source = open_source(str(root), bad_images="skip")
+    assert source.train.labels.tolist() == [0, 0, 1, 1, 1]
+    for i, name in enumerate(["cat/1", "cat/2", "dog/0"]):
+        assert torch.equal(source.train[i], read_image(root / "train" / f"{name}.png"))
+
+
+def test_a_class_or_batch_of_which_nothing_is_left(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.data.folders.MEMORY_SHARE", 0.0)
+    source = open_source(str(root), bad_images="skip")
+    for file in (root / "train" / "dog").iterdir():
+        file.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"no image of a batch can be read"):
+        list(batches(source, batch_size=1).train(0))
+    with pytest.raises(ValueError, match=r"train/dog holds no pictures that can be read, of 3"):
+        open_source(str(root), bad_images="skip")
+
+
+def test_large_pictures_are_read_up_to_twice_the_limit_of_pil(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # pytest asks for errors
+    for name in ("x.png", "x.jpg"):
+        picture(tmp_path / name, size=(20, 16))
+        for limit, good in ((400, True), (200, True), (150, False)):
+            monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+            if good:
+                assert read_image(tmp_path / name).shape == (3, 16, 20)
+                continue
+            with pytest.raises(ValueError, match=f"{name} cannot be read .*exceeds limit of 300"):
+                read_image(tmp_path / name)
+
+
+def test_nothing_is_said_of_large_pictures(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from PIL import Image
+from train.data.read import read_image
+Image.MAX_IMAGE_PIXELS = 200
+read_image(Path({str(picture(tmp_path / "x.png", size=(20, 16)))!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+def test_workers_leave_interrupts_to_the_main_process(root: Path) -> None:
+    ours = batches(open_source(str(root)), workers=2, batch_size=1)
+    loaded = ours.train(0)
+    first = [next(loaded)]
+    workers = psutil.Process().children()
+    assert len(workers) >= 2
+    for worker in workers:
+        subprocess.run(["kill", "-INT", str(worker.pid)], check=True)
+        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # not from their parent
+    assert len([*first, *loaded]) == 6
+    assert len(list(ours.train(1))) == 6
+    for worker in workers:
+        worker.terminate()  # from their parent
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+
+
+def test_batches_that_are_kept_stay_as_they_are(root: Path) -> None:
+    source = open_source(str(root))
+    ours = batches(source, workers=1, batch_size=1)
+    kept = [gathered(ours.train(epoch)) for epoch in range(3)]
+    stopped = ours.train(0)
+    next(stopped)
+    stopped.close()
+    kept.append(gathered(list(ours.train(3))))
+    one_by_one = batches(source, batch_size=1)
+    assert kept == [gathered(one_by_one.train(epoch)) for epoch in range(4)]

@@ -2,14 +2,20 @@
 
 import csv
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
-from multiprocessing import active_children
 from pathlib import Path
 
+import psutil
 import pytest
 
 import train.tables
+from benchmarks.kills import environment
 from tests.train.test_data import small
+from train.checkpoint import Checkpoints
 from train.loop import Training
 from train.options import Options
 from train.results import Results, as_markdown
@@ -92,18 +98,33 @@ def test_rows_whose_complete_run_is_unfinished_wait(
     assert "4 of 4 runs are left" in capsys.readouterr().out
 
 
-def test_an_interrupt_ends_what_runs_side_by_side(
-    tmp_path: Path, cifar: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupt_saves_and_ends_what_runs_side_by_side(
+    number: int, tmp_path: Path, cifar: Path
 ) -> None:
-    def interrupted(futures: object) -> None:
-        raise KeyboardInterrupt
-
-    others = set(active_children())
-    monkeypatch.setattr(train.tables, "as_completed", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, cifar, "--rows", "mobilenetv1", "--parallel=2")
-    assert set(active_children()) <= others
-    assert not list((tmp_path / "runs").rglob("summary.json"))
+    given = ["2", f"--data={cifar}", f"--runs={tmp_path / 'runs'}", "--image-size=16"]
+    given += [f"--results={tmp_path / 'results'}", "--epochs=500", "--seeds=2", "--batch-size=8"]
+    given += ["--device=cpu", "--rows", "mobilenetv1", "--parallel=2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "train.tables", *given],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while len(list(tmp_path.rglob("metrics.csv"))) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=30)
+    assert psutil.wait_procs(started, timeout=30)[1] == []
+    assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGKILL)
+    if number == signal.SIGTERM:
+        told = told.splitlines()[-1]
+        assert told == "stopped by SIGTERM: every run is saved; the same command goes on"
+    for run in tmp_path.rglob("metrics.csv"):
+        assert Checkpoints(run.parent).load()["steps"] > 0
 
 
 def test_a_table_cut_to_few_epochs_warms_up_in_fewer(tmp_path: Path) -> None:

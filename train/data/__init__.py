@@ -1,17 +1,23 @@
 """Images: found, checked, decoded, augmented, batched."""
 
+from train.data.bad import BadImage, BadImages
 from train.data.batches import Batches
 from train.data.read import read_image
 from train.data.resident import ResidentBatches, fits
-from train.data.sources import Dataset, Source, open_source
+from train.data.shards import are_shards
+from train.data.source import Source
+from train.data.sources import Dataset, open_source
 from train.data.transforms import Augmentation, evaluation_transform
 
 __all__ = [
     "Augmentation",
+    "BadImage",
+    "BadImages",
     "Batches",
     "Dataset",
     "ResidentBatches",
     "Source",
+    "are_shards",
     "evaluation_transform",
     "fits",
     "open_source",

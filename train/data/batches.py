@@ -1,37 +1,53 @@
 """Batches whose order and augmentation depend on seed, epoch and place alone.
 
 Nothing is remembered between batches, so a run that is resumed anywhere, with any number of worker
-processes, sees what it would have seen.
+processes, sees what it would have seen; and processes that train together see, between them, what
+one would.
 """
 
 import os
-from collections.abc import Iterator
-from typing import Literal
+import signal
+from collections.abc import Iterable, Iterator
+from functools import partial
+from threading import Thread
+from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
-from torchvision.transforms import v2
+from torch.utils.data import DataLoader, Sampler
 
-from train.data.images import Images, MemoryImages
-from train.data.sources import Source
+from train.data.images import MemoryImages
+from train.data.loading import Batch, Transformed, as_ever
+from train.data.order import Chosen, Order, check_batch_size, held_out_batches, share
+from train.data.slots import Slots
+from train.data.source import Source
 from train.data.transforms import evaluation_transform, training_transform
 
-Key = tuple[int, int]  # epoch, index
-Loaded = tuple[Tensor, int] | ValueError  # image and label, or why there is none
+PREFETCH = 2
+"""Batches that each worker process has loaded ahead, or is loading."""
 
 
 class Batches:
-    """Training and validation batches of a source.
+    """Training and validation batches of a source, or one process' share of them.
+
+    Images are ``[B, 3, S, S]``, uint8, the three bytes of a pixel side by side
+    (``torch.channels_last``), labels ``[B]``. Where bad images are skipped, a batch is smaller by
+    those it would have had.
 
     Args:
         source: The images.
         image_size: Height and width to return, in pixels.
-        batch_size: Images a batch; the last of an epoch is left out of training if smaller.
+        batch_size: Images a batch, over all processes that train together; the last of an epoch is
+            left out of training if smaller.
         seed: Of order and augmentation.
         workers: Processes that load images; see :class:`train.options.DataOptions`.
         on_cpu: Whether training itself runs on the CPU.
+        rank: Which of the processes that train together this is.
+        world: How many there are.
+
+    Attributes:
+        steps: Batches an epoch.
+        bad: The images that could not be read so far, those found by this process.
     """
 
     def __init__(
@@ -43,33 +59,39 @@ class Batches:
         seed: int = 0,
         workers: int | Literal["auto"] = "auto",
         on_cpu: bool = True,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.bad = batch_size, seed, source.bad
         self.num_train, self.num_validation = len(source.train), len(source.validation)
         self.steps = self.num_train // batch_size
         idle = on_cpu and isinstance(source.train, MemoryImages)
         automatic = 0 if idle else min(8, os.cpu_count() or 1)
-        processes = automatic if workers == "auto" else workers
+        self._workers = automatic if workers == "auto" else workers
+        self._pinned, self._image_size = not on_cpu, image_size
         train = training_transform(source.augmentation, image_size)
-        held_out = evaluation_transform(source.augmentation, image_size)
-        self._order = _Order(self.num_train, batch_size, seed)
-        self._train = DataLoader(
-            _Transformed(source.train, train, seed),
-            batch_sampler=self._order,
-            collate_fn=_collate,
-            num_workers=processes,
-            persistent_workers=processes > 0,
-            pin_memory=not on_cpu,
+        held_out = partial(as_ever, evaluation_transform(source.augmentation, image_size))
+        self._part = share(batch_size, rank, world)
+        self._order = Order(self.num_train, batch_size, seed, self._part)
+        self._loaded = Transformed(source.train, train, seed)
+        self._train = self._loader(self._loaded, self._order, persistent=self._workers > 0)
+        self._validation = self._loader(
+            Transformed(source.validation, held_out, seed),
+            held_out_batches(self.num_validation, batch_size, rank, world),
         )
-        self._validation = DataLoader(
-            _Transformed(source.validation, held_out, seed),
-            batch_sampler=[
-                [(0, i) for i in range(at, min(at + batch_size, self.num_validation))]
-                for at in range(0, self.num_validation, batch_size)
-            ],
-            collate_fn=_collate,
-            num_workers=processes,
-            pin_memory=not on_cpu,
+
+    def _loader(
+        self, images: Transformed, batches: Iterable[Chosen], persistent: bool = False
+    ) -> DataLoader[Batch]:
+        return DataLoader(
+            images,
+            batch_sampler=cast(Sampler[list[Any]], batches),
+            collate_fn=_as_it_is,
+            num_workers=self._workers,
+            prefetch_factor=PREFETCH if self._workers else None,
+            persistent_workers=persistent,
+            worker_init_fn=_begin_worker,
+            generator=torch.Generator(),  # else it draws from PyTorch's own
         )
 
     def check(self) -> None:
@@ -77,88 +99,67 @@ class Batches:
         check_batch_size(self.batch_size, self.num_train)
 
     def train(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images ``[B, 3, H, W]``, uint8, and labels ``[B]`` of an epoch, from a step on.
+        """Yield this process' part of an epoch's batches, from a step on.
 
         Raises:
-            ValueError: A file that cannot be read; the message names it.
+            ValueError: An image that cannot be read, or, where such are skipped, a batch without
+                any other; the message names it.
         """
         self._order.epoch, self._order.first_step = epoch, first_step
-        yield from map(_unpack, self._train)
+        if self._workers and self._order.slots is None:
+            batch = len(range(self.batch_size)[self._part])
+            # Three more than are on their way: what is done here, one before and one behind it.
+            slots = Slots(PREFETCH * self._workers + 3, batch, self._image_size)
+            self._order.slots = self._loaded.slots = slots
+        for images, labels in self._good(self._train):
+            if not len(labels):
+                raise ValueError(
+                    "no image of a batch can be read: give a larger --batch-size, or better images"
+                )
+            yield images, labels
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield every validation image once, in order; the last batch may be smaller.
+        """Yield this process' validation batches in order, every image once; some may be smaller.
 
         Raises:
-            ValueError: A file that cannot be read; the message names it.
+            ValueError: An image that cannot be read, or, where such are skipped, none that can.
         """
-        yield from map(_unpack, self._validation)
+        loaded = 0
+        for images, labels in self._good(self._validation):
+            loaded += len(labels)
+            if len(labels):
+                yield images, labels
+        if len(self._validation) and not loaded:
+            raise ValueError("no validation image can be read")
+
+    def _good(self, loader: DataLoader[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in loader:
+            for bad in batch.missing:
+                self.bad.found(bad)
+            images = batch.images
+            if images is None:
+                assert self._loaded.slots is not None
+                images = self._loaded.slots.take(batch.slot, len(batch.labels))
+            yield images.pin_memory() if self._pinned else images, batch.labels
 
 
-def batch_indices(num_images: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order of an epoch ``[steps, batch_size]``; what is left over is not seen."""
-    order = np.random.default_rng([seed, epoch]).permutation(num_images)
-    steps = num_images // batch_size
-    return order[: steps * batch_size].reshape(steps, batch_size)
-
-
-def check_batch_size(batch_size: int, num_train: int) -> None:
-    """Raise a ``ValueError`` where there are fewer training images than one batch has."""
-    if batch_size > num_train:
-        raise ValueError(
-            f"--batch-size {batch_size} is larger than the {num_train} training images; give a "
-            "smaller one"
-        )
-
-
-class _Order(Sampler[list[Key]]):
-    """The keys of an epoch's batches: a permutation that depends on seed and epoch."""
-
-    def __init__(self, num_images: int, batch_size: int, seed: int) -> None:
-        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
-        self.epoch = self.first_step = 0
-
-    def __len__(self) -> int:
-        return self.num_images // self.batch_size - self.first_step
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        batches = batch_indices(self.num_images, self.batch_size, self.seed, self.epoch)
-        for chosen in batches[self.first_step :]:
-            yield [(self.epoch, int(i)) for i in chosen]
-
-
-class _Transformed(Dataset[Loaded]):
-    """Images by key, augmented by random numbers that depend on seed, epoch and the first index."""
-
-    def __init__(self, images: Images, transform: v2.Transform, seed: int) -> None:
-        self.images, self.transform, self.seed = images, transform, seed
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitems__(self, keys: list[Key]) -> list[Loaded]:
-        """Return a batch; called by PyTorch's loader, in whichever process."""
-        entropy = np.random.SeedSequence([self.seed, *keys[0]]).generate_state(1, np.uint64)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(entropy[0]) >> 1)
-            return [self._load(index) for _, index in keys]
-
-    def _load(self, index: int) -> Loaded:
-        try:
-            return self.transform(self.images[index]), int(self.images.labels[index])
-        except ValueError as error:
-            return error
-
-
-def _collate(items: list[Loaded]) -> tuple[Tensor, Tensor] | ValueError:
-    """Return a batch, or what went wrong: raised in a worker, it would arrive as a traceback."""
-    for item in items:
-        if isinstance(item, ValueError):
-            return item
-    images, labels = default_collate(items)
-    return images, labels
-
-
-def _unpack(batch: tuple[Tensor, Tensor] | ValueError) -> tuple[Tensor, Tensor]:
-    if isinstance(batch, ValueError):
-        raise batch
+def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _begin_worker(_: int) -> None:
+    """Leave it to the main process what an interrupt means; a worker ends when that is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on every system
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(main: int) -> None:
+    """End this process when the main process asks for it, and nobody else.
+
+    Were that ignored too, a main process that ends by an error would wait for its workers forever.
+    """
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
+        pass
+    os._exit(0)

@@ -1,17 +1,20 @@
 """Labelled pictures: on disk, or decoded in memory."""
 
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from train.data import cache
+from train.data.bad import BadImage, BadImages
 from train.data.read import image_bytes, read_image
+
+T = TypeVar("T")
 
 
 class Images(Protocol):
@@ -24,7 +27,11 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Tensor:
-        """Return a picture ``[3, H, W]``, uint8."""
+        """Return a picture ``[3, H, W]``, uint8, of any strides.
+
+        Raises:
+            BadImage: It cannot be read.
+        """
 
     def select(self, indices: Sequence[int]) -> "Images":
         """Return some of them."""
@@ -69,6 +76,11 @@ class MemoryImages:
         return len(self._shapes)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the pictures."""
+        return self._bytes.nbytes
+
+    @property
     def same_size(self) -> bool:
         """Whether all pictures have one size."""
         return len(set(self._shapes)) <= 1
@@ -87,15 +99,17 @@ class MemoryImages:
         return MemoryImages([self[i] for i in indices], self.labels[list(indices)])
 
 
-def load(paths: Sequence[Path], labels: Tensor, memory: int) -> tuple[Images, int]:
+def load(paths: Sequence[Path], labels: Tensor, memory: int, bad: BadImages) -> tuple[Images, int]:
     """Return pictures, decoded where they fit into memory, and the bytes they take there.
 
-    Every file is looked at: decoded whole where all fit, else its header is read.
+    Every file is looked at: decoded whole where all fit, else its header is read. Those that cannot
+    be read are left out, where that is wanted.
 
     Args:
         paths: The files.
         labels: Their labels ``[N]``.
         memory: How many bytes may be taken.
+        bad: Where to count what cannot be read.
 
     Raises:
         ValueError: A file that is no picture; the message names it.
@@ -104,9 +118,28 @@ def load(paths: Sequence[Path], labels: Tensor, memory: int) -> tuple[Images, in
     if kept is not None and kept.nbytes <= memory:
         return MemoryImages(kept.pictures(), labels), kept.nbytes
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        needed = sum(pool.map(image_bytes, paths, chunksize=64))
-        if needed > memory:
-            return FileImages(paths, labels), 0
-        pictures = list(pool.map(read_image, paths))
-    cache.keep(paths, pictures)
-    return MemoryImages(pictures, labels), needed
+        sizes = _each(pool, image_bytes, paths, bad)
+        some = FileImages(paths, labels).select(list(sizes))
+        if sum(sizes.values()) > memory:
+            return some, 0
+        pictures = _each(pool, read_image, some.paths, bad)
+    if len(pictures) == len(paths):  # else what is kept could not tell which files are bad
+        cache.keep(paths, list(pictures.values()))
+    held = MemoryImages(list(pictures.values()), some.labels[list(pictures)])
+    return held, held.nbytes
+
+
+def _each(
+    pool: Executor, read: Callable[[Path], T], paths: Sequence[Path], bad: BadImages
+) -> dict[int, T]:
+    """Return what is read from each file, by its number, but for those that cannot be read."""
+
+    def attempt(path: Path) -> T | None:
+        try:
+            return read(path)
+        except BadImage as error:
+            bad.found(error)
+            return None
+
+    results = enumerate(pool.map(attempt, paths))
+    return {number: result for number, result in results if result is not None}

@@ -1,85 +1,18 @@
-"""Where images come from: a folder of classes, or scikit-learn's digits."""
+"""Where images come from: a folder of classes, shards, or scikit-learn's digits."""
 
-import logging
 import os
-import zlib
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import psutil
 import torch
 from torchvision.datasets import CIFAR10
 
-from train.data.images import Images, MemoryImages, load
-from train.data.read import SUFFIXES
-from train.data.transforms import Augmentation
-
-MEMORY_SHARE = 0.25
-"""Images are kept decoded in memory where they take at most this share of what is free."""
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Training and validation images of the same classes.
-
-    Attributes:
-        train: Images to learn from.
-        validation: Images to measure on.
-        split: What the validation split is called.
-        place: Where the images are: a folder, absolute, or the name of a data set.
-        classes: Names, by label.
-        augmentation: What may be done to pictures.
-        mean: Of each channel, for pixels from 0 to 1.
-        std: Likewise the standard deviation.
-    """
-
-    train: Images
-    validation: Images
-    split: str
-    place: str
-    classes: tuple[str, ...]
-    augmentation: Augmentation
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-    def fingerprint(self) -> str:
-        """Return how many training images there are, and a checksum over labels and a few."""
-        checksum = zlib.crc32(self.train.labels.numpy().tobytes())
-        for i in np.linspace(0, len(self.train) - 1, 16).astype(int) if len(self.train) else ():
-            checksum = zlib.crc32(self.train[int(i)].numpy().tobytes(), checksum)
-        return f"{len(self.train)} images, checksum {checksum:08x}"
-
-    def subset(self, train: int | None = None, validation: int | None = None) -> "Source":
-        """Return the same with so many images of each kind, the first of each class alike.
-
-        Raises:
-            ValueError: There are not that many.
-        """
-        ours = self.train if train is None else self._first("train", train)
-        held_out = self.validation if validation is None else self._first("validation", validation)
-        return replace(self, train=ours, validation=held_out)
-
-    def _first(self, name: str, number: int) -> Images:
-        images: Images = getattr(self, name)
-        labels = images.labels
-        if not 1 <= number <= len(labels):
-            raise ValueError(
-                f"--{name}-images must be 1 to {len(labels):,}, which is how many there are, "
-                f"got {number:,}"
-            )
-        rank = torch.zeros_like(labels)
-        for label in range(len(self.classes)):
-            own = labels == label
-            rank[own] = torch.arange(int(own.sum()))
-        chosen = (rank * len(self.classes) + labels).argsort()[:number].sort().values
-        return images.select(chosen.tolist())
-
+from train.data.bad import BadImages
+from train.data.folders import folder
+from train.data.images import MemoryImages
+from train.data.shards import are_shards, shards
+from train.data.source import Source
 
 Dataset = Literal["imagenet", "cifar10"]
 
@@ -90,36 +23,51 @@ def open_source(
     dataset: Dataset = "imagenet",
     train_images: int | None = None,
     validation_images: int | None = None,
+    validation_data: str | None = None,
+    bad_images: Literal["fail", "skip"] = "fail",
 ) -> Source:
     """Find and check the images of a run.
 
     Args:
-        data: As in :class:`train.options.DataOptions`.
+        data: A folder of classes; WebDataset shards, as a pattern of files or the folder they are
+            in; ``"digits"``; or None, for the usual places.
         training: Whether there have to be images to learn from; else there are none.
-        dataset: Likewise.
+        dataset: As in :class:`train.options.DataOptions`.
         train_images: Likewise.
         validation_images: Likewise.
+        validation_data: Shards to measure on, unless they are in the folder of the others.
+        bad_images: Whether an image that cannot be read is an error, or counted and left out.
 
     Raises:
         ValueError: No such folder, an empty class, classes that differ between the splits, a file
             that is no picture; the message names it.
     """
-    if data == "digits":
+    bad = BadImages(skip=bad_images == "skip")
+    if data is not None and are_shards(data):
+        source = shards(data, validation_data, training, bad)
+        source = _as_cifar10(source) if dataset == "cifar10" else source
+    elif validation_data is not None:
+        raise ValueError(
+            f"--validation-data {validation_data} is for shards, but --data is "
+            f"{data or 'not given'}; a folder of classes has val/<class>/* in it"
+        )
+    elif data == "digits":
         source = digits()
     elif dataset == "cifar10":
-        source = cifar10(data, training)
+        source = cifar10(data, training, bad)
     else:
-        source = folder(_find(data, "imagenet"), training)
+        source = folder(_find(data, "imagenet"), training, bad)
     return source.subset(train_images if training else None, validation_images)
 
 
-def cifar10(data: str | None, training: bool = True) -> Source:
+def cifar10(data: str | None, training: bool = True, bad: BadImages | None = None) -> Source:
     """Return CIFAR-10: a folder of images by class, or what torchvision downloads.
 
     Args:
         data: A folder, of either kind; ``$DNW_DATA/cifar10`` or ``data/cifar10`` unless given,
             where it is downloaded to if it is not there.
         training: Whether there have to be images to learn from.
+        bad: Where to count what cannot be read; an error unless given.
 
     Raises:
         ValueError: No such folder, or nowhere to download from.
@@ -129,9 +77,11 @@ def cifar10(data: str | None, training: bool = True) -> Source:
     if data and not place.is_dir():
         raise ValueError(f"--data {data}: there is no such folder; {_CIFAR10_WAYS}")
     if (place / "test").is_dir() or (place / "train").is_dir():
-        source = folder(place, training)
-    else:
-        source = _torchvision_cifar10(place, given=data is not None)
+        return _as_cifar10(folder(place, training, bad))
+    return _as_cifar10(_torchvision_cifar10(place, given=data is not None))
+
+
+def _as_cifar10(source: Source) -> Source:
     mean, std = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
     return replace(source, augmentation="shift", mean=mean, std=std)
 
@@ -187,44 +137,6 @@ def digits() -> Source:
     )
 
 
-def folder(root: Path, training: bool = True) -> Source:
-    """Return the images of a folder ``train/<class>/*`` and ``val/<class>/*`` (or ``test/``)."""
-    split = next((name for name in ("val", "test") if (root / name).is_dir()), None)
-    if split is None or (training and not (root / "train").is_dir()):
-        there = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
-        wanted = "train/<class>/* and " if training else ""
-        raise ValueError(
-            f"{root} must hold {wanted}val/<class>/* (or test/<class>/*), but holds {there}"
-        )
-    train = _files(root / "train") if training else {}
-    held_out = _files(root / split)
-    train = train or {name: [] for name in held_out}
-    for one, other, place in ((train, held_out, "train"), (held_out, train, split)):
-        if alone := sorted(one.keys() - other.keys()):
-            raise ValueError(
-                f"classes differ: {', '.join(alone[:5])} in {root / place} only; give "
-                f"{root / 'train'} and {root / split} the same folders"
-            )
-    if training and len(train) < 2:
-        raise ValueError(f"{root / 'train'} has one class; there is nothing to tell apart")
-    memory = int(MEMORY_SHARE * psutil.virtual_memory().available)
-    images = []
-    for files in (train, held_out):
-        paths = [path for name in sorted(files) for path in files[name]]
-        sizes = torch.tensor([len(files[name]) for name in sorted(files)])
-        loaded, taken = load(paths, torch.arange(len(sizes)).repeat_interleave(sizes), memory)
-        memory -= taken
-        images.append(loaded)
-    return Source(
-        train=images[0],
-        validation=images[1],
-        split=split,
-        place=str(root.resolve()),
-        classes=tuple(sorted(train)),
-        augmentation="crop",
-    )
-
-
 def _find(data: str | None, name: str) -> Path:
     if data is not None:
         if Path(data).is_dir():
@@ -241,39 +153,3 @@ _WAYS = (
     "to get going, give --data DIR with train/<class>/* and val/<class>/* in it, or try "
     "--data digits --image-size 32 --batch-size 64 --lr 0.05 --epochs 3, which needs no download"
 )
-
-
-def _files(split: Path) -> dict[str, list[Path]]:
-    """Return the pictures of each class; folders and files that begin with a dot do not count."""
-    entries = [p for p in split.iterdir() if not p.name.startswith(".")]
-    classes = sorted(p for p in entries if p.is_dir())
-    if not classes:
-        raise ValueError(f"{split} has no class folders; images go into {split}/<class>/")
-    files: dict[str, list[Path]] = {}
-    others = Counter(p.suffix.lower() for p in entries if not p.is_dir())
-    for folder in classes:
-        found = sorted(_walk(folder))
-        files[folder.name] = [p for p in found if p.suffix.lower() in SUFFIXES]
-        others.update(p.suffix.lower() for p in found if p.suffix.lower() not in SUFFIXES)
-        if not files[folder.name]:
-            raise ValueError(
-                f"class folder {folder} holds no pictures ({', '.join(sorted(SUFFIXES))}); "
-                "fill it or remove it"
-            )
-    if others:
-        kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in others.most_common())
-        _log.warning(
-            "%s: %d files are left out, as no pictures or in no class folder (%s)",
-            *(split, others.total(), kinds),
-        )
-    return files
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder; a folder that may not be read is an error."""
-
-    def refuse(error: OSError) -> None:
-        raise ValueError(f"{error.filename} cannot be read: {error.strerror}") from error
-
-    for place, _, names in os.walk(folder, onerror=refuse, followlinks=True):
-        yield from (Path(place) / name for name in names if not name.startswith("."))

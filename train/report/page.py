@@ -9,9 +9,10 @@ from string import Template
 from typing import Any
 
 from dnw_graph.analysis import similarity
+from train.files import atomically
 from train.report.collect import RunData, statistic
 from train.report.pack import compressed
-from train.run import RunConfig, Weights, atomically
+from train.run import RunConfig, Weights
 
 COMPARED = 3  # pairs of random wirings behind a comparison
 

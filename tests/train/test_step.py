@@ -1,0 +1,262 @@
+"""What a step does beside the network: parts, clipping, mixing, averaging, noticing nonsense."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.fabric import Fabric
+from PIL import Image
+from torch import nn
+
+from benchmarks.kills import ROOT, environment
+from train.average import averaged
+from train.data import open_source
+from train.evaluate import evaluate
+from train.imagenet import resume, train
+from train.learner import NotFiniteError
+from train.loop import Training
+from train.metrics import Normalize
+from train.options import OptimizationOptions, Options
+from train.run import RunConfig, RunFolder
+from train.step import Gradients, Step, seed_step, why_not_finite
+
+TINY = {
+    **{"graph": "tiny_static", "data": "digits", "image_size": 8, "batch_size": 64, "epochs": 1},
+    **{"train_images": 320, "validation_images": 90, "device": "cpu", "report": False, "lr": 0.05},
+}
+
+
+def options(out: Path, **changes: object) -> Options:
+    return Options.from_flat({**TINY, "out": str(out), **changes})
+
+
+def gradients(**fit: float) -> tuple[nn.Module, Gradients]:
+    """Return a network whose images do not know of each other, and what computes its gradients."""
+    torch.manual_seed(0)
+    config = RunConfig.of(Options.from_flat(TINY), open_source("digits"))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 10)).double()
+    fabric = Fabric(accelerator="cpu", devices=1)
+    wrapped, normalize = fabric.setup_module(model), Normalize(config).double()
+    options = OptimizationOptions(**fit)
+    return model, Gradients(fabric, wrapped, model, normalize, options, num_classes=10)
+
+
+IMAGES = torch.randint(256, (50, 3, 8, 8), generator=torch.Generator().manual_seed(1)).byte()
+LABELS = torch.arange(50) % 10
+
+
+@pytest.mark.parametrize("size", [1, 7, 25, 50, 80])
+def test_gradients_of_parts_add_up_to_those_of_the_whole(size: int) -> None:
+    whole, once = gradients()
+    expected = once(IMAGES, LABELS)
+    model, in_parts = gradients(micro_batch_size=size)
+    step = in_parts(IMAGES, LABELS)
+    assert step.loss.item() == pytest.approx(expected.loss.item(), rel=1e-12)
+    assert torch.allclose(step.logits, expected.logits)
+    for ours, theirs in zip(model.parameters(), whole.parameters(), strict=True):
+        assert torch.allclose(ours.grad, theirs.grad, rtol=1e-10)
+
+
+def test_long_gradients_are_cut_and_their_norm_is_told() -> None:
+    whole, once = gradients()
+    norm = once(IMAGES, LABELS).grad_norm
+    flat = torch.cat([p.grad.flatten() for p in whole.parameters()])
+    assert norm.item() == pytest.approx(flat.norm().item())
+    model, cut = gradients(clip_grad_norm=float(norm) / 4)
+    assert cut(IMAGES, LABELS).grad_norm.item() == pytest.approx(norm.item())
+    shorter = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert torch.allclose(shorter, flat / 4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixed_images_have_mixed_labels(kind: str) -> None:
+    _, mixed = gradients(**{kind: 1.0})
+    seen = []
+    mixed.model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    seed_step(0, 3, 0)
+    loss = mixed(IMAGES, LABELS).loss
+    inputs, plain = seen[0], mixed.normalize(IMAGES)
+    other = plain.roll(1, 0)
+    if kind == "mixup":
+        share = float(((inputs - other) / (plain - other))[plain != other].median())
+        assert torch.allclose(inputs, plain * share + other * (1 - share), atol=1e-6)
+    else:
+        own = (inputs == plain).all(1)
+        assert ((inputs == plain) | (inputs == other)).all()
+        share = float(own.double().mean())
+    logits = mixed.model(inputs)
+    targets = torch.eye(10)[LABELS] * share + torch.eye(10)[LABELS.roll(1)] * (1 - share)
+    expected = torch.nn.functional.cross_entropy(logits, targets.double())
+    assert loss.item() == pytest.approx(expected.item(), rel=0.02)
+    seed_step(0, 3, 0)
+    assert mixed(IMAGES, LABELS).loss == loss  # a step that is done again draws the same
+
+
+def test_the_average_follows_the_weights(tmp_path: Path) -> None:
+    training = Training(options(tmp_path / "run", ema_decay=0.9))
+    average, expected = training.learner.average, None
+    assert average is not None
+    for images, labels in training.batches.train(0):
+        training.learner.step(images, labels)
+        now = training.plain_model.state_dict()
+        if expected is None:
+            expected = {k: v.clone() for k, v in now.items()}
+        else:
+            expected = {
+                k: 0.9 * v + 0.1 * now[k] if v.is_floating_point() else now[k].clone()
+                for k, v in expected.items()
+            }
+    for name, value in average.module.state_dict().items():
+        assert torch.allclose(value, expected[name], atol=1e-6), name
+
+
+def test_edges_of_an_average_are_those_it_would_choose() -> None:
+    from dnw_graph import NeuralGraph, Topology
+
+    graph = NeuralGraph(Topology.layered([4, 6, 3]), num_edges=10, node="relu")
+    average = averaged(graph, 0.5)
+    average.update_parameters(graph)
+    with torch.no_grad():
+        graph.weight.copy_(torch.randn_like(graph.weight))
+    average.update_parameters(graph)
+    assert average.module.wiring().edge_id.tolist() == sorted(
+        average.module.weight.abs().topk(10).indices.tolist()
+    )
+
+
+def test_the_average_is_measured_and_saved(tmp_path: Path) -> None:
+    summary = train(options(tmp_path / "run", ema_decay=0.5))
+    measured = evaluate(str(tmp_path / "run"), weights="ema", device="cpu")
+    assert measured["top1"] == summary["ema_top1"]
+    rows = (tmp_path / "run" / "metrics.csv").read_text()
+    assert "ema_top1" in rows
+
+
+def test_the_first_module_that_goes_wrong_is_named() -> None:
+    class Root(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x - 1).log()
+
+    model = nn.Sequential(nn.Linear(3, 3), Root(), nn.Linear(3, 2))
+    nowhere = Step(torch.tensor(torch.nan), torch.zeros(1), torch.tensor(torch.nan))
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.zero_()
+    told = why_not_finite(model, torch.ones(2, 3), nowhere)
+    assert told == "the first output that is not finite is that of 1 (Root)"
+    with torch.no_grad():
+        model[2].bias[0] = torch.inf
+    assert why_not_finite(model, torch.ones(2, 3), nowhere) == "the weights 2.bias are not finite"
+    fine = Step(torch.tensor(1.0), torch.zeros(1), torch.tensor(torch.inf))
+    told = why_not_finite(nn.Linear(3, 3), torch.ones(2, 3), fine)
+    assert told == "every output is finite; the loss is 1, and the gradient inf"
+
+
+def test_weights_do_not_change_in_a_step_that_is_not_finite(tmp_path: Path) -> None:
+    training = Training(options(tmp_path / "run"))
+    for parameter in training.plain_model.parameters():
+        parameter.register_hook(lambda grad: grad * torch.inf)
+        break
+    before = {k: v.clone() for k, v in training.plain_model.named_parameters()}
+    images, labels = next(iter(training.batches.train(0)))
+    with pytest.raises(NotFiniteError, match=r"in epoch 1 at step 1 \(1 in all\), at .* every out"):
+        training.learner.step(images, labels)
+    for name, value in training.plain_model.named_parameters():
+        assert torch.equal(value, before[name])
+
+
+def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (12, 12)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(len(str(path))).integers(0, 255, (*size, 3), np.uint8)
+    Image.fromarray(values).convert(mode).save(path)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Images of two classes; among those to learn from, one cut short and one that is none."""
+    root = tmp_path / "images"
+    for split, number in (("train", 9), ("val", 3)):
+        for name in ("cat", "dog"):
+            for i in range(number):
+                picture(root / split / name / f"{i}.png")
+    picture(root / "train" / "cat" / "cmyk.jpg", "CMYK")
+    picture(root / "train" / "dog" / "pixel.png", size=(1, 1))
+    cut = root / "train" / "dog" / "3.png"
+    cut.write_bytes(cut.read_bytes()[:-60])
+    return root
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_bad_images_fail_or_are_skipped(
+    on_disk: bool,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if on_disk:
+        monkeypatch.setattr("train.data.folders.MEMORY_SHARE", 0.0)
+    given = {"data": str(images), "batch_size": 6, "train_images": None, "validation_images": None}
+    with pytest.raises(ValueError, match=r"train/dog/3.png cannot be read as a picture .*--bad-im"):
+        train(options(tmp_path / "fail", **given, workers=0, epochs=3))
+    summary = train(options(tmp_path / "skip", **given, workers=0, epochs=3, bad_images="skip"))
+    assert summary["bad_images"] == 1
+    told = [line for line in caplog.messages if "3.png cannot be read" in line]
+    assert len(told) == 1
+    assert "is left out" in told[0]
+
+
+def test_a_resumed_run_skips_what_it_skipped(images: Path, tmp_path: Path) -> None:
+    (images / "train" / "cat" / "text.jpg").write_text("no picture")
+    given = {"data": str(images), "batch_size": 6, "train_images": None, "validation_images": None}
+    training = Training(options(tmp_path / "run", **given, epochs=2, bad_images="skip"))
+    training.advance()
+    assert resume(tmp_path / "run")["bad_images"] == 2
+
+
+def test_metrics_go_to_weights_and_biases_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="Weights & Biases is not installed: pip install wandb")
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in TINY.items() if k != "report"]
+    command = [sys.executable, "-m", "train.imagenet", *flags, "--no-report", "--wandb=dnw"]
+    done = subprocess.run(
+        [*command, f"--out={tmp_path / 'run'}"],
+        env={**environment(), "WANDB_MODE": "offline", "WANDB_SILENT": "true"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    train(options(tmp_path / "run", overwrite=True))  # a run's own folder
+
+
+def test_without_weights_and_biases_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="pip install wandb"):
+        Training(options(tmp_path / "run", wandb="dnw"))
+
+
+def test_nothing_piles_up_in_3000_steps() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.soak"],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "flat"
+
+
+def test_weights_of_every_kind_are_listed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="weights are initial, last, best, ema"):
+        RunFolder(tmp_path).load_weights("newest")  # type: ignore[arg-type]
