@@ -1,6 +1,7 @@
 """Turns flags and recipes into options, and errors into one line."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -141,7 +142,8 @@ def run_command(command: Callable[[], Any]) -> None:
         print(f"error: out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
+        if int(os.environ.get("RANK", 0)) == 0:  # of several processes, one tells
+            print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal)
     except KeyboardInterrupt:
         print("stopped by SIGINT", file=sys.stderr)

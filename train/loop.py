@@ -150,11 +150,12 @@ class Training:
         epochs = self.options.optimization.epochs
         if self.epoch == epochs and self.world.first:
             print(f"{self.folder.path} is finished already: {epochs} of {epochs} epochs")
-        while self.epoch < epochs:
-            self.advance()
-            if self.world.first:
-                print(as_line(self.rows[-1], epochs), flush=True)
-        return self.finish()
+        with self.interrupts:
+            while self.epoch < epochs:
+                self.advance()
+                if self.world.first:
+                    print(as_line(self.rows[-1], epochs), flush=True)
+            return self.finish()
 
     def finish(self) -> dict[str, Any]:
         """Write the summary of a run that has had its last epoch, and return it."""
@@ -177,6 +178,7 @@ class Training:
         """
         try:
             with self.interrupts:
+                self._pause()
                 self._train()
                 row = self._row()
         except NotFiniteError as error:
@@ -226,9 +228,9 @@ class Training:
         self.saved_at = time.monotonic()
 
     def _pause(self) -> None:
-        """Save after a step where it is time, and stop where a signal asked for it."""
+        """Save between steps where it is time, and stop where a signal asked for it."""
         run = self.options.run
-        due = bool(run.checkpoint_every and self.done % run.checkpoint_every == 0)
+        due = bool(self.done and run.checkpoint_every and self.done % run.checkpoint_every == 0)
         late = time.monotonic() - self.saved_at > 60 * run.checkpoint_minutes
         stop, save = self.world.largest(self.interrupts.received, int(due or late))
         if stop or save:

@@ -190,12 +190,13 @@ def train_cell(cell: Cell, deadline: float) -> dict[str, Any] | None:
     else:
         options = options.replace(overwrite=folder.path.exists())
     training, epochs = Training(options, _stopping), options.optimization.epochs
-    while training.epoch < epochs:
-        if time.time() > deadline:
-            return None
-        training.advance()
-        print(f"{folder.path.name}: {as_line(training.rows[-1], epochs)}", flush=True)
-    return training.finish()
+    with training.interrupts:
+        while training.epoch < epochs:
+            if time.time() > deadline:
+                return None
+            training.advance()
+            print(f"{folder.path.name}: {as_line(training.rows[-1], epochs)}", flush=True)
+        return training.finish()
 
 
 def train_cells(

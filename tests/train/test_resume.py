@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from benchmarks.kills import command, differences, environment, kill
 from dnw_graph import load_frozen
@@ -350,12 +349,12 @@ def test_no_file_executes_code(
 def test_a_hostile_cache_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("DNW_CACHE", str(tmp_path))
+    monkeypatch.setenv("DNW_CACHE", str(tmp_path / "cache"))
     image = tmp_path / "image.png"
     image.write_bytes(b"whatever")
-    save_file({"values": torch.zeros(3), "shapes": torch.ones(1, 3)}, cache._place([image]))
+    cache.keep([image], [torch.zeros(3, 2, 2, dtype=torch.uint8)])
     assert cache.find([image]) is not None
-    cache._place([image]).write_bytes(pickle.dumps(Bomb()))
+    next((tmp_path / "cache").iterdir()).write_bytes(pickle.dumps(Bomb()))
     assert cache.find([image]) is None
     assert "boom" not in capsys.readouterr().out
 

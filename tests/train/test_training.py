@@ -185,23 +185,6 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
-@pytest.mark.parametrize("graph", ["mbv1_dnw", "mbv1_random"])
-def test_a_resumed_run_ends_as_if_never_stopped(tmp_path: Path, graph: str) -> None:
-    given = {"graph": graph, "width": 0.1, "epochs": 2, "batch_size": 256}
-    train(options(tmp_path / "whole", **given))
-    stopped = Training(options(tmp_path / "stopped", **given))
-    stopped.advance()  # one of two epochs, then the process is gone
-    del stopped
-    torch.manual_seed(999)
-    main(["--resume", str(tmp_path / "stopped"), "--device", "cpu"])
-    whole, resumed = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped")
-    assert same(whole.load_weights("last"), resumed.load_weights("last"))
-    with (whole.path / "metrics.csv").open() as a, (resumed.path / "metrics.csv").open() as b:
-        for one, other in zip(csv.DictReader(a), csv.DictReader(b), strict=True):
-            assert one["loss"] == other["loss"]
-            assert one["edges_changed"] == other["edges_changed"]
-
-
 def test_resuming_a_finished_run_changes_nothing(finished: Path) -> None:
     before = (finished / "last.safetensors").read_bytes()
     assert resume(finished) == json.loads((finished / "summary.json").read_text())
