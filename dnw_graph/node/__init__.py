@@ -1,10 +1,11 @@
 """What a node computes from its input: Z = f(I, t)."""
 
 from dnw_graph.node.base import NODES, Formula, NodeFunction, make_node
-from dnw_graph.node.norm import Norm, synchronize_norms
+from dnw_graph.node.norm import Norm
 from dnw_graph.node.norm_relu_conv import NormReluConv
 from dnw_graph.node.pointwise import Identity, Relu
 from dnw_graph.node.relu_conv import ReluConv
+from dnw_graph.node.sync_norm import SyncBatchNorm2d, synchronize_norms
 
 __all__ = [
     "NODES",
@@ -15,6 +16,7 @@ __all__ = [
     "NormReluConv",
     "Relu",
     "ReluConv",
+    "SyncBatchNorm2d",
     "make_node",
     "synchronize_norms",
 ]

@@ -8,14 +8,8 @@ from torch import Tensor, nn
 
 from dnw_graph.node import fused
 from dnw_graph.node.base import NODES, Formula, NodeFunction
-from dnw_graph.node.norm import (
-    NormKind,
-    SyncBatchNorm2d,
-    make_norm,
-    norm_at,
-    norm_formula,
-    normalised,
-)
+from dnw_graph.node.norm import NormKind, make_norm, norm_at, norm_formula, normalised
+from dnw_graph.node.sync_norm import SyncBatchNorm2d
 
 
 @NODES.register("norm_relu_conv")

@@ -1,0 +1,111 @@
+"""Batch norm whose statistics are those of all processes."""
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class _Sum(torch.autograd.Function):
+    """Sums over processes, gradients too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the images of all processes, on any device.
+
+    In training, with more than one process; else it is :class:`torch.nn.BatchNorm2d`. PyTorch's own
+    ``SyncBatchNorm`` computes the same on GPUs.
+    """
+
+    @property
+    def active(self) -> bool:
+        """Whether statistics are taken over processes now."""
+        return self.training and dist.is_initialized() and dist.get_world_size() > 1
+
+    def affine_of(self, x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Return ``a, b [V]`` of which ``a x + b`` is normalised; learn running statistics.
+
+        With ``N``, ``m`` and ``v`` the sums over processes ``p`` of ``n_p``, ``n_p m_p / N`` and
+        ``n_p (v_p + (m_p - m)^2) / N``: ``a = s / sqrt(v + eps)``, ``b = shift - a m``.
+
+        Args:
+            x: This process' values.
+            dims: Dimensions of which statistics are taken.
+        """
+        x = x.to(self.weight.dtype) if self.affine else x
+        var, mean = torch.var_mean(x, dims, correction=0)
+        number = float(math.prod(x.shape[dim] for dim in dims))
+        own = torch.stack([mean, var, torch.full_like(mean, number)])
+        every = own.new_zeros(dist.get_world_size(), *own.shape)
+        rank = dist.get_rank()
+        every = torch.cat([every[:rank], own[None], every[rank + 1 :]])
+        means, variances, numbers = _Sum.apply(every).unbind(1)
+        count = numbers.sum(0)
+        mean = means[0] + (numbers * (means - means[0])).sum(0) / count  # of equal ones, the same
+        var = (numbers * (variances + (means - mean) ** 2)).sum(0) / count
+        self._learn(mean.detach(), var.detach(), count.detach())
+        scale = (var + self.eps).rsqrt()
+        if not self.affine:
+            return scale, -mean * scale
+        scale = self.weight * scale
+        return scale, self.bias - mean * scale
+
+    @torch.no_grad()
+    def _learn(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        part = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, part)
+        self.running_var.lerp_(var * count / (count - 1), part)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return ``input [B, V, H, W]``, normalised."""
+        if not self.active:
+            return super().forward(input)
+        scale, shift = self.affine_of(input, (0, 2, 3))
+        return torch.addcmul(shift[:, None, None], input, scale[:, None, None]).to(input.dtype)
+
+
+def synchronize_norms(model: nn.Module) -> nn.Module:
+    """Let every batch norm of a model take its statistics over the images of all processes.
+
+    Parameters and buffers stay what they are; layers are replaced.
+
+    Args:
+        model: The model, changed in place.
+
+    Returns:
+        The model.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.BatchNorm2d:
+                setattr(module, name, _synchronized(child))
+    return _synchronized(model) if type(model) is nn.BatchNorm2d else model
+
+
+def _synchronized(norm: nn.BatchNorm2d) -> SyncBatchNorm2d:
+    new = SyncBatchNorm2d(
+        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
+    )
+    new.weight, new.bias = norm.weight, norm.bias
+    for name, buffer in norm.named_buffers():
+        setattr(new, name, buffer)
+    new.training = norm.training
+    return new
