@@ -135,7 +135,8 @@ class RunFolder:
         if not path.is_dir() or path.is_symlink():
             raise ValueError(f"{path} is not overwritten: it is no run folder; choose --out")
         names = {entry.name for entry in path.iterdir()}
-        foreign = sorted(names - _OWN - {f".{name}.half" for name in _OWN})
+        known = _OWN | {f".{name}.half" for name in _OWN}
+        foreign = sorted(n for n in names - known if not n.startswith("history-damaged-"))
         if foreign:
             raise ValueError(
                 f"{path} is not overwritten: {path / foreign[0]} is not part of a run; choose --out"

@@ -1,6 +1,7 @@
 """How a wiring changed while it was learned: births and deaths of edges, kept as they happen."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ Ids = NDArray[np.int64]
 """Ids of candidate edges, ascending."""
 
 FOLDER = "history"
+_log = logging.getLogger(__name__)
 _ABOUT = "about"
 
 
@@ -182,7 +184,7 @@ class HistoryWriter:
                 self._before = None
         before = self._before
         if before is None:
-            past = _load(self._folder)
+            past = self._past()
             before = {name: past[name].real() if past[name].records else _NONE for name in past}
         about: dict[str, Any] = {"step": step, "epoch": step / self._per_epoch}
         about |= {"candidates": {}, "real": {}}
@@ -200,6 +202,17 @@ class HistoryWriter:
             np.savez_compressed(file, allow_pickle=False, **arrays)
         half.replace(path)
         self._before = {name: ids for name, (ids, _) in now.items()}
+
+    def _past(self) -> History:
+        """Return what was recorded before; where that is damaged, put it aside and begin anew."""
+        try:
+            return _load(self._folder)
+        except ValueError as error:
+            number = 1 + len(list(self._folder.parent.glob(f"{FOLDER}-damaged-*")))
+            aside = self._folder.rename(self._folder.with_name(f"{FOLDER}-damaged-{number}"))
+            self._folder.mkdir()
+            _log.warning("%s; the history is kept in %s, and begins anew", error, aside.name)
+            return History({})
 
 
 def load_history(run: str | Path) -> History:

@@ -278,6 +278,21 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert differences(tmp_path / "whole", tmp_path / "run") == []
 
 
+def test_a_damaged_history_is_put_aside_and_begins_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = Training(options(tmp_path / "run", **TINY))
+    training.advance()
+    first = tmp_path / "run" / "history" / "0000000000.npz"
+    first.write_bytes(first.read_bytes()[:50])
+    resume(tmp_path / "run")
+    assert "the history is kept in history-damaged-1, and begins anew" in caplog.text
+    assert (tmp_path / "run" / "history-damaged-1" / first.name).stat().st_size == 50
+    steps = next(iter(load_history(tmp_path / "run").values())).steps
+    assert steps == [2 * training.batches.steps]
+    Training(options(tmp_path / "run", **TINY, overwrite=True))
+
+
 def test_few_checkpoints_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     assert not checkpoints
