@@ -72,7 +72,8 @@ class Checkpoints:
         found = self._newest_first()
         if not found:
             raise ValueError(
-                f"{self.path.parent} has nothing to resume: it stopped before its first checkpoint"
+                f"{self.path.parent} has nothing to resume: it stopped before its first "
+                f"checkpoint, or {self.path} was emptied; {self._other_way()}"
             )
         reasons = []
         for path in found:
@@ -84,7 +85,13 @@ class Checkpoints:
             for reason in reasons:
                 _log.warning("%s; going on from the checkpoint before, %s", reason, path.name)
             return state
-        raise ValueError(f"{self.path.parent} cannot be resumed: {'; '.join(reasons)}")
+        told = "; ".join(reasons)
+        raise ValueError(f"{self.path.parent} cannot be resumed: {told}; {self._other_way()}")
+
+    def _other_way(self) -> str:
+        if (self.path.parent / "last.safetensors").exists():
+            return f"a new run may start from its network with --init {self.path.parent}"
+        return "start it again with --overwrite"
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.path.glob("[0-9]*-*.pt"), reverse=True)

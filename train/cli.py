@@ -128,6 +128,10 @@ def as_text(name: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+_FIRST = int(os.environ.get("RANK", 0)) == 0
+"""Whether this is the first of the processes that torchrun started, or alone."""
+
+
 def run_command(command: Callable[[], Any]) -> None:
     """Run a command; print an error that a user can mend as one line, and exit with status 2."""
     try:
@@ -135,6 +139,10 @@ def run_command(command: Callable[[], Any]) -> None:
     except BrokenPipeError:  # what reads the output has seen enough
         sys.stderr.close()
         sys.exit(0)
+    except ConnectionError as error:
+        if _FIRST:  # the others are gone because of the first, which has said why
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -142,7 +150,7 @@ def run_command(command: Callable[[], Any]) -> None:
         print(f"error: out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stopped:
-        if int(os.environ.get("RANK", 0)) == 0:  # of several processes, one tells
+        if _FIRST:
             print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal)
     except KeyboardInterrupt:

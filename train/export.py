@@ -5,6 +5,7 @@ is written takes images ``[B, 3, H, W]`` of the run's size, as 32-bit floats of 
 1; means, deviations and class names are in the file.
 """
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import tyro
 from dnw_graph import freeze, save_frozen
 from dnw_graph.frozen import FrozenModel, Report, to_exported, to_onnx
 from train.cli import run_command
+from train.files import atomically
 from train.run import RunConfig, RunFolder, Weights
 
 Kind = Literal["onnx", "torch", "safetensors"]
@@ -46,7 +48,9 @@ def export(run: str, to: Kind, out: str | None = None, weights: Weights = "last"
         to_onnx(model, example, path, notes(config))
     elif to == "torch":
         files = {f"{name}.txt": text for name, text in notes(config).items()}
-        torch.export.save(to_exported(model, example), path, extra_files=files)
+        whole = io.BytesIO()  # a disk that is full would end the process while it is written to
+        torch.export.save(to_exported(model, example), whole, extra_files=files)
+        atomically(path, lambda half: half.write_bytes(whole.getbuffer()))
     else:
         save_frozen(model, path, notes(config))
     return path

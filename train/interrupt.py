@@ -82,7 +82,7 @@ class Interrupts:
         return undo
 
     def _note_all(self, signals: socket.socket) -> None:
-        while (heard := signals.recv(1)) != _END:
+        while (heard := signals.recv(1)) not in (_END, b""):
             number = heard[0]
             if number in SIGNALS and not self.received:
                 self.received = number

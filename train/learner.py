@@ -104,7 +104,10 @@ class Learner:
         bad = int(self._first_bad)
         if bad >= 0:
             why = why_not_finite(self.plain_model, self.normalize(images), step)
-            raise NotFiniteError(f"the loss is {float(step.loss):.3g} {self._when(bad)}: {why}")
+            told = f"the loss is {float(step.loss):.3g}"
+            if step.loss.isfinite():
+                told = f"the norm of the gradient is {float(step.grad_norm):.3g}"
+            raise NotFiniteError(f"{told} {self._when(bad)}: {why}")
 
     def _when(self, step: int) -> str:
         epoch, within = divmod(step - 1, self.per_epoch)

@@ -197,9 +197,11 @@ class Training:
         self.checkpoint()
 
     def _kept(self) -> str:
+        cut = self.options.optimization.clip_grad_norm is not None
+        ways = "a lower --lr" if cut else "a lower --lr, or with --clip-grad-norm,"
         return (
-            f"{self.folder.path} keeps what came before. Start again with a lower --lr, or with "
-            "--clip-grad-norm, and another --out or --overwrite"
+            f"{self.folder.path} keeps what came before. Start again with {ways} and another --out "
+            "or --overwrite"
         )
 
     @cached_property

@@ -204,8 +204,9 @@ class Options:
         if optimization.ema_decay is not None and not 0 < optimization.ema_decay < 1:
             raise ValueError("ema_decay must be a share, above 0 and below 1")
         for name in ("mixup", "cutmix"):
-            if not 0 <= getattr(optimization, name) < math.inf:
-                raise ValueError(f"{name} must be a finite number, and not negative")
+            value = getattr(optimization, name)
+            if value and not 0.01 <= value <= 100:  # others are none, or the same, but for rounding
+                raise ValueError(f"{name} must be 0, which is off, or from 0.01 to 100")
         if optimization.batch_size < 2:
             raise ValueError("batch_size must be 2 or more: normalisation needs a variance")
         for name, below in (("lr", math.inf), ("momentum", 1.0), ("weight_decay", math.inf)):

@@ -253,6 +253,7 @@ _OWN = {
     "history",
     "report.html",
     "wiring.png",
+    "resume.pt",  # of runs before there were checkpoints
 }
 """What a run folder may hold."""
 

@@ -9,7 +9,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -122,6 +122,21 @@ def test_a_run_that_is_stopped_while_it_measures_goes_on(
     assert not (tmp_path / "stopped" / "last.safetensors").exists()
     resume(tmp_path / "stopped")
     assert differences(tmp_path / "whole", tmp_path / "stopped") == []
+
+
+def test_a_signal_between_epochs_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(options(tmp_path / "run", **TINY))
+    save = training.folder.save_metrics
+
+    def signalled(rows: Sequence[Mapping[str, object]]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        save(rows)
+
+    monkeypatch.setattr(training.folder, "save_metrics", signalled)
+    with pytest.raises(Interrupted, match=r"saved at step 0 of 5 in epoch 2; go on with"):
+        training.fit()
+    assert resume(tmp_path / "run")["epochs"] == 2
 
 
 def test_a_run_killed_three_times_ends_as_if_never_killed(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_the_first_module_that_goes_wrong_is_named() -> None:
     assert why_not_finite(model, torch.ones(2, 3), nowhere) == "the weights 2.bias are not finite"
     fine = Step(torch.tensor(1.0), torch.zeros(1), torch.tensor(torch.inf))
     told = why_not_finite(nn.Linear(3, 3), torch.ones(2, 3), fine)
-    assert told == "every output is finite; the loss is 1, and the gradient inf"
+    assert told == "every output is finite, the loss is 1"
 
 
 def test_weights_do_not_change_in_a_step_that_is_not_finite(tmp_path: Path) -> None:
@@ -162,7 +162,9 @@ def test_weights_do_not_change_in_a_step_that_is_not_finite(tmp_path: Path) -> N
         break
     before = {k: v.clone() for k, v in training.plain_model.named_parameters()}
     images, labels = next(iter(training.batches.train(0)))
-    with pytest.raises(NotFiniteError, match=r"in epoch 1 at step 1 \(1 in all\), at .* every out"):
+    with pytest.raises(
+        NotFiniteError, match=r"gradient is (nan|inf) in epoch 1 at step 1 \(1 in all\).* every out"
+    ):
         training.learner.step(images, labels)
     for name, value in training.plain_model.named_parameters():
         assert torch.equal(value, before[name])

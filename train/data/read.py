@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -119,5 +119,7 @@ def naming(name: Callable[[], str]) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise BadImage(name(), "there is no such file") from None
+    except UnidentifiedImageError as error:  # which names an object in memory
+        raise BadImage(name(), "it is none, or damaged from its beginning") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadImage(name(), str(error) or type(error).__name__) from error

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,18 @@ def _images(paths: list[Path], bad: BadImages) -> ShardImages:
     )
 
 
+def _names(file: Path) -> tuple[str, ...]:
+    """Return the names in a file, a line each."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} has to hold the name of a class a line, as UTF-8") from error
+    names = tuple(line for line in map(str.strip, lines) if line)
+    if again := [name for name, number in Counter(names).items() if number > 1]:
+        raise ValueError(f"{file} names {again[0]!r} more than once; give each class its own name")
+    return names
+
+
 def _classes(file: Path, learned: ShardImages, held_out: ShardImages) -> tuple[str, ...]:
     """Return the names of the classes.
 
@@ -152,7 +165,7 @@ def _classes(file: Path, learned: ShardImages, held_out: ShardImages) -> tuple[s
     number = int(labels.max()) + 1
     names = tuple(map(str, range(number)))
     if file.is_file():
-        names = tuple(line for line in map(str.strip, file.read_text().splitlines()) if line)
+        names = _names(file)
     for images in (learned, held_out):
         beyond = (images.labels >= len(names)).nonzero().flatten().tolist()
         if beyond:
