@@ -41,9 +41,11 @@ def torchrun(*args: str, processes: int = 2) -> "subprocess.Popen[str]":
 @pytest.fixture(autouse=True)
 def _none_left() -> Iterator[None]:
     """End what a test that failed has left running."""
+    before = psutil.Process().children(recursive=True)
     yield
     for child in psutil.Process().children(recursive=True):
-        child.kill()
+        if child not in before:
+            child.kill()
 
 
 def finished(process: "subprocess.Popen[str]") -> str:
@@ -99,7 +101,7 @@ def test_two_processes_learn_what_one_does(
 
 
 def test_a_run_goes_on_after_a_process_was_lost(tmp_path: Path) -> None:
-    flags = [*("-m", "train.imagenet"), *SMALL, "--epochs=3", "--checkpoint-every=3"]
+    flags = [*("-m", "train.imagenet"), *SMALL, "--epochs=2", "--checkpoint-every=3"]
     flags += ["--sync-norms", f"--out={tmp_path / 'run'}"]
     process = torchrun("--max-restarts=1", *flags)
     while not any(Checkpoints(tmp_path / "run").path.glob("000000000[6-9]-*")):
@@ -109,7 +111,7 @@ def test_a_run_goes_on_after_a_process_was_lost(tmp_path: Path) -> None:
     assert len(workers) == 2
     workers[1].kill()
     finished(process)
-    assert [row["epoch"] for row in rows(tmp_path / "run")] == ["1", "2", "3"]
+    assert [row["epoch"] for row in rows(tmp_path / "run")] == ["1", "2"]
     finished(torchrun(*flags[:-1], f"--out={tmp_path / 'whole'}"))
     ours, theirs = (load_file(tmp_path / n / "last.safetensors") for n in ("run", "whole"))
     for name, value in ours.items():
