@@ -12,28 +12,29 @@ from train.run import RunConfig
 
 
 class Curves:
-    """Writes the metrics of each epoch.
+    """Writes the metrics of each epoch, from the first that it is given.
 
     Args:
         folder: The run folder.
         config: What is trained.
-        epoch: Epochs done; what was written of later ones is dropped.
-        run_id: Of the run at Weights & Biases that this one continues.
+
+    Attributes:
+        run_id: Of the run at Weights & Biases; set it to continue that one.
     """
 
-    def __init__(
-        self, folder: Path, config: RunConfig, epoch: int, run_id: str | None = None
-    ) -> None:
-        self._board = SummaryWriter(folder / "tensorboard", purge_step=epoch)
-        self._wandb = _wandb(folder, config, run_id) if config.options.run.wandb else None
-
-    @property
-    def run_id(self) -> str | None:
-        """The run at Weights & Biases."""
-        return None if self._wandb is None else str(self._wandb.version)
+    def __init__(self, folder: Path, config: RunConfig) -> None:
+        self.run_id: str | None = None
+        self._folder, self._config = folder, config
+        self._board: SummaryWriter | None = None
+        self._wandb: Any = None
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Write the metrics of an epoch."""
+        """Write the metrics of an epoch; those that were written of later ones are dropped."""
+        if self._board is None:
+            self._board = SummaryWriter(self._folder / "tensorboard", purge_step=row["epoch"] - 1)
+            if self._config.options.run.wandb:
+                self._wandb = _wandb(self._folder, self._config, self.run_id)
+                self.run_id = str(self._wandb.version)
         for name, value in row.items():
             self._board.add_scalar(name, value, row["epoch"])
         self._board.flush()
@@ -42,7 +43,8 @@ class Curves:
 
     def close(self) -> None:
         """Write what is left."""
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
         if self._wandb is not None:
             self._wandb.experiment.finish()
 

@@ -9,8 +9,6 @@ import time
 from contextlib import ExitStack
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
 _END = b"\0"  # no signal
 
 

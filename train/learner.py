@@ -136,6 +136,7 @@ class Learner:
             networks["ema_"] = self.average.module
         found: dict[str, float] = {}
         for prefix, network in networks.items():
+            self.world.share_statistics(network)
             with self.fabric.autocast():
                 measured = evaluate(network, self.normalize, batches(), self.num_classes)
             found |= {f"{prefix}{name}": value for name, value in measured.items()}

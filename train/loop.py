@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from functools import cached_property
 from typing import Any
 
 from lightning.fabric import seed_everything
@@ -80,6 +79,7 @@ class Training:
         self.learner = Learner(self.config, model, fabric, self.world, self.batches.steps)
         self.history = HistoryWriter(self.folder.path, self.plain_model, self.batches.steps)
         self.checkpoints = Checkpoints(self.folder.path)
+        self.curves = Curves(self.folder.path, self.config)
         self.interrupts = interrupts or Interrupts(patient=self.world.size > 1)
         self.saved_at = time.monotonic()
         self.rows: list[dict[str, Any]] = []
@@ -119,10 +119,9 @@ class Training:
             "done": self.done,
             "meter": self.meter.state_dict(),
             "rows": self.rows,
-            "wandb": self.curves.run_id if "curves" in self.__dict__ else self._wandb,
+            "bad_images": self.batches.bad.paths,
+            "wandb": self.curves.run_id,
         }
-
-    _wandb: str | None = None
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up where :meth:`state_dict` was called.
@@ -134,7 +133,8 @@ class Training:
             self.learner.load_state_dict(state)
             self.epoch, self.done, self.rows = state["epoch"], state["done"], state["rows"]
             self.meter.load_state_dict(state["meter"], self.world.rank)
-            self._wandb = state["wandb"]
+            self.batches.bad.paths.update(state["bad_images"])
+            self.curves.run_id = state["wandb"]
         except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{self.checkpoints.path} is not of this run ({' '.join(str(error).split()[:20])})"
@@ -164,8 +164,7 @@ class Training:
             self.folder.save_summary(summary)
             if self.options.run.report:
                 report_of(self.folder.path, self.config)
-            if "curves" in self.__dict__:
-                self.curves.close()
+            self.curves.close()
         self.world.wait()
         return summary
 
@@ -177,10 +176,9 @@ class Training:
             ValueError: A loss that is not finite, or an image that cannot be read.
         """
         try:
-            with self.interrupts:
-                self._pause()
-                self._train()
-                row = self._row()
+            self._pause()
+            self._train()
+            row = self._row()
         except NotFiniteError as error:
             raise ValueError(f"{error}; {self._kept()}") from None
         self.rows.append(row)
@@ -204,11 +202,6 @@ class Training:
             "or --overwrite"
         )
 
-    @cached_property
-    def curves(self) -> Curves:
-        """The curves for other programs; those past the present epoch are dropped."""
-        return Curves(self.folder.path, self.config, self.epoch, self._wandb)
-
     @property
     def best(self) -> dict[str, Any]:
         """The metrics of the epoch with the highest top-1, the last of equals."""
@@ -224,10 +217,16 @@ class Training:
         """
         self.learner.check_weights()
         self.world.check_wiring(self.plain_model, self.learner.steps)
+        self._gather_bad_images()
         with self.meter.summed():
             if self.world.first:
                 self.checkpoints.save(self.state_dict(), self.learner.steps)
         self.saved_at = time.monotonic()
+
+    def _gather_bad_images(self) -> None:
+        """Let every process know of the bad images that any has found."""
+        for paths in self.world.gather(self.batches.bad.paths):
+            self.batches.bad.paths.update(paths)
 
     def _pause(self) -> None:
         """Save between steps where it is time, and stop where a signal asked for it."""
@@ -250,7 +249,6 @@ class Training:
     def _train(self) -> None:
         """Do the steps that are left of the epoch."""
         meter, steps = self.meter, self.batches.steps
-        bad = self.batches.bad.count
         self.learner.plain_model.train()
         before = time.perf_counter()
         title = f"epoch {self.epoch + 1}/{self.options.optimization.epochs}"
@@ -266,8 +264,6 @@ class Training:
                 meter.seconds["training"] += now - before
                 before = now
                 meter.update(step, labels)
-                meter.bad_images += self.batches.bad.count - bad
-                bad = self.batches.bad.count
                 self.done += 1
                 self._record()
                 self._pause()
@@ -285,12 +281,12 @@ class Training:
     def _row(self) -> dict[str, Any]:
         """Measure, and return a line of metrics."""
         began, meter = time.perf_counter(), self.meter
-        self.world.share_buffers(self.plain_model)
+        self.learner.check_weights()  # before they are written anywhere
         fit = self.options.optimization
         if self.epoch + 1 == fit.epochs:
             self.learner.recalibrate(self.batches, fit.epochs, fit.recalibrate)
-            self.world.share_buffers(self.plain_model)
         measured = self.learner.measure(self._validation)
+        self._gather_bad_images()
         if self.world.first:
             self.history.record((self.epoch + 1) * self.batches.steps)
         trained = meter.seconds["training"]
@@ -300,6 +296,7 @@ class Training:
             **meter.row(self.batches.steps),
             **measured,
             "edges_changed": meter.changed(self.plain_model),
+            "bad_images": self.batches.bad.count,
             "images_per_second": self.batches.steps * self.batches.batch_size / trained,
             "seconds": trained + time.perf_counter() - began,
             "seconds_training": trained,
@@ -334,7 +331,7 @@ class Training:
             "candidate_edges": counted.candidate_edges,
             "dead_nodes": counted.dead_nodes,
             "unneeded_nodes": counted.unneeded_nodes,
-            "bad_images": len(self.batches.bad.paths),
+            "bad_images": self.batches.bad.count,
             "seconds": sum(row["seconds"] for row in self.rows),
             "device": str(self.device),
             "images_per_second": len(self.rows)

@@ -29,7 +29,6 @@ class EpochMeter:
         grad_norm: Mean norm of the gradient.
         evaluations: Function evaluations of graphs in continuous time, by kind.
         seconds: Time so far: of ``training`` and, within it, ``stepping``.
-        bad_images: Images left out.
     """
 
     def __init__(self, num_classes: int, device: torch.device, before: RealEdges) -> None:
@@ -39,7 +38,6 @@ class EpochMeter:
         self.before = before
         self.evaluations: Counter[str] = Counter()
         self.seconds = {"training": 0.0, "stepping": 0.0}
-        self.bad_images = 0
 
     @property
     def _metrics(self) -> dict[str, Any]:
@@ -80,7 +78,6 @@ class EpochMeter:
             "train_top1": float(self.accuracy.compute()),
             "grad_norm": float(self.grad_norm.compute()),
             **{name: count / steps for name, count in self.evaluations.items()},
-            "bad_images": self.bad_images,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -91,7 +88,6 @@ class EpochMeter:
             "before": {name: (torch.from_numpy(i), n) for name, (i, n) in self.before.items()},
             "evaluations": dict(self.evaluations),
             "seconds": dict(self.seconds),
-            "bad_images": self.bad_images,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], rank: int = 0) -> None:
@@ -109,7 +105,6 @@ class EpochMeter:
         self.before = {name: (ids.numpy(), n) for name, (ids, n) in state["before"].items()}
         self.evaluations = Counter(state["evaluations"])
         self.seconds = dict(state["seconds"])
-        self.bad_images = state["bad_images"]
 
 
 def _state(metric: Any) -> dict[str, Tensor]:

@@ -66,8 +66,8 @@ class Gradients:
             images: This process' part of the batch ``[B, 3, H, W]``, uint8, on the device.
             labels: Their labels ``[B]``.
         """
-        size = self.fit.micro_batch_size or len(images)
-        parts = list(zip(images.split(size), labels.split(size), strict=True))
+        number = self._number_of_parts(len(images))
+        parts = list(zip(images.tensor_split(number), labels.tensor_split(number), strict=True))
         losses, logits = [], []
         for i, (some, theirs) in enumerate(parts):
             last = i == len(parts) - 1
@@ -78,6 +78,21 @@ class Gradients:
             losses.append(share.detach())
             logits.append(out.detach())
         return Step(torch.stack(losses).sum(), torch.cat(logits), self._norm())
+
+    def _number_of_parts(self, images: int) -> int:
+        """Return into how many parts a batch goes: as many on each process, whatever was bad.
+
+        Raises:
+            ValueError: Fewer images are left than parts.
+        """
+        whole = self.fit.batch_size // self.fabric.world_size
+        number = -(-whole // (self.fit.micro_batch_size or whole))
+        if images < number:
+            raise ValueError(
+                f"{images} of {whole} images of a batch could be read, fewer than the {number} "
+                "parts that --micro-batch-size makes of it"
+            )
+        return number
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         inputs, targets = self.normalize(images), labels

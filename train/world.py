@@ -60,7 +60,7 @@ def make_fabric(device: str, precision: str, many: bool = False) -> Fabric:
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     known = signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    sync: dict[str, Any] = {name: False}  # once an epoch is enough: see World.share_buffers
+    sync: dict[str, Any] = {name: False}  # once an epoch is enough: World.share_statistics
     return Fabric(
         accelerator=kind,
         devices=here,
@@ -122,11 +122,25 @@ class World:
         """
         self.largest(0)
 
-    def share_buffers(self, model: nn.Module) -> None:
-        """Give every process the first one's buffers: statistics that each took of its images."""
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values that processes have, by rank.
+
+        Raises:
+            ConnectionError: A process is gone.
+        """
+        found = [value] * self.size
         if self.size > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, src=0)
+            self._call(dist.all_gather_object, found, value)
+        return found
+
+    def share_statistics(self, model: nn.Module) -> None:
+        """Give every process the first one's running statistics of normalisation.
+
+        Each took its own, of its images. What rules remember is left alone: it has to be the same.
+        """
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for buffer in (b for norm in norms for b in norm.buffers() if self.size > 1):
+            dist.broadcast(buffer, src=0)
 
     def check_wiring(self, model: nn.Module, step: int) -> None:
         """Raise a ``ValueError`` where processes have other real edges, or other buffers of rules.
@@ -137,8 +151,7 @@ class World:
         """
         if self.size == 1:
             return
-        found: list[str] = [""] * self.size
-        self._call(dist.all_gather_object, found, wiring_hash(model))
+        found = self.gather(wiring_hash(model))
         apart = [rank for rank, value in enumerate(found) if value != found[0]]
         if apart:
             ranks = ", ".join(map(str, apart))

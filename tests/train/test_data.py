@@ -324,6 +324,7 @@ def test_cifar10_is_read_as_torchvision_keeps_it(
 
     monkeypatch.setattr("train.data.sources.CIFAR10", Kept)
     monkeypatch.setenv("DNW_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)  # away from data/cifar10 of whoever runs the tests
     source = open_source(None, dataset="cifar10")
     assert source.classes == ("cat", "dog")
     assert source.train.labels.tolist() == [1, 0, 1]
@@ -336,6 +337,7 @@ def test_cifar10_that_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("train.data.sources.CIFAR10", refuse)
     monkeypatch.setenv("DNW_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)  # away from data/cifar10 of whoever runs the tests
     with pytest.raises(ValueError, match=r"not be downloaded \(no route to host\); give --data"):
         open_source(None, dataset="cifar10")
     with pytest.raises(ValueError, match=r"--data nowhere: there is no such folder; give --data"):

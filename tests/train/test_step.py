@@ -1,26 +1,21 @@
 """What a step does beside the network: parts, clipping, mixing, averaging, noticing nonsense."""
 
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from lightning.fabric import Fabric
-from PIL import Image
 from torch import nn
 
-from benchmarks.kills import ROOT, environment
 from train.average import averaged
 from train.data import open_source
 from train.evaluate import evaluate
-from train.imagenet import resume, train
+from train.imagenet import train
 from train.learner import NotFiniteError
 from train.loop import Training
 from train.metrics import Normalize
 from train.options import OptimizationOptions, Options
-from train.run import RunConfig, RunFolder
+from train.run import RunConfig
 from train.step import Gradients, Step, seed_step, why_not_finite
 
 TINY = {
@@ -40,7 +35,7 @@ def gradients(**fit: float) -> tuple[nn.Module, Gradients]:
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 10)).double()
     fabric = Fabric(accelerator="cpu", devices=1)
     wrapped, normalize = fabric.setup_module(model), Normalize(config).double()
-    options = OptimizationOptions(**fit)
+    options = OptimizationOptions(batch_size=50, **fit)
     return model, Gradients(fabric, wrapped, model, normalize, options, num_classes=10)
 
 
@@ -168,97 +163,3 @@ def test_weights_do_not_change_in_a_step_that_is_not_finite(tmp_path: Path) -> N
         training.learner.step(images, labels)
     for name, value in training.plain_model.named_parameters():
         assert torch.equal(value, before[name])
-
-
-def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (12, 12)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.random.default_rng(len(str(path))).integers(0, 255, (*size, 3), np.uint8)
-    Image.fromarray(values).convert(mode).save(path)
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    """Images of two classes; among those to learn from, one cut short and one that is none."""
-    root = tmp_path / "images"
-    for split, number in (("train", 9), ("val", 3)):
-        for name in ("cat", "dog"):
-            for i in range(number):
-                picture(root / split / name / f"{i}.png")
-    picture(root / "train" / "cat" / "cmyk.jpg", "CMYK")
-    picture(root / "train" / "dog" / "pixel.png", size=(1, 1))
-    cut = root / "train" / "dog" / "3.png"
-    cut.write_bytes(cut.read_bytes()[:-60])
-    return root
-
-
-@pytest.mark.parametrize("on_disk", [False, True])
-def test_bad_images_fail_or_are_skipped(
-    on_disk: bool,
-    images: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    if on_disk:
-        monkeypatch.setattr("train.data.folders.MEMORY_SHARE", 0.0)
-    given = {"data": str(images), "batch_size": 6, "train_images": None, "validation_images": None}
-    with pytest.raises(ValueError, match=r"train/dog/3.png cannot be read as a picture .*--bad-im"):
-        train(options(tmp_path / "fail", **given, workers=0, epochs=3))
-    summary = train(options(tmp_path / "skip", **given, workers=0, epochs=3, bad_images="skip"))
-    assert summary["bad_images"] == 1
-    told = [line for line in caplog.messages if "3.png cannot be read" in line]
-    assert len(told) == 1
-    assert "is left out" in told[0]
-
-
-def test_a_resumed_run_skips_what_it_skipped(images: Path, tmp_path: Path) -> None:
-    (images / "train" / "cat" / "text.jpg").write_text("no picture")
-    given = {"data": str(images), "batch_size": 6, "train_images": None, "validation_images": None}
-    training = Training(options(tmp_path / "run", **given, epochs=2, bad_images="skip"))
-    training.advance()
-    assert resume(tmp_path / "run")["bad_images"] == 2
-
-
-def test_metrics_go_to_weights_and_biases_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("wandb", reason="Weights & Biases is not installed: pip install wandb")
-    flags = [f"--{k.replace('_', '-')}={v}" for k, v in TINY.items() if k != "report"]
-    command = [sys.executable, "-m", "train.imagenet", *flags, "--no-report", "--wandb=dnw"]
-    done = subprocess.run(
-        [*command, f"--out={tmp_path / 'run'}"],
-        env={**environment(), "WANDB_MODE": "offline", "WANDB_SILENT": "true"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
-    train(options(tmp_path / "run", overwrite=True))  # a run's own folder
-
-
-def test_without_weights_and_biases_it_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match="pip install wandb"):
-        Training(options(tmp_path / "run", wandb="dnw"))
-
-
-def test_nothing_piles_up_in_3000_steps() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.soak"],
-        env=environment(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "flat"
-
-
-def test_weights_of_every_kind_are_listed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="weights are initial, last, best, ema"):
-        RunFolder(tmp_path).load_weights("newest")  # type: ignore[arg-type]

@@ -20,10 +20,21 @@ class Slots:
         number: How many batches there may be at a time.
         batch: Images a batch.
         size: Their height and width, in pixels.
+
+    Raises:
+        ValueError: There is no room for that in shared memory.
     """
 
     def __init__(self, number: int, batch: int, size: int) -> None:
-        self._room = torch.empty(number, batch, size, size, 3, dtype=torch.uint8).share_memory_()
+        room = torch.empty(number, batch, size, size, 3, dtype=torch.uint8)
+        try:
+            self._room = room.share_memory_()
+        except RuntimeError as error:
+            raise ValueError(
+                f"worker processes need {room.nbytes / 1e6:,.0f} MB of shared memory for batches, "
+                "and there is less: give a container more (docker run --shm-size 8g), or fewer "
+                "--workers"
+            ) from error
         self._free = list(range(number))
         self._away: set[int] = set()
 

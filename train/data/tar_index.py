@@ -107,7 +107,9 @@ def _members(shard: Path) -> tuple[list[Named], str]:
                     found.append((name[1], name[2].lower(), member))
             end = tar.offset
     except (tarfile.TarError, OSError) as error:
-        return found, str(error)
+        with shard.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        return found, "it is compressed: unpack it with gunzip" if packed else str(error)
     with shard.open("rb") as file:
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
