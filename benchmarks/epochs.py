@@ -3,27 +3,26 @@
     python -m benchmarks.epochs --data DIR [--seeds 3] [--epochs 2 5 10 20] [--only dnw random]
 
 Trains mbv1_dnw x0.225 on Imagenette as in docs/training.md, once for each variant, number of epochs
-and seed, and writes benchmarks/epochs.csv, epochs_tables.md and epochs.png. Runs that are finished
-are kept; stopped at any point, the same command goes on.
+and seed, and writes benchmarks/epochs.csv, epochs_tables.md and epochs.png. Runs in the CSV file
+are not trained again; stopped at any point, the same command goes on.
 """
 
 import csv
+import dataclasses
 import itertools
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from benchmarks.measure import machine
-from train.checkpoint import Checkpoints
 from train.files import atomically
-from train.loop import Training
-from train.metrics import as_line
 from train.options import Options
-from train.run import RunFolder
+from train.provenance import commit, machine
+from train.table_rows import Row
+from train.tables import Cell, train_cells
 
 HERE = Path(__file__).parent
 
@@ -37,7 +36,7 @@ BASE = {
     "weight_decay": 5e-5,
 }
 
-RULES = ("dnw", "random", "no_update")
+RULES = ("dnw", "dnw_factored", "random", "no_update")
 """Compared at every number of epochs."""
 
 VARIANTS: dict[str, dict[str, object]] = {
@@ -68,13 +67,28 @@ class Arguments:
     """Variants to train; all unless given."""
     runs: str = "runs/epochs"
     """Folder for the run folders."""
+    parallel: int = 1
+    """Runs at a time; they share the cores."""
     time_budget: float = float("inf")
     """Minutes after which runs stop at the end of an epoch, to be continued."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """What came of one run."""
+    """A finished run.
+
+    Attributes:
+        variant: What was trained, one of VARIANTS.
+        epochs: Epochs of the training.
+        seed: Its seed.
+        top1: Of the last epoch, on the validation images, in percent.
+        dead_nodes: Nodes without a real edge out.
+        macs: Multiply-adds an image.
+        edges_changed: Edges that are real after an epoch and were not before it, for each.
+        seconds: Time of the whole run.
+        commit: Of the code.
+        machine: What it ran on.
+    """
 
     variant: str
     epochs: int
@@ -84,45 +98,62 @@ class Line:
     macs: int
     edges_changed: tuple[int, ...]
     seconds: float
+    commit: str
+    machine: str
+
+    @property
+    def cell(self) -> tuple[str, int, int]:
+        """Variant, epochs and seed."""
+        return self.variant, self.epochs, self.seed
 
 
-def cells(args: Arguments) -> list[tuple[str, int, int]]:
-    """Return variant, epochs and seed of every run, the shorter ones first."""
-    found = []
+def wanted(args: Arguments) -> Iterator[tuple[str, int, int]]:
+    """Yield variant, epochs and seed of every run, the shorter ones first."""
     for seed, epochs in itertools.product(range(args.seeds), sorted({*args.epochs, args.at})):
         for name in args.only or VARIANTS:
             if (name in RULES and epochs in args.epochs) or epochs == args.at:
-                found.append((name, epochs, seed))
-    return found
+                yield name, epochs, seed
 
 
-def train(args: Arguments, name: str, epochs: int, seed: int, deadline: float) -> Line | None:
-    """Train one run, or go on with it, or read what came of it; None where time ran out."""
+def cell_of(args: Arguments, name: str, epochs: int, seed: int) -> Cell:
+    """Return the run of a variant."""
     place = f"{name.replace(', ', '-').replace(' ', '_')}-e{epochs}-seed{seed}"
-    folder = RunFolder(Path(args.runs) / place)
-    given = {**BASE, **VARIANTS[name], "epochs": epochs, "seed": seed, "data": args.data}
-    options = Options.from_flat({**given, "out": str(folder.path)})
-    if Checkpoints(folder.path):
-        options = folder.load_config().options.replace(resume=str(folder.path), data=args.data)
-    else:
-        options = options.replace(overwrite=folder.path.exists())
-    training = Training(options)
-    while training.epoch < epochs:
-        if time.time() > deadline:
-            return None
-        training.advance()
-        print(f"{place}: {as_line(training.rows[-1], epochs)}", flush=True)
-    summary, rows = training.finish(), training.rows
-    return Line(
-        variant=name,
-        epochs=epochs,
-        seed=seed,
-        top1=100 * summary["top1"],
-        dead_nodes=summary["dead_nodes"],
-        macs=summary["macs"],
-        edges_changed=tuple(row["edges_changed"] for row in rows),
-        seconds=sum(row["seconds"] for row in rows),
+    options = Options.from_flat(
+        {
+            **BASE,
+            **VARIANTS[name],
+            "epochs": epochs,
+            "seed": seed,
+            "data": args.data,
+            "out": str(Path(args.runs) / place),
+            "report": False,
+        }
     )
+    return Cell(Row(name, name, "", None), options)
+
+
+def train(args: Arguments, lines: Sequence[Line]) -> Iterator[Line]:
+    """Train what is missing, and yield each run that is finished."""
+    done = {line.cell for line in lines}
+    missing = {cell: cell_of(args, *cell) for cell in wanted(args) if cell not in done}
+    names = {id(cell): name for name, cell in missing.items()}
+    deadline = time.time() + 60 * args.time_budget
+    for cell, summary in train_cells(list(missing.values()), args.parallel, deadline):
+        name, epochs, seed = names[id(cell)]
+        with (cell.folder.path / "metrics.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        yield Line(
+            variant=name,
+            epochs=epochs,
+            seed=seed,
+            top1=100 * summary["top1"],
+            dead_nodes=summary["dead_nodes"],
+            macs=summary["macs"],
+            edges_changed=tuple(int(row["edges_changed"]) for row in rows),
+            seconds=summary["seconds"],
+            commit=commit(),
+            machine=machine("cpu"),
+        )
 
 
 def mean(values: Sequence[float], digits: int = 1) -> str:
@@ -146,15 +177,20 @@ def as_markdown(lines: Iterable[Line], args: Arguments) -> str:
             found = [line.top1 for line in lines if (line.variant, line.epochs) == (rule, n)]
             row.append(f"{mean(found)} ({len(found)})")
         text.append(f"| {rule} | {' | '.join(row)} |")
-    text += ["", "Edges that changed in the last epoch, of 158,944:", ""]
-    text.append("| rule | " + " | ".join(f"{n} epochs" for n in numbers) + " |")
-    text.append("| --- |" + " --- |" * len(numbers))
-    for rule in RULES:
-        row = []
-        for n in numbers:
-            own = [line for line in lines if (line.variant, line.epochs) == (rule, n)]
-            row.append(mean([line.edges_changed[-1] for line in own], 0))
-        text.append(f"| {rule} | {' | '.join(row)} |")
+    for title, value in (
+        ("Edges that changed in the last epoch, of 158,944", lambda line: line.edges_changed[-1]),
+        ("Dead nodes, of 6,944", lambda line: line.dead_nodes),
+        ("Thousands of multiply-adds an image", lambda line: line.macs / 1000),
+    ):
+        text += ["", f"{title}:", ""]
+        text.append("| rule | " + " | ".join(f"{n} epochs" for n in numbers) + " |")
+        text.append("| --- |" + " --- |" * len(numbers))
+        for rule in RULES:
+            row = []
+            for n in numbers:
+                own = [line for line in lines if (line.variant, line.epochs) == (rule, n)]
+                row.append(mean([value(line) for line in own], 0))
+            text.append(f"| {rule} | {' | '.join(row)} |")
     text += ["", f"Variants at {args.at} epochs:", ""]
     text.append("| variant | top-1, % | n | dead nodes | changed in the last epoch |")
     text.append("| --- | --- | --- | --- | --- |")
@@ -177,7 +213,7 @@ def draw(lines: Iterable[Line], path: Path) -> None:
 
     lines = list(lines)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for color, rule in zip(("C0", "C1", "C2"), RULES, strict=True):
+    for color, rule in zip(("C0", "C3", "C1", "C2"), RULES, strict=True):
         own = [line for line in lines if line.variant == rule]
         numbers = sorted({line.epochs for line in own})
         groups = [[line.top1 for line in own if line.epochs == n] for n in numbers]
@@ -206,14 +242,35 @@ def main() -> None:
     for name in args.only:
         if name not in VARIANTS:
             raise SystemExit(f"unknown variant {name!r} (known: {', '.join(VARIANTS)})")
-    deadline, lines = time.time() + 60 * args.time_budget, []
-    for cell in cells(args):
-        line = train(args, *cell, deadline)
-        if line is None:
-            break
+    lines = read()
+    for line in train(args, lines):
         lines.append(line)
         write(lines, args)
+    write(lines, args)
     print(as_markdown(lines, args))
+
+
+def read() -> list[Line]:
+    """Return the runs that are finished."""
+    path = HERE / "epochs.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [
+            Line(
+                variant=row["variant"],
+                epochs=int(row["epochs"]),
+                seed=int(row["seed"]),
+                top1=float(row["top1"]),
+                dead_nodes=int(row["dead_nodes"]),
+                macs=int(row["macs"]),
+                edges_changed=tuple(map(int, row["edges_changed"].split())),
+                seconds=float(row["seconds"]),
+                commit=row["commit"],
+                machine=row["machine"],
+            )
+            for row in csv.DictReader(file)
+        ]
 
 
 def write(lines: Sequence[Line], args: Arguments) -> None:
@@ -221,15 +278,14 @@ def write(lines: Sequence[Line], args: Arguments) -> None:
 
     def table(path: Path) -> None:
         with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(Line.__dataclass_fields__)
-            for line in lines:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(field.name for field in dataclasses.fields(Line))
+            for line in sorted(lines, key=lambda line: (line.seed, line.epochs, line.variant)):
                 values = vars(line) | {"edges_changed": " ".join(map(str, line.edges_changed))}
                 writer.writerow(values.values())
 
     atomically(HERE / "epochs.csv", table)
-    title = f"{machine('cpu')}\n\n{as_markdown(lines, args)}"
-    atomically(HERE / "epochs_tables.md", lambda path: path.write_text(title))
+    atomically(HERE / "epochs_tables.md", lambda path: path.write_text(as_markdown(lines, args)))
     draw(lines, HERE / "epochs.png")
 
 

@@ -71,8 +71,8 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def _row1(name: str, title: str, paper: str) -> Row:
-    return Row(name, title, f"table1_{name}", paper)
+def _row1(name: str, title: str, paper: str | None) -> Row:
+    return Row(name, title, f"table1_{name}", paper, usual=paper is not None)
 
 
 def _row2(name: str, title: str, paper: str | None, needs: str | None = None) -> Row:
@@ -97,6 +97,7 @@ TABLES = {
         rows=(
             _row1("static_random", "static, random graph", "76.1 ± 0.5"),
             _row1("static_dnw", "static, DNW", "80.9 ± 0.6"),
+            _row1("static_dnw_factored", "static, DNW with factored gradients", None),
             _row1("discrete_random", "discrete time, random graph", "77.3 ± 0.7"),
             _row1("discrete_dnw", "discrete time, DNW", "82.3 ± 0.6"),
             _row1("continuous_random", "continuous time, random graph", "78.5 ± 1.2"),
@@ -122,6 +123,10 @@ TABLES = {
             _row2("fine_tune_0.001", "fine-tune, α = 0.001 †", "88.7 ± 0.2", "complete"),
             _row2("set", "SET", None),
             _row2("rigl", "RigL", None),
+            _row2("dnw_factored", "DNW with factored gradients", None),
+            _row2("sr_ste", "SR-STE", None),
+            _row2("top_kast", "Top-KAST", None),
+            _row2("soft_threshold", "ST-3", None),
         ),
         seeds=5,
         epochs=160,
@@ -200,8 +205,10 @@ TABLES = {
         rows=(
             _row18("dense", "dense"),
             _row18("dnw_20", "20 % of weights, learned"),
+            _row18("dnw_factored_20", "20 % of weights, learned, factored gradients"),
             _row18("random_20", "20 % of weights, random"),
             _row18("dnw_5", "5 % of weights, learned"),
+            _row18("dnw_factored_5", "5 % of weights, learned, factored gradients"),
             _row18("random_5", "5 % of weights, random"),
         ),
         seeds=2,

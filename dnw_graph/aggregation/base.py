@@ -85,7 +85,7 @@ class Aggregation(MessagePassing):  # type: ignore[misc]
     ) -> Tensor:
         """Return ``<Z_u, dL/dI_v>`` ``[E of the block]`` in the type of ``weight``.
 
-        Of every candidate where ``pull.wiring.straight_through``, else of real edges, 0 elsewhere.
+        Of every candidate, or of those in ``pull.wiring.with_gradient`` and 0 elsewhere.
         """
 
     def whole_graph(self, wiring: Wiring) -> WholeGraph | None:

@@ -49,17 +49,18 @@ class Dense(Aggregation):
     ) -> Tensor:
         """See :meth:`Aggregation.gradient_to_weight`."""
         out = _matmul.outer(list(states), grad, weight.dtype)
-        return out if pull.wiring.straight_through else out * self._mask(pull)
+        wiring = pull.wiring.with_gradient
+        return out if wiring is None else out * self._mask(pull, wiring)
 
     def whole_graph(self, wiring: Wiring) -> WholeGraph | None:
         """See :meth:`Aggregation.whole_graph`."""
         return DenseWholeGraph(wiring) if type(self) is Dense else None
 
     @staticmethod
-    def _mask(pull: Pull) -> Tensor:
-        return pull.wiring.mask[pull.block.edges.start : pull.block.edges.stop]
+    def _mask(pull: Pull, wiring: Wiring) -> Tensor:
+        return wiring.mask[pull.block.edges.start : pull.block.edges.stop]
 
     def _matrix(self, pull: Pull, weight: Tensor, dtype: torch.dtype) -> Tensor:
         if len(pull.wiring.edge_id) < len(pull.wiring.weight):
-            weight = torch.where(self._mask(pull), weight, 0)
+            weight = torch.where(self._mask(pull, pull.wiring), weight, 0)
         return weight.to(dtype).view(len(pull.block.nodes), -1)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch_geometric.utils import segment
 
 from dnw_graph.aggregation.base import BACKENDS, Aggregation, Pull
+from dnw_graph.wiring import Wiring
 
 _ELEMENTS_AT_ONCE = 1 << 26  # 256 MB of float32 messages while candidates are gone through
 
@@ -27,7 +28,7 @@ class Reference(Aggregation):
 
     def message_and_aggregate(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
         """See :meth:`Aggregation.message_and_aggregate`; here they are two steps."""
-        edge_index, edge_id = self._real_edges(pull)
+        edge_index, edge_id = self._edges(pull, pull.wiring)
         x = torch.cat(list(states)).to(weight.dtype)
         out = self._sum(x, edge_index, weight[edge_id], len(pull.block.nodes))
         return out.to(states[0].dtype)
@@ -36,7 +37,7 @@ class Reference(Aggregation):
         self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> list[Tensor]:
         """See :meth:`Aggregation.gradient_to_states`."""
-        edge_index, edge_id = self._real_edges(pull)
+        edge_index, edge_id = self._edges(pull, pull.wiring)
         order = edge_index[0].argsort(stable=True)
         sizes = [len(z) for z in states]
         backwards, w = edge_index.flip(0)[:, order], weight[edge_id[order]]
@@ -47,11 +48,12 @@ class Reference(Aggregation):
         self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> Tensor:
         """See :meth:`Aggregation.gradient_to_weight`."""
-        if pull.wiring.straight_through:
+        wiring = pull.wiring.with_gradient
+        if wiring is None:
             start, edge_id = pull.block.edges.start, torch.arange(len(weight), device=weight.device)
             edge_index = self._renumbered(pull, pull.wiring.topology.edges(start + edge_id))
         else:
-            edge_index, edge_id = self._real_edges(pull)
+            edge_index, edge_id = self._edges(pull, wiring)
         x, grad = torch.cat(list(states)).to(weight.dtype), grad.to(weight.dtype)
         out = torch.zeros_like(weight)
         step = max(1, _ELEMENTS_AT_ONCE // max(1, grad[0].numel()))
@@ -83,12 +85,12 @@ class Reference(Aggregation):
         )
         return out
 
-    def _real_edges(self, pull: Pull) -> tuple[Tensor, Tensor]:
-        """Return the block's real edges and their places among its candidates."""
-        rowptr, nodes = pull.wiring.rowptr, pull.block.nodes
+    def _edges(self, pull: Pull, wiring: Wiring) -> tuple[Tensor, Tensor]:
+        """Return a wiring's edges into the block and their places among its candidates."""
+        rowptr, nodes = wiring.rowptr, pull.block.nodes
         edges = slice(int(rowptr[nodes.start]), int(rowptr[nodes.stop]))
-        edge_id = pull.wiring.edge_id[edges] - pull.block.edges.start
-        edge_index = pull.wiring.topology.edges(pull.wiring.edge_id[edges])
+        edge_id = wiring.edge_id[edges] - pull.block.edges.start
+        edge_index = wiring.topology.edges(wiring.edge_id[edges])
         return self._renumbered(pull, edge_index), edge_id
 
     @staticmethod

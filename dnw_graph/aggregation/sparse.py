@@ -22,20 +22,23 @@ class Sparse(Aggregation):
 
     def message_and_aggregate(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
         """See :meth:`Aggregation.message_and_aggregate`; a message is added as it is formed."""
-        return _kernels.gather(weight, *self._real_edges(pull), list(states))
+        return _kernels.gather(weight, *self._edges(pull, pull.wiring), list(states))
 
     def gradient_to_states(
         self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> list[Tensor]:
         """See :meth:`Aggregation.gradient_to_states`."""
-        return _kernels.spread(weight, *self._real_edges(pull), [len(z) for z in states], grad)
+        return _kernels.spread(
+            weight, *self._edges(pull, pull.wiring), [len(z) for z in states], grad
+        )
 
     def gradient_to_weight(
         self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> Tensor:
         """See :meth:`Aggregation.gradient_to_weight`."""
-        if not pull.wiring.straight_through:
-            return _kernels.correlate(weight, *self._real_edges(pull), list(states), grad)
+        wiring = pull.wiring.with_gradient
+        if wiring is not None:
+            return _kernels.correlate(weight, *self._edges(pull, wiring), list(states), grad)
         if pull.block.complete:
             return _matmul.outer(list(states), grad, weight.dtype)
         return _kernels.correlate(weight, *self._all_candidates(pull), list(states), grad)
@@ -45,8 +48,7 @@ class Sparse(Aggregation):
         return SparseWholeGraph(wiring) if type(self) is Sparse else None
 
     @staticmethod
-    def _real_edges(pull: Pull) -> _kernels.Edges:
-        wiring = pull.wiring
+    def _edges(pull: Pull, wiring: Wiring) -> _kernels.Edges:
         return wiring.edge_id, wiring.edge_index[0], wiring.rowptr, *_place(pull)
 
     @staticmethod

@@ -47,7 +47,7 @@ class WholeGraph(ABC):
     ) -> None:
         """Write the gradients to the weights of the candidates out of a block into ``out [E]``.
 
-        Of real edges only where the wiring is not straight-through; ``out`` comes as zeros.
+        Of the wiring's :attr:`~Wiring.with_gradient` where not of all; ``out`` comes as zeros.
         """
 
     def _correlate_all(self, block: Block, state: Tensor, grads: ByBlock, out: Tensor) -> None:
@@ -75,14 +75,16 @@ class SparseWholeGraph(WholeGraph):
         edges = self.wiring.edge_id, self.wiring.edge_index[0], self.wiring.rowptr
         return _kernels.gather(weight, *edges, place, *self._listed(states))
 
-    def edges_by_source(self) -> tuple[Tensor, Tensor, Tensor]:
-        """See :class:`WholeGraph`."""
-        wiring = self.wiring
-        return _kernels.by_source(wiring.edge_id, wiring.edge_index[0], wiring.rowptr)
+    def edges_by_source(self) -> Any:
+        """Return real edges, and edges with a gradient, each sorted by ``(source, target)``."""
+        real, wiring = _by_source(self.wiring), self.wiring.with_gradient
+        if wiring is None or wiring is self.wiring:
+            return real, real
+        return real, _by_source(wiring)
 
     def push(self, block: Block, grads: ByBlock, edges: Any, out: Tensor) -> None:
         """See :class:`WholeGraph`."""
-        _kernels.push(self.wiring.weight, *edges, _range(block), *self._listed(grads), out)
+        _kernels.push(self.wiring.weight, *edges[0], _range(block), *self._listed(grads), out)
 
     def correlate(
         self, block: Block, state: Tensor, grads: ByBlock, edges: Any, out: Tensor
@@ -91,7 +93,7 @@ class SparseWholeGraph(WholeGraph):
         if self.wiring.straight_through:
             self._correlate_all(block, state, grads, out)
         else:
-            _kernels.dots(out, *edges, _range(block), state, *self._listed(grads))
+            _kernels.dots(out, *edges[1], _range(block), state, *self._listed(grads))
 
     def _listed(self, tensors: ByBlock) -> tuple[list[int], list[Tensor]]:
         """Return first nodes and tensors, by number of the node."""
@@ -126,14 +128,20 @@ class DenseWholeGraph(WholeGraph):
     ) -> None:
         """See :class:`WholeGraph`."""
         self._correlate_all(block, state, grads, out)
-        if not self.wiring.straight_through:
+        wiring = self.wiring.with_gradient
+        if wiring is not None:
+            mask = self._mask if wiring is self.wiring else wiring.mask
             for target in grads:
-                real = self._between(self._mask, block.index, target)
-                self._between(out, block.index, target).mul_(real)
+                kept = self._between(mask, block.index, target)
+                self._between(out, block.index, target).mul_(kept)
 
     def _real(self, source: int, target: int, dtype: torch.dtype) -> Tensor:
         """Return the weights between two blocks ``[targets, sources]``, 0 for hallucinated."""
         return self._between(self._weight, source, target).to(dtype)
+
+
+def _by_source(wiring: Wiring) -> tuple[Tensor, Tensor, Tensor]:
+    return _kernels.by_source(wiring.edge_id, wiring.edge_index[0], wiring.rowptr)
 
 
 def _range(block: Block) -> list[int]:

@@ -32,12 +32,21 @@ class SparseWeight(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight with zeros at hallucinated edges."""
         weight = whole(weight)
-        edge_id, straight_through = self.choice.select(weight, self.training)
-        real = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
-        real = self.choice.shaped(real.index_fill_(0, edge_id, True), weight)
-        if straight_through:  # w - w is 0 exactly, and its gradient is that of w
-            return weight - weight.detach().masked_fill(real, 0)
-        return weight * real
+        chosen = self.choice.select(weight, self.training)
+        real = self._mask(chosen.edge_id, weight)
+        values = weight.detach()
+        if chosen.values is not None:
+            values = self.choice.shaped(chosen.values, weight)
+        if chosen.gradient_id is not None:
+            weight = weight * self._mask(chosen.gradient_id, weight)
+        elif not chosen.straight_through:
+            weight = weight * real
+        # w - w is 0 exactly, and its gradient is that of w
+        return weight - weight.detach() + values.masked_fill(~real, 0)
+
+    def _mask(self, edge_id: Tensor, weight: Tensor) -> Tensor:
+        mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
+        return self.choice.shaped(mask.index_fill_(0, edge_id, True), weight)
 
 
 def layers_of(module: nn.Module) -> Iterator[tuple[str, Layer]]:

@@ -217,6 +217,25 @@ class Topology(Builders):
         """Return :attr:`rowptr` on a device."""
         return self._on(device)[0]
 
+    def source_lists_on(self, device: torch.device) -> tuple[Tensor, ...]:
+        """Return the sources of the candidates into each block; of a complete one, of one node."""
+        lengths = [
+            len(b.edges) // len(b.nodes) if b.complete else len(b.edges) for b in self.blocks
+        ]
+        return self._on(device)[2].split(lengths)
+
+    def out_degree_on(self, device: torch.device) -> Tensor:
+        """Return the number of candidates out of each node ``[V]`` on a device."""
+        name = f"out-degree on {device}"
+        if name not in self._copies:
+            degree = torch.zeros(self.num_nodes, dtype=torch.int64)
+            lists = self.source_lists_on(torch.device("cpu"))
+            for block, sources in zip(self.blocks, lists, strict=True):
+                times = len(block.nodes) if block.complete else 1
+                degree += times * torch.bincount(sources, minlength=self.num_nodes)
+            self._copies[name] = (degree.to(device),)
+        return self._copies[name][0]
+
     def _on(self, device: torch.device) -> tuple[Tensor, ...]:
         """Return what edges are looked up in on a device, copied there once."""
         name = str(device)

@@ -90,6 +90,17 @@ class Rule(ABC):
         """Whether the rule has to be told of the steps of a training, by ``attach``."""
         return False
 
+    @property
+    def changes_gradients(self) -> bool:
+        """Whether :meth:`before_step` does anything."""
+        return type(self).before_step is not Rule.before_step
+
+    @property
+    def follows_training(self) -> bool:
+        """Whether training without ``attach`` is an error."""
+        changes_weights = type(self).after_step is not Rule.after_step
+        return self.timed or self.changes_gradients or (changes_weights and self.acts(Moment()))
+
     def budget(self, num_edges: int | None, num_candidates: int) -> int:
         """Return the number of real edges ``k``, and raise where the budget cannot be met.
 
@@ -135,12 +146,43 @@ class Rule(ABC):
         """Return whether hallucinated edges have a gradient; if not, only real edges do."""
         return True
 
+    def gradient_edges(self, candidates: Candidates, edge_id: Tensor) -> Tensor | None:
+        """Return the ids of the edges that have a gradient, ascending, the real ones included.
+
+        Args:
+            candidates: What was chosen from.
+            edge_id: What :meth:`select` returned.
+
+        Returns:
+            Ids, or None for what :meth:`straight_through` says: all candidates, or real edges.
+        """
+        return None
+
+    def edge_weight(self, candidates: Candidates, edge_id: Tensor) -> Tensor | None:
+        """Return the weights of this forward pass ``[E]``, None for the candidates' own.
+
+        Their gradient goes to the candidates' own weights unchanged. Arguments are those of
+        :meth:`gradient_edges`.
+        """
+        return None
+
     def penalty(self, weight: Tensor, moment: Moment) -> Tensor | None:
         """Return what is to be added to the loss, with a gradient to ``weight [E]``."""
         return None
 
     def check_length(self, total_steps: int) -> None:  # noqa: B027
         """Raise or warn where a training is too short for the rule."""
+
+    def before_step(  # noqa: B027  (most rules leave gradients as they are)
+        self, candidates: Candidates, grad: Tensor, edge_id: Tensor
+    ) -> None:
+        """Change the gradient, in place, before the optimizer reads it.
+
+        Args:
+            candidates: As they are before the step.
+            grad: Gradient of the step ``[E]``, reduced over all processes.
+            edge_id: Real edges of the forward pass ``[k]``, ascending.
+        """
 
     def acts(self, moment: Moment) -> bool:
         """Return whether :meth:`after_step` is to be called now: always, if there is one.

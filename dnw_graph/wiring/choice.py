@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from dnw_graph.topology import Topology
 from dnw_graph.wiring.base import RULES, Candidates, Moment, Rule
-from dnw_graph.wiring.wiring import Wiring, check_ids
+from dnw_graph.wiring.wiring import Selection, Wiring, check_ids
 
 
 def whole(weight: Tensor) -> Tensor:
@@ -51,9 +51,11 @@ class Choice(nn.Module):
         self.rule, self.topology, self.num_edges = rule, topology, num_edges
         self._read: tuple[int, list[int]] | None = None
         self._follows: object = None
+        self._edge_id: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_follows": None}  # an optimizer follows the original only
+        # An optimizer follows the original only.
+        return {**self.__dict__, "_follows": None, "_edge_id": None}
 
     def flat(self, weight: Tensor) -> Tensor:
         """Return weights as ``[E]``: a view of contiguous ones, a copy of others."""
@@ -66,6 +68,11 @@ class Choice(nn.Module):
             return values.view(weight.movedim(1, -1).shape).movedim(-1, 1)
         return values.view(weight.shape)
 
+    def _write(self, flat: Tensor, weight: Tensor) -> None:
+        """Write ``[E]`` back to where :meth:`flat` had it from, if that was copied."""
+        if flat.data_ptr() != weight.data_ptr():  # sharded, or not contiguous
+            weight.detach().copy_(_sharded(self.shaped(flat, weight), weight))
+
     def _moves(self, weight: Tensor) -> bool:
         return self.rule.inputs_last and weight.dim() > 2
 
@@ -77,29 +84,35 @@ class Choice(nn.Module):
             clock = torch.zeros(3, dtype=torch.int64, device="cpu")
             clock[2] = torch.randint(2**31, (), device="cpu")
             self.register_buffer("clock", clock.to(weight.device))
-        weight = self.flat(weight.detach())
-        blank = Candidates(weight, self.num_edges, self.topology, {}, Moment())
+        flat = self.flat(weight.detach())
+        blank = Candidates(flat, self.num_edges, self.topology, {}, Moment())
         for name, value in self.rule.init_state(blank).items():
             self.register_buffer(name, value.to(weight.device))
+        self._write(flat, weight)
 
     def moment(self, training: bool) -> Moment:
         """Return when it is; a device is waited for only after something else wrote the clock.
 
         Raises:
-            ValueError: A timed rule in training, of which nobody counts the steps.
+            ValueError: Training with a rule that follows it, and no optimizer to be followed.
         """
+        if training and self._follows is None and self.rule.follows_training:
+            raise self._not_attached()
         if not self.rule.timed:
             return Moment(training=training)
         version = -1 if self.clock.is_inference() else self.clock._version
         if self._read is None or self._read[0] != version or version < 0:
             self._read = version, self.clock.tolist()
         step, total, seed = self._read[1]
-        if training and (not total or self._follows is None):
-            raise ValueError(
-                f"rule {RULES.name_of(self.rule)} has to be told of the steps of the training: "
-                "call dnw_graph.attach(model, optimizer, total_steps=...) before it"
-            )
+        if training and not total:
+            raise self._not_attached()
         return Moment(step, total, seed, training)
+
+    def _not_attached(self) -> ValueError:
+        return ValueError(
+            f"rule {RULES.name_of(self.rule)} has to be told of the steps of the training: "
+            "call dnw_graph.attach(model, optimizer, total_steps=...) before it"
+        )
 
     def candidates(self, weight: Tensor, training: bool) -> Candidates:
         """Return what the rule is asked about."""
@@ -109,17 +122,26 @@ class Choice(nn.Module):
         state = {name: b for name, b in self.named_buffers() if name != "clock"}
         return Candidates(weight, self.num_edges, self.topology, state, moment)
 
-    def select(self, weight: Tensor, training: bool) -> tuple[Tensor, bool]:
-        """Return the ids of the real edges, and whether hallucinated ones have a gradient."""
+    def select(self, weight: Tensor, training: bool) -> Selection:
+        """Return what the rule decides for a pass with these weights."""
         candidates = self.candidates(weight, training)
         edge_id = self.rule.select(candidates)
         check_ids(edge_id, len(candidates.weight))
-        return edge_id, self.rule.straight_through(candidates.moment)
+        if training:
+            self._edge_id = edge_id
+        gradient_id = self.rule.gradient_edges(candidates, edge_id)
+        if gradient_id is not None:
+            check_ids(gradient_id, len(candidates.weight))
+        return Selection(
+            edge_id,
+            gradient_id is None and self.rule.straight_through(candidates.moment),
+            gradient_id,
+            self.rule.edge_weight(candidates, edge_id),
+        )
 
     def wiring(self, weight: Tensor, training: bool) -> Wiring:
         """Return the real edges at weights ``[E]``."""
-        edge_id, straight_through = self.select(weight, training)
-        return Wiring.of(edge_id, weight, self.topology, straight_through)
+        return Wiring.of(self.select(weight, training), weight, self.topology)
 
     def start(self, follows: object, total_steps: int) -> None:
         """Set the clock to 0 of some steps, which ``follows`` counts."""
@@ -127,6 +149,16 @@ class Choice(nn.Module):
         if self.rule.timed:
             with torch.no_grad():
                 self.clock[0], self.clock[1] = 0, total_steps
+
+    def before_step(self, follows: object, weight: nn.Parameter) -> None:
+        """Let the rule change the gradient before a step."""
+        if follows is not self._follows or weight.grad is None or not self.rule.changes_gradients:
+            return
+        candidates = self.candidates(whole(weight.detach()), training=True)
+        edge_id = self.rule.select(candidates) if self._edge_id is None else self._edge_id
+        grad = self.flat(whole(weight.grad))
+        self.rule.before_step(candidates, grad, edge_id)
+        self._write(grad, weight.grad)
 
     def after_step(self, follows: object, weight: nn.Parameter, optimizer: Optimizer) -> None:
         """Count a step, and let the rule do what it does after one."""
@@ -139,13 +171,11 @@ class Choice(nn.Module):
             moment = Moment(training=True)
         if not weight.requires_grad or not self.rule.acts(moment):
             return
-        own = whole(weight.detach())
-        flat = self.flat(own)
+        flat = self.flat(whole(weight.detach()))
         grad = None if weight.grad is None else self.flat(whole(weight.grad))
         forget = _Forget(self, weight, optimizer)
         self.rule.after_step(self._candidates(flat, moment), grad, forget)
-        if flat.data_ptr() != weight.data_ptr():  # a copy: sharded, or not contiguous
-            weight.detach().copy_(_sharded(self.shaped(flat, own), weight))
+        self._write(flat, weight)
 
     def _tick(self) -> list[int]:
         """Advance the clock without waiting for its device."""

@@ -7,6 +7,19 @@ from dnw_graph.wiring.base import RULES, Candidates, Forget, Moment, Rule
 from dnw_graph.wiring.select import top_k
 
 
+def falling_number(candidates: Candidates, until: float) -> int:
+    r"""Return ``k + (E - k)(1 - t / until)^3`` after a share ``t`` of the training, then ``k``."""
+    left = max(0.0, 1 - candidates.moment.progress / until) ** 3
+    k = candidates.num_edges
+    return k + round((len(candidates.weight) - k) * left)
+
+
+def check_until(until: float) -> None:
+    """Raise where ``until`` is not a share of a training."""
+    if not 0 < until <= 1:
+        raise ValueError(f"until must be a share of the training, above 0 to 1, got {until}")
+
+
 @RULES.register("l1_anneal")
 class L1Anneal(Rule):
     r"""Removes edges by magnitude until ``k`` are left, with :math:`\lambda \sum |w|` in the loss.
@@ -29,8 +42,7 @@ class L1Anneal(Rule):
     def __init__(self, l1: float = 1e-5, until: float = 0.75) -> None:
         if not 0 <= l1 < float("inf"):
             raise ValueError(f"l1 must be 0 or more, got {l1}")
-        if not 0 < until <= 1:
-            raise ValueError(f"until must be a share of the training, above 0 to 1, got {until}")
+        check_until(until)
         self.l1, self.until = l1, until
 
     @property
@@ -38,15 +50,9 @@ class L1Anneal(Rule):
         """See :attr:`Rule.timed`: always."""
         return True
 
-    def number(self, candidates: Candidates) -> int:
-        """Return the number of real edges ``k_t``."""
-        left = max(0.0, 1 - candidates.moment.progress / self.until) ** 3
-        k = candidates.num_edges
-        return k + round((len(candidates.weight) - k) * left)
-
     def select(self, candidates: Candidates) -> Tensor:
         """See :meth:`Rule.select`; ``k`` edges from ``until`` on, in evaluation too."""
-        weight, number = candidates.weight, self.number(candidates)
+        weight, number = candidates.weight, falling_number(candidates, self.until)
         if number == len(weight):
             return torch.arange(number, device=weight.device)
         return top_k(weight, number)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dnw_graph.wiring.base import RULES, Candidates, Forget, Moment, RuleState, check_steps
 from dnw_graph.wiring.fixed import Fixed, Random
+from dnw_graph.wiring.l1_anneal import check_until
 from dnw_graph.wiring.select import top_k
 
 
@@ -31,8 +32,7 @@ class Rewire(Fixed):
         check_steps(every=every)
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be a share of the edges, above 0 to 1, got {fraction}")
-        if not 0 < until <= 1:
-            raise ValueError(f"until must be a share of the training, above 0 to 1, got {until}")
+        check_until(until)
         self.every, self.fraction, self.until = every, fraction, until
 
     @property

@@ -12,7 +12,7 @@ from dnw_graph.wiring.base import Rule, check_steps
 from dnw_graph.wiring.choice import choices, whole
 
 
-def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> RemovableHandle:
+def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> "Attachment":
     """Let the rules of all graphs in a model follow a training; call it before the first step.
 
     Rules that change with time or do something after a step need it; for others it does nothing.
@@ -24,7 +24,7 @@ def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> Remov
         total_steps: Steps of the whole training.
 
     Returns:
-        A handle, whose ``remove()`` undoes it.
+        Something whose ``remove()`` undoes it.
 
     Raises:
         ValueError: No steps, or an optimizer that does not hold the weights of every graph. Frozen
@@ -48,12 +48,43 @@ def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> Remov
     for use in found:
         use.choice.start(token, total_steps)
 
-    def follow(used: Optimizer, args: Any, kwargs: Any) -> None:
+    def before(used: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            change_gradients()
+            return None
+
+        def closed() -> Any:  # gradients are there only after it was called
+            loss = closure()
+            change_gradients()
+            return loss
+
+        return args[:1], {**kwargs, "closure": closed}
+
+    @torch.no_grad()
+    def change_gradients() -> None:
+        for use in found:
+            use.choice.before_step(token, use.weight)
+
+    def after(used: Optimizer, args: Any, kwargs: Any) -> None:
         for use in found:
             use.choice.after_step(token, use.weight, used)
 
-    handle: RemovableHandle = optimizer.register_step_post_hook(follow)
-    return handle
+    return Attachment(
+        optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)
+    )
+
+
+class Attachment:
+    """What :func:`attach` did to an optimizer."""
+
+    def __init__(self, *handles: RemovableHandle) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        """Undo it."""
+        for handle in self._handles:
+            handle.remove()
 
 
 def penalty(model: nn.Module) -> Tensor | float:

@@ -1,12 +1,29 @@
 """The real edges of one forward pass."""
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dnw_graph.topology import Topology
+
+
+class Selection(NamedTuple):
+    """What a rule decided for one forward pass.
+
+    Attributes:
+        edge_id: Ids of the real edges ``[k]``, int64, ascending.
+        straight_through: Whether every candidate has a gradient.
+        gradient_id: Where not, ids of those that have one, ascending; the real edges if None.
+        values: Weights in the pass ``[E]``, without a gradient, if not the candidates' own.
+    """
+
+    edge_id: Tensor
+    straight_through: bool
+    gradient_id: Tensor | None = None
+    values: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -16,32 +33,33 @@ class Wiring:
     Attributes:
         edge_id: Places of the real edges among the candidates ``[k]``, ascending.
         rowptr: Real edges into node ``v`` are ``rowptr[v]`` to ``rowptr[v + 1] - 1``. ``[V + 1]``
-        weight: Weights of all candidates ``[E]``, without a gradient.
+        weight: Weights of all candidates in this pass ``[E]``, without a gradient.
+        replaced: Whether they are other than the parameter's.
         topology: The candidates.
-        straight_through: Whether hallucinated edges have a gradient too.
+        straight_through: Whether every candidate has a gradient.
+        gradient_id: Where not, ids of those that have one; the real edges if None.
         edges: What :attr:`edge_index` is, unless all candidates are real.
     """
 
     edge_id: Tensor
     rowptr: Tensor
     weight: Tensor
+    replaced: bool
     topology: Topology
     straight_through: bool
+    gradient_id: Tensor | None
     edges: Tensor | None
 
     @classmethod
-    def of(
-        cls, edge_id: Tensor, weight: Tensor, topology: Topology, straight_through: bool
-    ) -> "Wiring":
-        """Look up what a rule chose.
+    def of(cls, selection: Selection, weight: Tensor, topology: Topology) -> "Wiring":
+        """Look up the edges that a rule selected.
 
         Args:
-            edge_id: Ids of the real edges ``[k]``, int64, ascending; see :func:`check_ids`.
+            selection: What it selected.
             weight: Candidate weights ``[E]``.
             topology: The candidates.
-            straight_through: :attr:`Rule.straight_through`.
-
         """
+        edge_id = selection.edge_id
         rowptr, edges = torch.searchsorted(edge_id, topology.rowptr_on(weight.device)), None
         if len(edge_id) < len(weight):
             nodes = torch.arange(topology.num_nodes, device=weight.device)
@@ -50,9 +68,11 @@ class Wiring:
         return cls(
             edge_id=edge_id,
             rowptr=rowptr,
-            weight=weight.detach(),
+            weight=weight.detach() if selection.values is None else selection.values,
+            replaced=selection.values is not None,
             topology=topology,
-            straight_through=straight_through,
+            straight_through=selection.straight_through,
+            gradient_id=selection.gradient_id,
             edges=edges,
         )
 
@@ -61,11 +81,31 @@ class Wiring:
         """Sources and targets ``[2, k]``, sorted by ``(target, source)``."""
         return self.topology.edges(self.edge_id) if self.edges is None else self.edges
 
+    @cached_property
+    def with_gradient(self) -> "Wiring | None":
+        """The edges that have a gradient, as a wiring; None for all candidates."""
+        if self.straight_through:
+            return None
+        if self.gradient_id is None:
+            return self
+        return Wiring.of(Selection(self.gradient_id, False), self.weight, self.topology)
+
     @property
     def mask(self) -> Tensor:
         """Which candidates are real ``[E]``, boolean; made when asked for."""
         nothing = torch.zeros_like(self.weight, dtype=torch.bool)
         return nothing.index_fill_(0, self.edge_id, True)
+
+    def applied(self, weight: Tensor) -> Tensor:
+        """Return the weights of this pass, with a gradient that goes to ``weight [E]`` unchanged.
+
+        Args:
+            weight: The parameter.
+        """
+        if not self.replaced:
+            return weight
+        values: Tensor = _Replace.apply(weight, self.weight)
+        return values
 
     @property
     def edge_weight(self) -> Tensor:
@@ -90,6 +130,18 @@ class Wiring:
         if self.weight.shape != (number,):
             raise ValueError(f"weights must be [{number}], got {list(self.weight.shape)}")
         return self
+
+
+class _Replace(torch.autograd.Function):
+    """Other values in place of a tensor; the gradient passes straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, values: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
 
 
 def check_ids(edge_id: Any, num_candidates: int) -> None:

@@ -30,7 +30,10 @@ def by_einsum(graph: NeuralGraph, x: Tensor, kind: str) -> Tensor:
     hallucinated = graph.weight - graph.weight.detach()  # 0, with a gradient of 1
     wiring = graph.wiring(training=True)
     if not wiring.straight_through:
-        hallucinated = torch.zeros_like(graph.weight)
+        kept = wiring.mask if wiring.gradient_id is None else torch.zeros_like(wiring.mask)
+        if wiring.gradient_id is not None:
+            kept[wiring.gradient_id] = True
+        hallucinated = hallucinated * kept
     used = torch.where(wiring.mask, graph.weight, hallucinated)
     matrix = used.new_zeros(topology.num_nodes, topology.num_nodes)
     matrix = matrix.index_put((topology.edge_index[1], topology.edge_index[0]), used)

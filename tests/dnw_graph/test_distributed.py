@@ -23,6 +23,7 @@ RULES = (
     "rigl(every=2)",
     "l1_anneal",
     "dnw(freeze_at=0.5)",
+    "dnw_factored",
 )
 COUNTS = [43, 230, 16]
 STEPS = 5

@@ -1,0 +1,198 @@
+"""What the edges of a network do while it learns, by rule.
+
+    python -m benchmarks.dynamics --data DIR [--epochs 5] [--rules dnw dnw_factored random]
+
+Trains mbv1_dnw x0.225 on Imagenette as benchmarks.epochs does, once for each rule, and records for
+its 14x14 graph: edges that change in an epoch, dead nodes, how far a step moves the real weights
+into each node relative to their size, and edges by pair of blocks. Writes
+benchmarks/dynamics.json and docs/images/rules.png; rules that the file holds are not trained again.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from benchmarks.epochs import BASE
+from dnw_graph import NeuralGraph
+from train.files import atomically
+from train.loop import Training
+from train.options import Options
+from train.provenance import commit, machine
+
+HERE = Path(__file__).parent
+GRAPH = 3  # of the five: 14x14 maps at 224 pixels, half of all real edges
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Record the dynamics of wirings."""
+
+    data: str
+    """Folder with Imagenette."""
+    epochs: int = 5
+    """Epochs of each training."""
+    rules: tuple[str, ...] = ("dnw", "dnw_factored", "random")
+    """Rules."""
+    seed: int = 0
+    """Seed of each training."""
+    runs: str = "runs/dynamics"
+    """Folder for the run folders."""
+
+
+class StepSizes:
+    """Notes ``|dw| / |w|`` over the real edges into each node, in a share of the steps.
+
+    Args:
+        graph: The graph.
+        optimizer: What moves its weights.
+        every: Steps between notes.
+    """
+
+    def __init__(self, graph: NeuralGraph, optimizer: torch.optim.Optimizer, every: int) -> None:
+        self.graph, self.every, self.steps = graph, every, 0
+        self.values: list[Tensor] = []
+        optimizer.register_step_pre_hook(lambda *_: self._before())
+        optimizer.register_step_post_hook(lambda *_: self._after())
+
+    def _before(self) -> None:
+        self.steps += 1
+        if self.steps % self.every == 0:
+            self.wiring = self.graph.wiring()
+            self.weight = self.wiring.edge_weight.clone()
+
+    def _after(self) -> None:
+        if self.steps % self.every:
+            return
+        moved = self.graph.weight.detach()[self.wiring.edge_id] - self.weight
+        offsets = self.wiring.rowptr
+        squares = [torch.segment_reduce(x**2, "sum", offsets=offsets) for x in (moved, self.weight)]
+        some = offsets.diff() > 0
+        self.values.append((squares[0] / squares[1]).sqrt()[some])
+
+    def quantiles(self) -> list[float]:
+        """Return quantiles over nodes and noted steps since the last call."""
+        values, self.values = torch.cat(self.values), []
+        return torch.quantile(values, torch.tensor(QUANTILES)).tolist()
+
+
+def dead_nodes(graph: NeuralGraph) -> int:
+    """Return the number of nodes, outputs aside, without a real edge out."""
+    source = graph.wiring().edge_index[0].unique()
+    return graph.topology.num_nodes - graph.topology.num_outputs - len(source)
+
+
+def density_by_blocks(graph: NeuralGraph) -> list[list[float | None]]:
+    """Return the share of candidates that is real, by target and source block, over the mean."""
+    topology, blocks = graph.topology, len(graph.topology.blocks)
+
+    def counts(edge_index: Tensor) -> Tensor:
+        pair = topology.block[edge_index[1]] * blocks + topology.block[edge_index[0]]
+        return torch.bincount(pair, minlength=blocks**2).double()
+
+    real, candidates = counts(graph.wiring().edge_index), counts(topology.edge_index)
+    share = real / candidates / (real.sum() / candidates.sum())
+    return [
+        [float(x) if n else None for x, n in zip(row, number, strict=True)]
+        for row, number in zip(
+            share.view(blocks, blocks), candidates.view(blocks, blocks), strict=True
+        )
+    ]
+
+
+def record(args: Arguments, rule: str) -> dict[str, Any]:
+    """Train with a rule, and return what was recorded."""
+    given = {**BASE, "rule": rule, "epochs": args.epochs, "seed": args.seed, "data": args.data}
+    out = str(Path(args.runs) / f"{rule}-seed{args.seed}")
+    options = Options.from_flat({**given, "out": out, "overwrite": True, "report": False})
+    training = Training(options)
+    graph = training.plain_model.graphs[GRAPH]
+    sizes = StepSizes(graph, training.learner.optimizer, every=7)
+    rows: list[dict[str, Any]] = []
+    for epoch in range(args.epochs):
+        before = graph.wiring().mask
+        training.advance()
+        rows.append(
+            {
+                "epoch": epoch + 1,
+                "changed": int((graph.wiring().mask & ~before).sum()),
+                "dead": dead_nodes(graph),
+                "step_size": sizes.quantiles(),
+                "top1": training.rows[-1]["top1"],
+            }
+        )
+        print(rule, rows[-1], flush=True)
+    training.finish()
+    return {
+        "epochs": rows,
+        "pairs": density_by_blocks(graph),
+        "seed": args.seed,
+        "commit": commit(),
+        "machine": machine("cpu"),
+    }
+
+
+def draw(records: dict[str, Any], path: Path) -> None:
+    """Draw turnover, dead nodes and step sizes above, edges by pair of blocks below."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 3, figsize=(10, 6), layout="constrained")
+    for number, (rule, recorded) in enumerate(records.items()):
+        rows, color = recorded["epochs"], f"C{(0, 3, 1, 2)[number]}"
+        epochs = [row["epoch"] for row in rows]
+        if any(row["changed"] for row in rows):
+            changed = [row["changed"] for row in rows]
+            axes[0, 0].plot(epochs, changed, marker="o", color=color, label=rule)
+        axes[0, 1].plot(epochs, [row["dead"] for row in rows], marker="o", color=color, label=rule)
+        low, middle, high = zip(*(row["step_size"] for row in rows), strict=True)
+        axes[0, 2].plot(epochs, middle, marker="o", color=color, label=rule)
+        axes[0, 2].fill_between(epochs, low, high, color=color, alpha=0.15)
+        if number < 3:
+            _heatmap(axes[1, number], rule, recorded["pairs"])
+    titles = ("edges that changed in the epoch", "dead nodes", "|Δw| / |w| of a step, by node")
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set(xlabel="epoch", title=title)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    axes[0, 0].set_yscale("log")
+    axes[0, 2].set_yscale("log")
+    figure.savefig(path, dpi=110)
+
+
+def _heatmap(axis: Any, rule: str, pairs: Sequence[Sequence[float | None]]) -> None:
+    values = np.array([[np.nan if x is None else x for x in row] for row in pairs])[1:, :-1]
+    axis.imshow(np.log2(values), cmap="RdBu_r", vmin=-3, vmax=3)
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            axis.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8)
+    axis.set(
+        title=f"{rule}: edges between blocks",
+        xlabel="source block",
+        ylabel="target block",
+        xticks=range(values.shape[1]),
+        yticks=range(values.shape[0]),
+        yticklabels=range(1, values.shape[0] + 1),
+    )
+
+
+def main() -> None:
+    args = tyro.cli(Arguments, prog="python -m benchmarks.dynamics", description=__doc__)
+    path = HERE / "dynamics.json"
+    records = json.loads(path.read_text()) if path.exists() else {}
+    for rule in args.rules:
+        if rule not in records:
+            records[rule] = record(args, rule)
+            atomically(path, lambda half: half.write_text(json.dumps(records, indent=1) + "\n"))
+    draw({rule: records[rule] for rule in args.rules}, HERE.parent / "docs/images/rules.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Real edges, and some more that have a gradient: the largest of the others."""
+
+import torch
+from torch import Tensor
+
+from dnw_graph.wiring.base import RULES, Candidates, Rule
+from dnw_graph.wiring.select import top_k
+
+
+@RULES.register("top_kast")
+class TopKAST(Rule):
+    r"""The ``k`` largest ``|w|`` are real (A), and a larger set of the largest has gradients (B).
+
+    The others have none, so a step costs what B costs. Edges of B that are not real decay faster
+    than real ones, by the density :math:`D = k / E`:
+
+    .. math::
+        g_{uv} \leftarrow g_{uv} + \begin{cases}
+            \lambda w_{uv} & (u, v) \in A \\
+            \lambda w_{uv} / D & (u, v) \in B \setminus A
+        \end{cases}
+
+    Source: Jayakumar et al. 2020, sections 2.1 and 2.3, with the L2 norm as regularization and
+    both sets chosen anew at every step.
+
+    Args:
+        backward: Edges of B, as a multiple of ``k``.
+        decay: The coefficient :math:`\lambda`, beside the optimizer's weight decay.
+
+    Raises:
+        ValueError: An argument out of range.
+    """
+
+    def __init__(self, backward: float = 2.0, decay: float = 1e-5) -> None:
+        if not 1 <= backward < float("inf"):
+            raise ValueError(
+                f"backward must be a multiple of the real edges, 1 or more: {backward}"
+            )
+        if not 0 <= decay < float("inf"):
+            raise ValueError(f"decay must be 0 or more, got {decay}")
+        self.backward, self.decay = backward, decay
+
+    def select(self, candidates: Candidates) -> Tensor:
+        """See :meth:`Rule.select`."""
+        return top_k(candidates.weight, candidates.num_edges)
+
+    def gradient_edges(self, candidates: Candidates, edge_id: Tensor) -> Tensor:
+        """Return the ids of B."""
+        number = min(round(self.backward * candidates.num_edges), len(candidates.weight))
+        return top_k(candidates.weight, number)
+
+    def before_step(self, candidates: Candidates, grad: Tensor, edge_id: Tensor) -> None:
+        """Add the decay to the gradients of B."""
+        ids = self.gradient_edges(candidates, edge_id)
+        density = candidates.num_edges / len(grad)
+        decay = torch.full_like(ids, self.decay / density, dtype=grad.dtype)
+        decay[torch.searchsorted(ids, edge_id)] = self.decay
+        grad[ids] += decay * candidates.weight[ids]

@@ -1,0 +1,213 @@
+"""Rules that change the gradients of hallucinated edges before the optimizer reads them."""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dnw_graph import NeuralGraph, Rule, Topology, attach, sparsify
+from dnw_graph.wiring import Candidates, DNWFactored, top_k
+from dnw_graph.wiring._factors import divide_by_factors
+from tests.conftest import ready, relative_error
+
+TOPOLOGY = Topology.layered([6, 8, 5])
+
+
+def factored(grad: np.ndarray, edge_index: np.ndarray, scale: float) -> np.ndarray:
+    """The definition, an edge at a time."""
+    (source, target), quiet = edge_index, 0.01
+    mean = np.array([np.mean(grad[source == u] ** 2) for u in source])
+    r = np.sqrt(np.maximum(mean, quiet**2 * np.mean(grad**2)))
+    r[mean == 0] = np.inf
+    mean = np.array([np.mean((grad / r)[target == v] ** 2) for v in target])
+    c = np.sqrt(np.maximum(mean, quiet**2))
+    c[mean == 0] = np.inf
+    return scale * grad / r / c
+
+
+@st.composite
+def topologies(draw: st.DrawFn) -> Topology:
+    """Complete blocks, any acyclic graph, and graphs with cycles."""
+    kind, sizes = draw(st.sampled_from(["layered", "edges", "cyclic"])), st.integers(1, 6)
+    if kind == "layered":
+        return Topology.layered(draw(st.lists(sizes, min_size=2, max_size=4)))
+    if kind == "cyclic":
+        return Topology.complete(draw(sizes), draw(sizes), draw(sizes))
+    number = draw(st.integers(3, 9))
+    pairs = [(u, v) for u in range(number) for v in range(u + 1, number)]
+    edges = draw(st.lists(st.sampled_from(pairs), min_size=1, unique=True))
+    return Topology.from_edges(torch.tensor(edges).t(), inputs=[0], outputs=[number - 1])
+
+
+@given(topologies(), st.sampled_from([torch.float32, torch.float64, torch.bfloat16]), st.data())
+def test_division_by_factors_is_what_it_says(
+    topology: Topology, dtype: torch.dtype, data: st.DataObject
+) -> None:
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    grad = torch.randn(topology.num_candidates, generator=generator, dtype=torch.float64)
+    size = data.draw(st.sampled_from([1e-12, 1.0, 1e6]))
+    silent = torch.rand(topology.num_nodes, generator=generator) < 0.2
+    loud = 10 ** torch.randn(topology.num_nodes, generator=generator).double()
+    source, target = topology.edge_index
+    grad = (size * grad * loud[source]).masked_fill(silent[source] | silent[target], 0).to(dtype)
+    wanted = factored(grad.double().numpy(), topology.edge_index.numpy(), 0.5)
+    divide_by_factors(grad, topology, torch.tensor(0.5))
+    exact = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2}[dtype]
+    assert np.abs(grad.double().numpy() - wanted).max() <= exact * max(1e-30, np.abs(wanted).max())
+
+
+def test_factored_gradients_do_not_depend_on_the_size_of_states_or_targets() -> None:
+    grad, scale = torch.randn(TOPOLOGY.num_candidates, dtype=torch.float64), torch.tensor(1.0)
+    source, target = TOPOLOGY.edge_index
+    louder = grad * (1 + 9 * torch.rand(19))[source] * (1 + 9 * torch.rand(19))[target]
+    # Alternating rows and columns once is not exact, but loud nodes are no longer ahead.
+    before = louder.abs().log().std() - grad.abs().log().std()
+    for values in (grad, louder):
+        divide_by_factors(values, TOPOLOGY, scale)
+    assert before > 0.1
+    assert float((louder - grad).abs().mean()) < 0.15 * float(grad.abs().mean())
+
+
+def test_an_optimizer_reads_factored_gradients_of_hallucinated_edges_only() -> None:
+    torch.manual_seed(0)
+    graph = NeuralGraph(TOPOLOGY, rule=DNWFactored(rate=0.3), num_edges=31, node="relu")
+    x, plain = torch.randn(16, 6), copy.deepcopy(graph.weight.detach())
+    optimizer = torch.optim.SGD(graph.parameters(), lr=0.1)
+    attach(graph, optimizer, total_steps=1)
+    mask = graph.wiring().mask
+    graph(x).square().sum().backward()
+    raw = graph.weight.grad.clone()
+    optimizer.step()
+    threshold = float(plain[mask].abs().min())
+    wanted = factored(raw.numpy(), TOPOLOGY.edge_index.numpy(), 0.3 * threshold)
+    wanted = torch.where(mask, raw, torch.from_numpy(wanted).float())
+    assert relative_error(graph.weight.grad, wanted) < 1e-5
+    assert torch.equal(graph.weight.grad[mask], raw[mask])
+    assert torch.allclose(graph.weight.detach(), plain - 0.1 * wanted)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_hallucinated_weights_begin_smaller(channels_last: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(6, 8, 3)
+    if channels_last:
+        layer = layer.to(memory_format=torch.channels_last)
+    drawn = layer.weight.detach().clone()
+    real = top_k(drawn.reshape(-1), 40)
+    sparsify(layer, 40 / 432, rule="dnw_factored(start=0.25)")
+    expected = (0.25 * drawn).reshape(-1)
+    expected[real] = drawn.reshape(-1)[real]
+    stored = layer.parametrizations.weight.original.detach()
+    assert torch.equal(stored.reshape(-1), expected)
+    assert stored.stride() == drawn.stride()
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4),
+    "adam": lambda p: torch.optim.Adam(p, lr=1e-2),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-2),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-1),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_any_optimizer_learns_with_it(name: str) -> None:
+    torch.manual_seed(0)
+    graph = NeuralGraph(
+        Topology.layered([8, 24, 24, 4]), rule="dnw_factored", num_edges=120, node="relu"
+    )
+    optimizer, x = OPTIMIZERS[name](graph.parameters()), torch.randn(256, 8)
+    attach(graph, optimizer, total_steps=150)
+    labels, first, losses = (x @ torch.randn(8, 4)).argmax(1), graph.wiring().edge_id, []
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(graph(x), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.6 * losses[0]
+    assert not torch.equal(graph.wiring().validate().edge_id, first)
+
+
+@pytest.mark.parametrize("by_keyword", [False, True])
+def test_a_closure_is_followed_too(by_keyword: bool) -> None:
+    """The gradient exists only once the optimizer has called it, as Lightning lets it."""
+    graphs = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        graphs.append(NeuralGraph(TOPOLOGY, rule="dnw_factored", num_edges=31, node="relu"))
+    x = torch.randn(16, 6)
+
+    def closure(graph: NeuralGraph, optimizer: torch.optim.Optimizer) -> Tensor:
+        optimizer.zero_grad()
+        loss = graph(x).square().sum()
+        loss.backward()
+        return loss
+
+    first, second = (ready(graph) for graph in graphs)
+    for _ in range(3):
+        closure(graphs[0], first)
+        first.step()
+        called = lambda: closure(graphs[1], second)  # noqa: E731
+        loss = second.step(closure=called) if by_keyword else second.step(called)
+        assert loss is not None
+    assert torch.equal(graphs[0].weight, graphs[1].weight)
+
+
+def test_removing_what_attach_did_removes_both_halves() -> None:
+    graph = NeuralGraph(TOPOLOGY, rule="dnw_factored", num_edges=31, node="relu")
+    optimizer = torch.optim.SGD(graph.parameters(), lr=0.1)
+    attachment = attach(graph, optimizer, total_steps=5)
+    graph(torch.randn(4, 6)).square().sum().backward()
+    attachment.remove()
+    raw = graph.weight.grad.clone()
+    optimizer.step()
+    assert torch.equal(graph.weight.grad, raw)
+
+
+class Halved(Rule):
+    """Lets hallucinated edges learn at half the speed."""
+
+    def select(self, candidates: Candidates) -> Tensor:
+        return top_k(candidates.weight, candidates.num_edges)
+
+    def before_step(self, candidates: Candidates, grad: Tensor, edge_id: Tensor) -> None:
+        real = grad[edge_id]
+        grad.mul_(0.5)
+        grad[edge_id] = real
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_rule_of_ones_own_may_change_gradients(channels_last: bool) -> None:
+    layer = sparsify(nn.Conv2d(4, 6, 3), 0.2, rule=Halved())
+    if channels_last:
+        layer = layer.to(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match=r"Halved has to be told .* call dnw_graph.attach"):
+        layer(torch.randn(2, 4, 5, 5))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    attach(layer, optimizer, total_steps=5)
+    weight, mask = layer.parametrizations.weight.original, layer.eval().weight != 0
+    layer.train()(torch.randn(2, 4, 5, 5)).square().sum().backward()
+    raw, before = weight.grad.clone(), weight.detach().clone()
+    optimizer.step()
+    assert torch.allclose(before - weight.detach(), torch.where(mask, raw, raw / 2), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"rate": 0.0}, "rate must be above 0, got 0.0"),
+        ({"rate": float("nan")}, "rate must be above 0, got nan"),
+        ({"start": 1.5}, "start must lie between 0 and 1, got 1.5"),
+    ],
+)
+def test_arguments_are_checked(argument: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DNWFactored(**argument)
