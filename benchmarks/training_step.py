@@ -90,6 +90,7 @@ CANDIDATES = {
     "default": Candidate(_ours()),
     "default, bf16": Candidate(_ours(), bf16=True),
     "default, compiled": Candidate(_ours(), compiled=True),
+    "dnw_factored": Candidate(_ours(rule="dnw_factored")),
     "hallucinate_every=4": Candidate(_ours(rule="dnw(hallucinate_every=4)"), steps=4),
     "hallucinate_every=4, bf16": Candidate(
         _ours(rule="dnw(hallucinate_every=4)"), bf16=True, steps=4

@@ -36,7 +36,7 @@ class DNWFactored(Rule):
         ValueError: An argument out of range.
     """
 
-    def __init__(self, rate: float = 0.04, start: float = 0.5) -> None:
+    def __init__(self, rate: float = 0.04, start: float = 0.3) -> None:
         if not 0 < rate < float("inf"):
             raise ValueError(f"rate must be above 0, got {rate}")
         if not 0 <= start <= 1:

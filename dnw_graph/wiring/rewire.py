@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dnw_graph.wiring.base import RULES, Candidates, Forget, Moment, RuleState, check_steps
 from dnw_graph.wiring.fixed import Fixed, Random
-from dnw_graph.wiring.l1_anneal import check_until
+from dnw_graph.wiring.gradual import check_until
 from dnw_graph.wiring.select import top_k
 
 

@@ -92,6 +92,29 @@ def test_an_optimizer_reads_factored_gradients_of_hallucinated_edges_only() -> N
     assert torch.allclose(graph.weight.detach(), plain - 0.1 * wanted)
 
 
+@pytest.mark.parametrize(
+    "schedule", ["discrete(steps=3)", "continuous", "continuous(adjoint=True)"]
+)
+def test_graphs_in_time_are_read_likewise(schedule: str) -> None:
+    """With cycles, and blocks that are not complete."""
+    torch.manual_seed(0)
+    edges = torch.stack([torch.arange(90) % 9, torch.arange(90) // 10]).unique(dim=1)
+    kept = torch.rand(edges.shape[1]) < 0.7
+    topology = Topology.from_edges(edges[:, kept], inputs=[0, 1], outputs=[8])
+    graph = NeuralGraph(
+        topology, rule="dnw_factored(rate=0.3)", num_edges=25, node="identity", schedule=schedule
+    ).double()
+    optimizer = torch.optim.SGD(graph.parameters(), lr=0.1)
+    attach(graph, optimizer, total_steps=1)
+    threshold, mask = float(graph.wiring().edge_weight.abs().min()), graph.wiring().mask
+    graph(torch.randn(7, 2).double()).square().sum().backward()
+    raw = graph.weight.grad.clone()
+    assert raw[~mask].any()
+    optimizer.step()
+    wanted = torch.from_numpy(factored(raw.numpy(), topology.edge_index.numpy(), 0.3 * threshold))
+    assert relative_error(graph.weight.grad, torch.where(mask, raw, wanted)) < 1e-12
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_hallucinated_weights_begin_smaller(channels_last: bool) -> None:
     torch.manual_seed(0)
