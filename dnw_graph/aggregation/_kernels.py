@@ -21,45 +21,38 @@ from dnw_graph.aggregation._matmul import matrix
 _TILE = 512  # columns of a tile: 2 kB a row in float32
 
 
-Edges = tuple[Tensor, Tensor, Tensor, list[int], list[int]]
-"""Which edges, as :func:`gather` takes them: ``edge_id`` to ``starts``."""
-
-
 @torch.library.custom_op("dnw_graph::gather", mutates_args=(), device_types="cpu")
 def gather(
     weight: Tensor,
-    edge_id: Tensor,
     sources: Tensor,
     rowptr: Tensor,
     block: list[int],
     starts: list[int],
     states: list[Tensor],
 ) -> Tensor:
-    """Return ``I_v``, the sum of ``w_uv Z_u`` over some edges, ``[targets, *features]``.
+    """Return ``I_v``, the sum of ``w_uv Z_u`` over edges into a block, ``[targets, *features]``.
 
     Args:
-        weight: Candidate weights of the block ``[E of the block]``.
-        edge_id: Ids of the edges ``[k]``, ascending.
+        weight: Weights of all edges of the graph ``[k]``.
         sources: Their sources ``[k]``.
-        rowptr: Where the edges into each node begin, among those given ``[V + 1]``.
-        block: First node of the block, one past its last, id of its first candidate.
+        rowptr: Where the edges into each node begin ``[V + 1]``.
+        block: First node of the block, one past its last.
         starts: Number of the first node of each state.
         states: States of the source blocks, each ``[nodes, *features]``.
 
     Raises:
         ValueError: States of different features, or an edge from a node that has no state.
     """
-    ptr, source, place = _edges_into(edge_id, sources, rowptr, block)
+    ptr, at = _edges_of(rowptr, block)
     rows = [_matrix(z, weight) for z in states]
     out = empty(rows[0], (block[1] - block[0], *states[0].shape[1:]))
-    _multiply(ptr, source, _values(weight, place), (starts, rows), ([0], [out]))
+    _multiply(ptr, sources[at].numpy(), _values(weight[at]), (starts, rows), ([0], [out]))
     return out.to(states[0].dtype)
 
 
 @torch.library.custom_op("dnw_graph::spread", mutates_args=(), device_types="cpu")
 def spread(
     weight: Tensor,
-    edge_id: Tensor,
     sources: Tensor,
     rowptr: Tensor,
     block: list[int],
@@ -72,14 +65,14 @@ def spread(
     Args as for :func:`gather`, and ``sizes``, the number of nodes of each source block, and
     ``grad``, ``dL/dI`` ``[targets, *features]``.
     """
-    ptr, source, place = _edges_into(edge_id, sources, rowptr, block)
-    rows = _matrix(grad, weight)
+    ptr, at = _edges_of(rowptr, block)
+    source, rows = sources[at].numpy(), _matrix(grad, weight)
     outs = [rows.new_empty(n, *grad.shape[1:]) for n in sizes]
     by_source = np.empty(starts[-1] + sizes[-1] + 1, dtype=np.int64)
     target, order = np.empty((2, len(source)), dtype=np.int64)
     if not _transpose(ptr, source, by_source, target, order):
         raise ValueError("an edge comes from a node that has no state")
-    _multiply(by_source, target, _values(weight, place)[order], ([0], [rows]), (starts, outs))
+    _multiply(by_source, target, _values(weight[at])[order], ([0], [rows]), (starts, outs))
     return [out.to(grad.dtype) for out in outs]
 
 
@@ -94,11 +87,20 @@ def correlate(
     states: list[Tensor],
     grad: Tensor,
 ) -> Tensor:
-    """Return ``<Z_u, dL/dI_v>`` of the given edges ``[E of the block]``, 0 for others.
+    """Return ``<Z_u, dL/dI_v>`` of some edges into a block ``[E of the block]``, 0 for others.
 
-    Args as for :func:`gather`, and ``grad``, ``dL/dI`` ``[targets, *features]``.
+    Args:
+        weight: Candidate weights of the block ``[E of the block]``.
+        edge_id: Ids of all edges that are wanted, ascending.
+        sources: Their sources.
+        rowptr: Where those into each node begin ``[V + 1]``.
+        block: First node of the block, one past its last, id of its first candidate.
+        starts: Number of the first node of each state.
+        states: States of the source blocks, each ``[nodes, *features]``.
+        grad: ``dL/dI`` ``[targets, *features]``.
     """
-    ptr, source, place = _edges_into(edge_id, sources, rowptr, block)
+    ptr, at = _edges_of(rowptr, block)
+    source, place = sources[at].numpy(), edge_id[at] - block[2]
     rows, grads = [_matrix(z, weight) for z in states], _matrix(grad, weight)
     found = torch.empty(len(source), dtype=_wide(weight))
     target = np.repeat(np.arange(len(grads)), np.diff(ptr))
@@ -108,22 +110,22 @@ def correlate(
 
 
 @torch.library.custom_op("dnw_graph::by_source", mutates_args=(), device_types="cpu")
-def by_source(edge_id: Tensor, sources: Tensor, rowptr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def by_source(sources: Tensor, rowptr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the edges sorted by ``(source, target)``.
 
     Args:
-        edge_id: Their ids ``[k]``, ascending.
         sources: Their sources ``[k]``.
         rowptr: Where the edges into each node begin ``[V + 1]``.
 
     Returns:
-        Where the edges out of each node begin ``[V + 1]``, targets ``[k]``, ids ``[k]``.
+        Where the edges out of each node begin ``[V + 1]``, targets ``[k]``, and which edge each of
+        them is ``[k]``.
     """
-    ptr, (target, order) = torch.empty_like(rowptr), torch.empty(2, len(edge_id), dtype=torch.int64)
+    ptr, target, order = (torch.empty_like(x) for x in (rowptr, sources, sources))
     arrays = [x.numpy() for x in (rowptr, sources, ptr, target, order)]
     if not _transpose(*arrays):
         raise ValueError("an edge comes from a node that does not exist")
-    return ptr, target, edge_id[order]
+    return ptr, target, order
 
 
 @torch.library.custom_op("dnw_graph::push", mutates_args=("out",), device_types="cpu")
@@ -131,7 +133,6 @@ def push(
     weight: Tensor,
     ptr: Tensor,
     target: Tensor,
-    edge_id: Tensor,
     block: list[int],
     starts: list[int],
     grads: list[Tensor],
@@ -140,10 +141,9 @@ def push(
     """Write ``dL/dZ_u``, the sum of ``w_uv dL/dI_v`` over all edges out of the nodes of a block.
 
     Args:
-        weight: Candidate weights of the whole graph ``[E]``.
-        ptr: With the next two, what :func:`by_source` returns.
+        weight: Weights of all edges of the graph, in the order of :func:`by_source`.
+        ptr: With the next, what that returns.
         target: See there.
-        edge_id: See there.
         block: First node of the block, one past its last.
         starts: Number of the first node of each block in ``grads``.
         grads: ``dL/dI``, each ``[nodes, *features]``.
@@ -152,9 +152,8 @@ def push(
     rows = [_matrix(g, weight) for g in grads]
     fits = out.dtype == rows[0].dtype
     to = out if fits else torch.empty_like(out, dtype=rows[0].dtype)
-    local, at = _edges_out_of(ptr, block)
-    values = _values(weight, edge_id[at])
-    _multiply(local, target[at].numpy(), values, (starts, rows), ([0], [to]))
+    local, at = _edges_of(ptr, block)
+    _multiply(local, target[at].numpy(), _values(weight[at]), (starts, rows), ([0], [to]))
     if not fits:
         out.copy_(to)
 
@@ -172,9 +171,10 @@ def dots(
 ) -> None:
     """Write ``<Z_u, dL/dI_v>`` of the edges out of the nodes of a block into ``out [E]``.
 
-    Other args as for :func:`push`, and ``state``, ``Z`` of the block ``[nodes, *features]``.
+    Other args as for :func:`push`, and ``edge_id``, the ids of the edges in the same order, and
+    ``state``, ``Z`` of the block ``[nodes, *features]``.
     """
-    local, at = _edges_out_of(ptr, block)
+    local, at = _edges_of(ptr, block)
     source, to = np.repeat(np.arange(len(state)), np.diff(local)), target[at].numpy()
     z, rows = _matrix(state, out), [_matrix(g, out) for g in grads]
     found = torch.empty(len(source), dtype=_wide(out))
@@ -184,11 +184,12 @@ def dots(
 
 
 @by_source.register_fake
-def _(edge_id: Tensor, sources: Tensor, rowptr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(rowptr), torch.empty_like(edge_id), torch.empty_like(edge_id)
+def _(sources: Tensor, rowptr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(rowptr), torch.empty_like(sources), torch.empty_like(sources)
 
 
-def _edges_out_of(ptr: Tensor, block: list[int]) -> tuple[np.ndarray, slice]:
+def _edges_of(ptr: Tensor, block: list[int]) -> tuple[np.ndarray, slice]:
+    """Return where the edges of a block are, and where those of each node begin among them."""
     rows = ptr[block[0] : block[1] + 1].numpy()
     return rows - rows[0], slice(int(rows[0]), int(rows[-1]))
 
@@ -211,18 +212,8 @@ def _(weight: Tensor, *args: Any) -> Tensor:
     return torch.empty_like(weight)
 
 
-def _edges_into(
-    edge_id: Tensor, sources: Tensor, rowptr: Tensor, block: list[int]
-) -> tuple[np.ndarray, np.ndarray, Tensor]:
-    """Return row pointers, sources, and places among the block's candidates."""
-    first_node, past_node, first_edge = block
-    ptr = rowptr[first_node : past_node + 1].numpy()
-    first, past = int(ptr[0]), int(ptr[-1])
-    return ptr - first, sources[first:past].numpy(), edge_id[first:past] - first_edge
-
-
-def _values(weight: Tensor, place: Tensor) -> np.ndarray:
-    return weight.detach()[place].to(_wide(weight)).numpy()
+def _values(weight: Tensor) -> np.ndarray:
+    return weight.detach().to(_wide(weight)).numpy()
 
 
 def _matrix(x: Tensor, weight: Tensor) -> Tensor:

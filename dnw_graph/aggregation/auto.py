@@ -43,8 +43,8 @@ class Auto(Aggregation):
     @staticmethod
     def _few(wiring: Wiring) -> bool:
         """Return whether sums over real edges cost less than dense products."""
-        share = len(wiring.edge_id) / len(wiring.weight)
-        return wiring.weight.device.type == "cpu" and share < DENSE_FROM
+        share = len(wiring.edge_id) / wiring.topology.num_candidates
+        return wiring.edge_id.device.type == "cpu" and share < DENSE_FROM
 
     def forward(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
         """See :meth:`Aggregation.forward`."""

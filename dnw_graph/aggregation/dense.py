@@ -27,7 +27,7 @@ class Dense(Aggregation):
 
     def message_and_aggregate(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
         """See :meth:`Aggregation.message_and_aggregate`; here they are one matrix product."""
-        matrix = self._matrix(pull, weight, states[0].dtype)
+        matrix = self._matrix(pull, states[0].dtype)
         out = matrix.new_empty(len(matrix), *states[0].shape[1:])
         for cols, z in _matmul.columns(states):
             _matmul.add_product(matrix[:, cols], z, _matmul.matrix(out), first=cols.start == 0)
@@ -37,7 +37,7 @@ class Dense(Aggregation):
         self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> list[Tensor]:
         """See :meth:`Aggregation.gradient_to_states`."""
-        matrix = self._matrix(pull, weight, grad.dtype)
+        matrix = self._matrix(pull, grad.dtype)
         outs = [grad.new_empty(len(z), *grad.shape[1:]) for z in states]
         for (cols, _), out in zip(_matmul.columns(states), outs, strict=True):
             flat = _matmul.matrix(out)
@@ -50,17 +50,16 @@ class Dense(Aggregation):
         """See :meth:`Aggregation.gradient_to_weight`."""
         out = _matmul.outer(list(states), grad, weight.dtype)
         wiring = pull.wiring.with_gradient
-        return out if wiring is None else out * self._mask(pull, wiring)
+        if wiring is None:
+            return out
+        return out * wiring.mask[pull.block.edges.start : pull.block.edges.stop]
 
     def whole_graph(self, wiring: Wiring) -> WholeGraph | None:
         """See :meth:`Aggregation.whole_graph`."""
         return DenseWholeGraph(wiring) if type(self) is Dense else None
 
     @staticmethod
-    def _mask(pull: Pull, wiring: Wiring) -> Tensor:
-        return wiring.mask[pull.block.edges.start : pull.block.edges.stop]
-
-    def _matrix(self, pull: Pull, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        if len(pull.wiring.edge_id) < len(pull.wiring.weight):
-            weight = torch.where(self._mask(pull, pull.wiring), weight, 0)
+    def _matrix(pull: Pull, dtype: torch.dtype) -> Tensor:
+        edges = pull.block.edges
+        weight = pull.wiring.candidate_weight[edges.start : edges.stop]
         return weight.to(dtype).view(len(pull.block.nodes), -1)

@@ -28,19 +28,19 @@ class Reference(Aggregation):
 
     def message_and_aggregate(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
         """See :meth:`Aggregation.message_and_aggregate`; here they are two steps."""
-        edge_index, edge_id = self._edges(pull, pull.wiring)
+        (edge_index, _), w = self._edges(pull, pull.wiring), self._edge_weight(pull)
         x = torch.cat(list(states)).to(weight.dtype)
-        out = self._sum(x, edge_index, weight[edge_id], len(pull.block.nodes))
+        out = self._sum(x, edge_index, w, len(pull.block.nodes))
         return out.to(states[0].dtype)
 
     def gradient_to_states(
         self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> list[Tensor]:
         """See :meth:`Aggregation.gradient_to_states`."""
-        edge_index, edge_id = self._edges(pull, pull.wiring)
+        edge_index, _ = self._edges(pull, pull.wiring)
         order = edge_index[0].argsort(stable=True)
         sizes = [len(z) for z in states]
-        backwards, w = edge_index.flip(0)[:, order], weight[edge_id[order]]
+        backwards, w = edge_index.flip(0)[:, order], self._edge_weight(pull)[order]
         out = self._sum(grad.to(weight.dtype), backwards, w, sum(sizes))
         return list(out.to(states[0].dtype).split(sizes))
 
@@ -92,6 +92,12 @@ class Reference(Aggregation):
         edge_id = wiring.edge_id[edges] - pull.block.edges.start
         edge_index = wiring.topology.edges(wiring.edge_id[edges])
         return self._renumbered(pull, edge_index), edge_id
+
+    @staticmethod
+    def _edge_weight(pull: Pull) -> Tensor:
+        """Return the weights of the real edges into the block."""
+        rowptr, nodes = pull.wiring.rowptr, pull.block.nodes
+        return pull.wiring.edge_weight[int(rowptr[nodes.start]) : int(rowptr[nodes.stop])]
 
     @staticmethod
     def _renumbered(pull: Pull, edge_index: Tensor) -> Tensor:

@@ -22,15 +22,13 @@ class Sparse(Aggregation):
 
     def message_and_aggregate(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
         """See :meth:`Aggregation.message_and_aggregate`; a message is added as it is formed."""
-        return _kernels.gather(weight, *self._edges(pull, pull.wiring), list(states))
+        return _kernels.gather(*self._real_edges(pull), list(states))
 
     def gradient_to_states(
         self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> list[Tensor]:
         """See :meth:`Aggregation.gradient_to_states`."""
-        return _kernels.spread(
-            weight, *self._edges(pull, pull.wiring), [len(z) for z in states], grad
-        )
+        return _kernels.spread(*self._real_edges(pull), [len(z) for z in states], grad)
 
     def gradient_to_weight(
         self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
@@ -38,25 +36,27 @@ class Sparse(Aggregation):
         """See :meth:`Aggregation.gradient_to_weight`."""
         wiring = pull.wiring.with_gradient
         if wiring is not None:
-            return _kernels.correlate(weight, *self._edges(pull, wiring), list(states), grad)
+            edges = wiring.edge_id, wiring.edge_index[0], wiring.rowptr
+            return _kernels.correlate(weight, *edges, *_place(pull), list(states), grad)
         if pull.block.complete:
             return _matmul.outer(list(states), grad, weight.dtype)
-        return _kernels.correlate(weight, *self._all_candidates(pull), list(states), grad)
+        candidates = self._all_candidates(pull)
+        return _kernels.correlate(weight, *candidates, *_place(pull), list(states), grad)
 
     def whole_graph(self, wiring: Wiring) -> WholeGraph | None:
         """See :meth:`Aggregation.whole_graph`."""
         return SparseWholeGraph(wiring) if type(self) is Sparse else None
 
     @staticmethod
-    def _edges(pull: Pull, wiring: Wiring) -> _kernels.Edges:
-        return wiring.edge_id, wiring.edge_index[0], wiring.rowptr, *_place(pull)
+    def _real_edges(pull: Pull) -> tuple[Tensor, Tensor, Tensor, list[int], list[int]]:
+        wiring, (place, starts) = pull.wiring, _place(pull)
+        return wiring.edge_weight, wiring.edge_index[0], wiring.rowptr, place[:2], starts
 
     @staticmethod
-    def _all_candidates(pull: Pull) -> _kernels.Edges:
+    def _all_candidates(pull: Pull) -> tuple[Tensor, Tensor, Tensor]:
         topology, edges = pull.wiring.topology, pull.block.edges
         edge_id = torch.arange(edges.start, edges.stop)
-        rowptr = topology.rowptr - edges.start
-        return edge_id, topology.edges(edge_id)[0], rowptr, *_place(pull)
+        return edge_id, topology.edges(edge_id)[0], topology.rowptr - edges.start
 
 
 def _place(pull: Pull) -> tuple[list[int], list[int]]:

@@ -70,21 +70,23 @@ class SparseWholeGraph(WholeGraph):
 
     def pull(self, block: Block, states: ByBlock) -> Tensor:
         """See :class:`WholeGraph`."""
-        weight = self.wiring.weight[block.edges.start : block.edges.stop]
-        place = [block.nodes.start, block.nodes.stop, block.edges.start]
-        edges = self.wiring.edge_id, self.wiring.edge_index[0], self.wiring.rowptr
-        return _kernels.gather(weight, *edges, place, *self._listed(states))
+        wiring = self.wiring
+        edges = wiring.edge_weight, wiring.edge_index[0], wiring.rowptr
+        return _kernels.gather(*edges, _range(block), *self._listed(states))
 
     def edges_by_source(self) -> Any:
-        """Return real edges, and edges with a gradient, each sorted by ``(source, target)``."""
-        real, wiring = _by_source(self.wiring), self.wiring.with_gradient
-        if wiring is None or wiring is self.wiring:
-            return real, real
-        return real, _by_source(wiring)
+        """Return what ``push`` and ``correlate`` need of edges, sorted by ``(source, target)``."""
+        wiring, other = self.wiring, self.wiring.with_gradient
+        ptr, target, order = _by_source(wiring)
+        real = wiring.edge_weight[order], ptr, target
+        if other is None or other is wiring:
+            return real, (ptr, target, wiring.edge_id[order])
+        ptr, target, order = _by_source(other)
+        return real, (ptr, target, other.edge_id[order])
 
     def push(self, block: Block, grads: ByBlock, edges: Any, out: Tensor) -> None:
         """See :class:`WholeGraph`."""
-        _kernels.push(self.wiring.weight, *edges[0], _range(block), *self._listed(grads), out)
+        _kernels.push(*edges[0], _range(block), *self._listed(grads), out)
 
     def correlate(
         self, block: Block, state: Tensor, grads: ByBlock, edges: Any, out: Tensor
@@ -108,7 +110,7 @@ class DenseWholeGraph(WholeGraph):
     def __init__(self, wiring: Wiring) -> None:
         super().__init__(wiring)
         self._mask = wiring.mask
-        self._weight = torch.where(self._mask, wiring.weight, 0)
+        self._weight = wiring.candidate_weight
 
     def pull(self, block: Block, states: ByBlock) -> Tensor:
         """See :class:`WholeGraph`."""
@@ -141,7 +143,7 @@ class DenseWholeGraph(WholeGraph):
 
 
 def _by_source(wiring: Wiring) -> tuple[Tensor, Tensor, Tensor]:
-    return _kernels.by_source(wiring.edge_id, wiring.edge_index[0], wiring.rowptr)
+    return _kernels.by_source(wiring.edge_index[0], wiring.rowptr)
 
 
 def _range(block: Block) -> list[int]:

@@ -45,7 +45,7 @@ class Flow:
     def puller(self) -> PullFunction:
         """Return what sums messages; made once a pass, since it splits the weights once."""
         blocks = self.topology.blocks
-        weights = self.wiring.applied(self.weight).split([len(block.edges) for block in blocks])
+        weights = self.weight.split([len(block.edges) for block in blocks])
 
         def pull(block: Block, messages: Sequence[Tensor]) -> Tensor:
             if not block.edges:

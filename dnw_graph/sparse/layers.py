@@ -34,19 +34,25 @@ class SparseWeight(nn.Module):
         weight = whole(weight)
         chosen = self.choice.select(weight, self.training)
         real = self._mask(chosen.edge_id, weight)
-        values = weight.detach()
-        if chosen.values is not None:
-            values = self.choice.shaped(chosen.values, weight)
+        silent = weight.detach().masked_fill(real, 0)
+        if chosen.edge_weight is not None:  # what is to be taken away from real ones too
+            silent = weight.detach() - self._spread(chosen.edge_weight, chosen.edge_id, weight)
         if chosen.gradient_id is not None:
-            weight = weight * self._mask(chosen.gradient_id, weight)
-        elif not chosen.straight_through:
-            weight = weight * real
-        # w - w is 0 exactly, and its gradient is that of w
-        return weight - weight.detach() + values.masked_fill(~real, 0)
+            kept = self._mask(chosen.gradient_id, weight)
+            return (weight * kept) - (silent * kept)
+        if not chosen.straight_through:
+            return weight * real
+        return weight - silent  # w - w is 0 exactly, and its gradient is that of w
 
     def _mask(self, edge_id: Tensor, weight: Tensor) -> Tensor:
+        """Return where edges are, in the shape of the weight."""
         mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
         return self.choice.shaped(mask.index_fill_(0, edge_id, True), weight)
+
+    def _spread(self, values: Tensor, edge_id: Tensor, weight: Tensor) -> Tensor:
+        """Return values at their edges, 0 elsewhere, in the shape of the weight."""
+        spread = values.new_zeros(weight.numel()).index_copy_(0, edge_id, values)
+        return self.choice.shaped(spread, weight)
 
 
 def layers_of(module: nn.Module) -> Iterator[tuple[str, Layer]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dnw_graph._registry import PartRegistry
 from dnw_graph.topology import Topology
+from dnw_graph.wiring.wiring import Selection
 
 RuleState = dict[str, Tensor]
 """What a rule remembers; kept in buffers, so checkpoints and ``.to()`` carry it."""
@@ -159,12 +160,26 @@ class Rule(ABC):
         return None
 
     def edge_weight(self, candidates: Candidates, edge_id: Tensor) -> Tensor | None:
-        """Return the weights of this forward pass ``[E]``, None for the candidates' own.
+        """Return the real edges' weights in this pass ``[k]``, None for the candidates' own.
 
         Their gradient goes to the candidates' own weights unchanged. Arguments are those of
         :meth:`gradient_edges`.
         """
         return None
+
+    def selection(self, candidates: Candidates) -> Selection:
+        """Return the answers to the questions above at once; changes nothing.
+
+        A rule may do so itself where one comes out with another.
+        """
+        edge_id = self.select(candidates)
+        gradient_id = self.gradient_edges(candidates, edge_id)
+        return Selection(
+            edge_id,
+            gradient_id is None and self.straight_through(candidates.moment),
+            gradient_id,
+            self.edge_weight(candidates, edge_id),
+        )
 
     def penalty(self, weight: Tensor, moment: Moment) -> Tensor | None:
         """Return what is to be added to the loss, with a gradient to ``weight [E]``."""

@@ -125,19 +125,13 @@ class Choice(nn.Module):
     def select(self, weight: Tensor, training: bool) -> Selection:
         """Return what the rule decides for a pass with these weights."""
         candidates = self.candidates(weight, training)
-        edge_id = self.rule.select(candidates)
-        check_ids(edge_id, len(candidates.weight))
+        selection = self.rule.selection(candidates)
+        check_ids(selection.edge_id, len(candidates.weight))
+        if selection.gradient_id is not None:
+            check_ids(selection.gradient_id, len(candidates.weight))
         if training:
-            self._edge_id = edge_id
-        gradient_id = self.rule.gradient_edges(candidates, edge_id)
-        if gradient_id is not None:
-            check_ids(gradient_id, len(candidates.weight))
-        return Selection(
-            edge_id,
-            gradient_id is None and self.rule.straight_through(candidates.moment),
-            gradient_id,
-            self.rule.edge_weight(candidates, edge_id),
-        )
+            self._edge_id = selection.edge_id
+        return selection
 
     def wiring(self, weight: Tensor, training: bool) -> Wiring:
         """Return the real edges at weights ``[E]``."""

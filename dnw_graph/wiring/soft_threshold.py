@@ -31,6 +31,6 @@ class SoftThreshold(GradualPruning):
         weight = candidates.weight
         if len(edge_id) == len(weight):
             return None
-        size = weight.abs()
-        threshold = size.index_fill(0, edge_id, 0).amax()
-        return size.sub_(threshold).clamp_min_(0).copysign_(weight)
+        real = weight[edge_id]
+        threshold = weight.abs().index_fill_(0, edge_id, 0).amax()
+        return (real.abs() - threshold).copysign(real)

@@ -33,9 +33,7 @@ class TopKAST(Rule):
 
     def __init__(self, backward: float = 2.0, decay: float = 1e-5) -> None:
         if not 1 <= backward < float("inf"):
-            raise ValueError(
-                f"backward must be a multiple of the real edges, 1 or more: {backward}"
-            )
+            raise ValueError(f"backward must be 1 or more times the real edges, got {backward}")
         if not 0 <= decay < float("inf"):
             raise ValueError(f"decay must be 0 or more, got {decay}")
         self.backward, self.decay = backward, decay

@@ -17,13 +17,13 @@ class Selection(NamedTuple):
         edge_id: Ids of the real edges ``[k]``, int64, ascending.
         straight_through: Whether every candidate has a gradient.
         gradient_id: Where not, ids of those that have one, ascending; the real edges if None.
-        values: Weights in the pass ``[E]``, without a gradient, if not the candidates' own.
+        edge_weight: Weights of the real edges in the pass ``[k]``, if not the candidates' own.
     """
 
     edge_id: Tensor
     straight_through: bool
     gradient_id: Tensor | None = None
-    values: Tensor | None = None
+    edge_weight: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Wiring:
     Attributes:
         edge_id: Places of the real edges among the candidates ``[k]``, ascending.
         rowptr: Real edges into node ``v`` are ``rowptr[v]`` to ``rowptr[v + 1] - 1``. ``[V + 1]``
-        weight: Weights of all candidates in this pass ``[E]``, without a gradient.
-        replaced: Whether they are other than the parameter's.
+        edge_weight: Weights of the real edges ``[k]``, without a gradient: that goes through the
+            aggregation, to the candidates' weights.
         topology: The candidates.
         straight_through: Whether every candidate has a gradient.
         gradient_id: Where not, ids of those that have one; the real edges if None.
@@ -43,8 +43,7 @@ class Wiring:
 
     edge_id: Tensor
     rowptr: Tensor
-    weight: Tensor
-    replaced: bool
+    edge_weight: Tensor
     topology: Topology
     straight_through: bool
     gradient_id: Tensor | None
@@ -59,17 +58,19 @@ class Wiring:
             weight: Candidate weights ``[E]``.
             topology: The candidates.
         """
-        edge_id = selection.edge_id
-        rowptr, edges = torch.searchsorted(edge_id, topology.rowptr_on(weight.device)), None
-        if len(edge_id) < len(weight):
-            nodes = torch.arange(topology.num_nodes, device=weight.device)
+        edge_id, edge_weight = selection.edge_id, selection.edge_weight
+        if edge_weight is None:
+            weight = weight.detach()
+            edge_weight = weight if len(edge_id) == len(weight) else weight[edge_id]
+        rowptr, edges = torch.searchsorted(edge_id, topology.rowptr_on(edge_id.device)), None
+        if len(edge_id) < topology.num_candidates:
+            nodes = torch.arange(topology.num_nodes, device=edge_id.device)
             target = nodes.repeat_interleave(rowptr.diff(), output_size=len(edge_id))
             edges = topology.edges(edge_id, target)
         return cls(
             edge_id=edge_id,
             rowptr=rowptr,
-            weight=weight.detach() if selection.values is None else selection.values,
-            replaced=selection.values is not None,
+            edge_weight=edge_weight,
             topology=topology,
             straight_through=selection.straight_through,
             gradient_id=selection.gradient_id,
@@ -88,29 +89,22 @@ class Wiring:
             return None
         if self.gradient_id is None:
             return self
-        return Wiring.of(Selection(self.gradient_id, False), self.weight, self.topology)
+        gradient_id, nothing = self.gradient_id, self.edge_weight.new_empty(0)
+        return Wiring.of(Selection(gradient_id, False, None, nothing), nothing, self.topology)
 
     @property
     def mask(self) -> Tensor:
         """Which candidates are real ``[E]``, boolean; made when asked for."""
-        nothing = torch.zeros_like(self.weight, dtype=torch.bool)
+        nothing = self.edge_id.new_zeros(self.topology.num_candidates, dtype=torch.bool)
         return nothing.index_fill_(0, self.edge_id, True)
 
-    def applied(self, weight: Tensor) -> Tensor:
-        """Return the weights of this pass, with a gradient that goes to ``weight [E]`` unchanged.
-
-        Args:
-            weight: The parameter.
-        """
-        if not self.replaced:
-            return weight
-        values: Tensor = _Replace.apply(weight, self.weight)
-        return values
-
-    @property
-    def edge_weight(self) -> Tensor:
-        """Weights of the real edges ``[k]``, for reading; gradients go through the aggregation."""
-        return self.weight[self.edge_id]
+    @cached_property
+    def candidate_weight(self) -> Tensor:
+        """Weights of all candidates ``[E]``, 0 for hallucinated ones; made when asked for."""
+        number = self.topology.num_candidates
+        if len(self.edge_id) == number:
+            return self.edge_weight
+        return self.edge_weight.new_zeros(number).index_copy_(0, self.edge_id, self.edge_weight)
 
     def validate(self) -> "Wiring":
         """Check every promise above, and return the wiring; waits for the device.
@@ -127,21 +121,12 @@ class Wiring:
         for name, value in expected.items():
             if not torch.equal(getattr(self, name).cpu(), value):
                 raise ValueError(f"{name} of the wiring is not that of the edges in edge_id")
-        if self.weight.shape != (number,):
-            raise ValueError(f"weights must be [{number}], got {list(self.weight.shape)}")
+        if self.edge_weight.shape != ids.shape:
+            raise ValueError(
+                f"edge_weight must be [{len(ids)}], one a real edge, got "
+                f"{list(self.edge_weight.shape)}"
+            )
         return self
-
-
-class _Replace(torch.autograd.Function):
-    """Other values in place of a tensor; the gradient passes straight through."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, values: Tensor) -> Tensor:
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
 
 
 def check_ids(edge_id: Any, num_candidates: int) -> None:

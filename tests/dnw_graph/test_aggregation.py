@@ -34,7 +34,8 @@ def by_einsum(graph: NeuralGraph, x: Tensor, kind: str) -> Tensor:
         if wiring.gradient_id is not None:
             kept[wiring.gradient_id] = True
         hallucinated = hallucinated * kept
-    used = torch.where(wiring.mask, graph.weight, hallucinated)
+    real = graph.weight + (wiring.candidate_weight - graph.weight).detach()
+    used = torch.where(wiring.mask, real, hallucinated)
     matrix = used.new_zeros(topology.num_nodes, topology.num_nodes)
     matrix = matrix.index_put((topology.edge_index[1], topology.edge_index[0]), used)
     states, outputs = [], []

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dnw_graph import NeuralGraph, Rule, Topology, attach, sparsify
+from dnw_graph import NeuralGraph, Rule, Topology, attach, freeze, sparsify
 from dnw_graph.wiring import Candidates, DNWFactored, top_k
 from dnw_graph.wiring._factors import divide_by_factors
 from tests.conftest import ready, relative_error
@@ -106,7 +106,8 @@ def test_graphs_in_time_are_read_likewise(schedule: str) -> None:
     ).double()
     optimizer = torch.optim.SGD(graph.parameters(), lr=0.1)
     attach(graph, optimizer, total_steps=1)
-    threshold, mask = float(graph.wiring().edge_weight.abs().min()), graph.wiring().mask
+    mask = graph.wiring().mask
+    threshold = float(graph.weight.detach()[mask].abs().min())
     graph(torch.randn(7, 2).double()).square().sum().backward()
     raw = graph.weight.grad.clone()
     assert raw[~mask].any()
@@ -140,22 +141,22 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
+@pytest.mark.parametrize("rule", ["dnw_factored", "dnw_factored(soft=False)"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_any_optimizer_learns_with_it(name: str) -> None:
+def test_any_optimizer_learns_with_it(name: str, rule: str) -> None:
+    """A fixed random wiring of this size stays above 0.84 of the loss at the start."""
     torch.manual_seed(0)
-    graph = NeuralGraph(
-        Topology.layered([8, 24, 24, 4]), rule="dnw_factored", num_edges=120, node="relu"
-    )
+    graph = NeuralGraph(Topology.layered([8, 24, 24, 4]), rule=rule, num_edges=120, node="relu")
     optimizer, x = OPTIMIZERS[name](graph.parameters()), torch.randn(256, 8)
-    attach(graph, optimizer, total_steps=150)
+    attach(graph, optimizer, total_steps=300)
     labels, first, losses = (x @ torch.randn(8, 4)).argmax(1), graph.wiring().edge_id, []
-    for _ in range(150):
+    for _ in range(300):
         optimizer.zero_grad()
         loss = F.cross_entropy(graph(x), labels)
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
     assert not torch.equal(graph.wiring().validate().edge_id, first)
 
 
@@ -193,6 +194,164 @@ def test_removing_what_attach_did_removes_both_halves() -> None:
     raw = graph.weight.grad.clone()
     optimizer.step()
     assert torch.equal(graph.weight.grad, raw)
+
+
+def one_step(rule: Rule | str) -> tuple[NeuralGraph, Tensor, Tensor, Tensor]:
+    """Take a step; return the graph, its weights before, and gradients before and after the rule.
+
+    The gradient before is the loss's to all candidates, computed without the rule.
+    """
+    torch.manual_seed(0)
+    graph = NeuralGraph(TOPOLOGY, rule=rule, num_edges=31, node="relu").double()
+    optimizer = torch.optim.SGD(graph.parameters(), lr=0.1)
+    attach(graph, optimizer, total_steps=10)
+    x, before = torch.randn(16, 6).double(), graph.weight.detach().clone()
+    plain = NeuralGraph(TOPOLOGY, rule="dnw", num_edges=31, node="relu").double()
+    plain.load_state_dict({"weight": before})
+    plain(x).square().sum().backward()
+    graph(x).square().sum().backward()
+    optimizer.step()
+    return graph, before, plain.weight.grad, graph.weight.grad
+
+
+def largest(weight: Tensor, number: int) -> np.ndarray:
+    """Ids of the largest magnitudes, as NumPy sorts them."""
+    return np.argsort(-np.abs(weight.numpy()), kind="stable")[:number]
+
+
+def test_sr_ste_lets_hallucinated_weights_decay() -> None:
+    _, weight, raw, grad = one_step("sr_ste(decay=0.3)")
+    wanted, real = raw.numpy() + 0.3 * weight.numpy(), largest(weight, 31)
+    wanted[real] = raw.numpy()[real]
+    assert np.allclose(grad.numpy(), wanted, rtol=1e-12, atol=0)
+
+
+def test_top_kast_has_gradients_for_a_larger_set() -> None:
+    _, weight, raw, grad = one_step("top_kast(backward=1.5, decay=0.3)")
+    real, larger = largest(weight, 31), largest(weight, round(1.5 * 31))
+    wanted = np.zeros(118)
+    wanted[larger] = raw.numpy()[larger] + 0.3 / (31 / 118) * weight.numpy()[larger]
+    wanted[real] = raw.numpy()[real] + 0.3 * weight.numpy()[real]
+    assert np.allclose(grad.numpy(), wanted, rtol=1e-12, atol=1e-15)
+    with pytest.raises(ValueError, match=r"backward must be 1 or more times .*, got 0.5"):
+        NeuralGraph(TOPOLOGY, rule="top_kast(backward=0.5)", num_edges=31)
+    everything = one_step("top_kast(backward=100, decay=0)")
+    assert relative_error(everything[3], everything[2]) < 1e-12
+
+
+@pytest.mark.parametrize("images", [False, True])
+@pytest.mark.parametrize("backend", ["reference", "dense", "sparse"])
+def test_every_backend_gives_gradients_to_the_same_edges(backend: str, images: bool) -> None:
+    """Fused and unfused paths alike, against the gradient of all candidates."""
+    grads = []
+    for rule, which in (("dnw", "reference"), ("top_kast", backend)):
+        torch.manual_seed(0)
+        graph = NeuralGraph(
+            TOPOLOGY,
+            rule=rule,
+            num_edges=31,
+            node="norm_relu_conv" if images else "relu",
+            backend=which,
+        ).double()
+        attach(graph, torch.optim.SGD(graph.parameters(), lr=0.1), total_steps=1)
+        torch.manual_seed(1)
+        x = torch.randn(4, 6, *[5, 5] * images, dtype=torch.float64)
+        graph(x).square().sum().backward()
+        grads.append(graph.weight.grad)
+    kept = torch.zeros(118, dtype=torch.bool)
+    kept[largest(graph.weight.detach(), 62)] = True
+    assert relative_error(grads[1], grads[0] * kept) < 1e-10
+    assert not grads[1][~kept].any()
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+@pytest.mark.parametrize("rule", ["top_kast", "soft_threshold", "dnw_factored"])
+def test_rules_that_change_a_pass_survive_compilation(rule: str) -> None:
+    torch.manual_seed(0)
+    plain = NeuralGraph(TOPOLOGY, rule=rule, num_edges=31, node="relu")
+    compiled = copy.deepcopy(plain)
+    for graph, call in ((plain, plain), (compiled, torch.compile(compiled))):
+        optimizer = ready(graph, 10)
+        for step in range(4):
+            optimizer.zero_grad()
+            x = torch.randn(4, 6, generator=torch.Generator().manual_seed(step))
+            call(x).square().sum().backward()
+            optimizer.step()
+    assert torch.allclose(plain.weight, compiled.weight, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["static", "discrete(steps=2)", "continuous(adjoint=True)"])
+def test_soft_thresholds_shape_the_pass_and_gradients_pass_straight_through(schedule: str) -> None:
+    torch.manual_seed(0)
+    cut = NeuralGraph(
+        TOPOLOGY, rule="soft_threshold(until=0.5)", num_edges=31, node="identity", schedule=schedule
+    ).double()
+    optimizer = torch.optim.SGD(cut.parameters(), lr=0.0)
+    attach(cut, optimizer, total_steps=10)
+    dense = NeuralGraph(TOPOLOGY, rule="complete", node="identity", schedule=schedule).double()
+    for step in range(10):
+        weight, x = cut.weight.detach(), torch.randn(5, 6).double()
+        number = 31 + round(87 * max(0.0, 1 - step / 10 / 0.5) ** 3)
+        order = largest(weight, 118)
+        threshold = 0.0 if number == 118 else abs(float(weight[order[number]]))
+        soft = np.sign(weight.numpy()) * np.maximum(np.abs(weight.numpy()) - threshold, 0)
+        dense.weight.data.copy_(torch.from_numpy(soft))
+        grads = []
+        for graph in (cut, dense):
+            graph.weight.grad = None
+            graph(x).square().sum().backward()
+            grads.append(graph.weight.grad)
+        assert torch.allclose(cut(x), dense(x), rtol=1e-10, atol=1e-12)
+        assert relative_error(grads[0], grads[1]) < 1e-8
+        assert len(cut.wiring(training=True).edge_id) == number
+        optimizer.step()
+    assert number == 31
+
+
+@given(st.integers(1, 17), st.integers(0, 99), st.booleans())
+def test_a_soft_threshold_is_the_largest_hallucinated_weight(k: int, seed: int, ties: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(17, generator=generator, dtype=torch.float64)
+    weight = (2 * weight).round() / 2 if ties else weight
+    topology = Topology.layered([17, 1])
+    soft, hard = (
+        NeuralGraph(
+            topology, rule=f"dnw_factored(soft={on})", num_edges=k, node="identity"
+        ).double()
+        for on in (True, False)
+    )
+    for graph in (soft, hard):
+        graph.weight.data.copy_(weight)
+    order = largest(weight, 17)
+    real, threshold = np.sort(order[:k]), 0.0 if k == 17 else abs(float(weight[order[k]]))
+    wanted = np.sign(weight.numpy()) * (np.abs(weight.numpy()) - threshold)
+    wiring = soft.wiring().validate()
+    assert wiring.edge_id.tolist() == hard.wiring().edge_id.tolist() == real.tolist()
+    assert np.array_equal(wiring.edge_weight.numpy(), wanted[real])
+    assert np.array_equal(hard.wiring().edge_weight.numpy(), weight.numpy()[real])
+
+
+def test_soft_thresholds_reach_layers_and_frozen_networks() -> None:
+    torch.manual_seed(0)
+    layer = sparsify(nn.Linear(9, 7), 0.25, rule="soft_threshold")
+    drawn = layer.parametrizations.weight.original.detach().clone()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    attach(layer, optimizer, total_steps=1)
+    assert torch.equal(layer.weight, drawn)  # complete at first
+    optimizer.step()
+    order = largest(drawn.flatten(), 63)
+    threshold = abs(float(drawn.flatten()[order[16]]))
+    soft = drawn.sign() * (drawn.abs() - threshold).clamp_min(0)
+    assert torch.allclose(layer.weight, soft)
+    assert int((layer.weight != 0).sum()) == 16
+    layer.weight.sum().backward()
+    assert bool((layer.parametrizations.weight.original.grad == 1).all())
+    graph = NeuralGraph(TOPOLOGY, rule="soft_threshold", num_edges=31, node="norm_relu_conv")
+    optimizer = torch.optim.SGD(graph.parameters(), lr=0.1)
+    attach(graph, optimizer, total_steps=1)
+    optimizer.step()
+    x = torch.randn(3, 6, 7, 7)
+    assert torch.allclose(freeze(graph.eval())(x), graph(x), atol=1e-5)
 
 
 class Halved(Rule):
