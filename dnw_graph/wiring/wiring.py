@@ -1,7 +1,6 @@
 """The real edges of one forward pass."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +36,7 @@ class Wiring:
             aggregation, to the candidates' weights.
         topology: The candidates.
         straight_through: Whether every candidate has a gradient.
-        gradient_id: Where not, ids of those that have one; the real edges if None.
+        others: Where not, the edges that have one, if they are not the real ones.
         edges: What :attr:`edge_index` is, unless all candidates are real.
     """
 
@@ -46,7 +45,7 @@ class Wiring:
     edge_weight: Tensor
     topology: Topology
     straight_through: bool
-    gradient_id: Tensor | None
+    others: "Wiring | None"
     edges: Tensor | None
 
     @classmethod
@@ -67,13 +66,17 @@ class Wiring:
             nodes = torch.arange(topology.num_nodes, device=edge_id.device)
             target = nodes.repeat_interleave(rowptr.diff(), output_size=len(edge_id))
             edges = topology.edges(edge_id, target)
+        others, gradient_id = None, selection.gradient_id
+        if gradient_id is not None:
+            nothing = edge_weight.new_empty(0)
+            others = cls.of(Selection(gradient_id, False, None, nothing), nothing, topology)
         return cls(
             edge_id=edge_id,
             rowptr=rowptr,
             edge_weight=edge_weight,
             topology=topology,
             straight_through=selection.straight_through,
-            gradient_id=selection.gradient_id,
+            others=others,
             edges=edges,
         )
 
@@ -82,15 +85,12 @@ class Wiring:
         """Sources and targets ``[2, k]``, sorted by ``(target, source)``."""
         return self.topology.edges(self.edge_id) if self.edges is None else self.edges
 
-    @cached_property
+    @property
     def with_gradient(self) -> "Wiring | None":
-        """The edges that have a gradient, as a wiring; None for all candidates."""
+        """The edges that have a gradient, as a wiring without weights; None for all candidates."""
         if self.straight_through:
             return None
-        if self.gradient_id is None:
-            return self
-        gradient_id, nothing = self.gradient_id, self.edge_weight.new_empty(0)
-        return Wiring.of(Selection(gradient_id, False, None, nothing), nothing, self.topology)
+        return self if self.others is None else self.others
 
     @property
     def mask(self) -> Tensor:
@@ -98,7 +98,7 @@ class Wiring:
         nothing = self.edge_id.new_zeros(self.topology.num_candidates, dtype=torch.bool)
         return nothing.index_fill_(0, self.edge_id, True)
 
-    @cached_property
+    @property
     def candidate_weight(self) -> Tensor:
         """Weights of all candidates ``[E]``, 0 for hallucinated ones; made when asked for."""
         number = self.topology.num_candidates

@@ -30,10 +30,7 @@ def by_einsum(graph: NeuralGraph, x: Tensor, kind: str) -> Tensor:
     hallucinated = graph.weight - graph.weight.detach()  # 0, with a gradient of 1
     wiring = graph.wiring(training=True)
     if not wiring.straight_through:
-        kept = wiring.mask if wiring.gradient_id is None else torch.zeros_like(wiring.mask)
-        if wiring.gradient_id is not None:
-            kept[wiring.gradient_id] = True
-        hallucinated = hallucinated * kept
+        hallucinated = hallucinated * wiring.with_gradient.mask
     real = graph.weight + (wiring.candidate_weight - graph.weight).detach()
     used = torch.where(wiring.mask, real, hallucinated)
     matrix = used.new_zeros(topology.num_nodes, topology.num_nodes)

@@ -126,7 +126,7 @@ def test_a_rule_says_whether_hallucinated_edges_have_a_gradient(rule: str) -> No
         hallucinated = grad[~wiring.mask]
         seen.append(wiring.straight_through)
         if len(hallucinated):
-            some = wiring.straight_through or wiring.gradient_id is not None
+            some = wiring.straight_through or wiring.others is not None
             assert bool(hallucinated.any()) == some
     always = rule in ALWAYS
     assert all(seen) == always

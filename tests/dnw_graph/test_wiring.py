@@ -182,7 +182,7 @@ def test_validate_notices_a_wiring_at_odds_with_its_topology() -> None:
         ({"edge_id": good.edge_id + 118}, r"from 0 to 117"),
         ({"rowptr": good.rowptr.flip(0)}, "rowptr of the wiring is not that"),
         ({"edges": good.edges.flip(0)}, "edge_index of the wiring is not that"),
-        ({"weight": good.weight[1:]}, r"weights must be \[118\]"),
+        ({"edge_weight": good.edge_weight[1:]}, r"edge_weight must be \[31\], one a real edge"),
     ]:
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(good, **change).validate()
