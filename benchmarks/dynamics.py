@@ -5,7 +5,7 @@
 Trains mbv1_dnw x0.225 on Imagenette as benchmarks.epochs does, once for each rule, and records for
 its 14x14 graph: edges that change in an epoch, dead nodes, how far a step moves the real weights
 into each node relative to their size, and edges by pair of blocks. Writes
-benchmarks/dynamics.json and docs/images/rules.png; rules that the file holds are not trained again.
+benchmarks/dynamics.json and docs/images/rules.png; runs that the file holds are not trained again.
 """
 
 import json
@@ -19,7 +19,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from benchmarks.epochs import BASE
+from benchmarks.epochs import BASE, COLORS
 from dnw_graph import NeuralGraph
 from train.files import atomically
 from train.loop import Training
@@ -66,7 +66,7 @@ class StepSizes:
         self.steps += 1
         if self.steps % self.every == 0:
             self.wiring = self.graph.wiring()
-            self.weight = self.wiring.edge_weight.clone()
+            self.weight = self.graph.weight.detach()[self.wiring.edge_id]
 
     def _after(self) -> None:
         if self.steps % self.every:
@@ -110,7 +110,7 @@ def density_by_blocks(graph: NeuralGraph) -> list[list[float | None]]:
 def record(args: Arguments, rule: str) -> dict[str, Any]:
     """Train with a rule, and return what was recorded."""
     given = {**BASE, "rule": rule, "epochs": args.epochs, "seed": args.seed, "data": args.data}
-    out = str(Path(args.runs) / f"{rule}-seed{args.seed}")
+    out = str(Path(args.runs) / f"{rule}-e{args.epochs}-seed{args.seed}")
     options = Options.from_flat({**given, "out": out, "overwrite": True, "report": False})
     training = Training(options)
     graph = training.plain_model.graphs[GRAPH]
@@ -133,7 +133,6 @@ def record(args: Arguments, rule: str) -> dict[str, Any]:
     return {
         "epochs": rows,
         "pairs": density_by_blocks(graph),
-        "seed": args.seed,
         "commit": commit(),
         "machine": machine("cpu"),
     }
@@ -143,9 +142,12 @@ def draw(records: dict[str, Any], path: Path) -> None:
     """Draw turnover, dead nodes and step sizes above, edges by pair of blocks below."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 3, figsize=(10, 6), layout="constrained")
+    columns = max(3, len(records))
+    figure, axes = plt.subplots(2, columns, figsize=(3.4 * columns, 6), layout="constrained")
+    for axis in (*axes[0, 3:], *axes[1, len(records) :]):
+        axis.remove()
     for number, (rule, recorded) in enumerate(records.items()):
-        rows, color = recorded["epochs"], f"C{(0, 3, 1, 2)[number]}"
+        rows, color = recorded["epochs"], COLORS.get(rule, f"C{4 + number}")
         epochs = [row["epoch"] for row in rows]
         if any(row["changed"] for row in rows):
             changed = [row["changed"] for row in rows]
@@ -154,10 +156,9 @@ def draw(records: dict[str, Any], path: Path) -> None:
         low, middle, high = zip(*(row["step_size"] for row in rows), strict=True)
         axes[0, 2].plot(epochs, middle, marker="o", color=color, label=rule)
         axes[0, 2].fill_between(epochs, low, high, color=color, alpha=0.15)
-        if number < 3:
-            _heatmap(axes[1, number], rule, recorded["pairs"])
+        _heatmap(axes[1, number], rule, recorded["pairs"])
     titles = ("edges that changed in the epoch", "dead nodes", "|Δw| / |w| of a step, by node")
-    for axis, title in zip(axes[0], titles, strict=True):
+    for axis, title in zip(axes[0, :3], titles, strict=True):
         axis.set(xlabel="epoch", title=title)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
@@ -187,11 +188,13 @@ def main() -> None:
     args = tyro.cli(Arguments, prog="python -m benchmarks.dynamics", description=__doc__)
     path = HERE / "dynamics.json"
     records = json.loads(path.read_text()) if path.exists() else {}
-    for rule in args.rules:
-        if rule not in records:
-            records[rule] = record(args, rule)
+    names = {rule: f"{rule}, {args.epochs} epochs, seed {args.seed}" for rule in args.rules}
+    for rule, name in names.items():
+        if name not in records:
+            records[name] = record(args, rule)
             atomically(path, lambda half: half.write_text(json.dumps(records, indent=1) + "\n"))
-    draw({rule: records[rule] for rule in args.rules}, HERE.parent / "docs/images/rules.png")
+    shown = {rule: records[name] for rule, name in names.items()}
+    draw(shown, HERE.parent / "docs/images/rules.png")
 
 
 if __name__ == "__main__":

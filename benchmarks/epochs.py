@@ -36,7 +36,10 @@ BASE = {
     "weight_decay": 5e-5,
 }
 
-RULES = ("dnw", "dnw_factored", "random", "no_update")
+COLORS = {"dnw": "C0", "dnw_factored": "C3", "random": "C1", "no_update": "C2"}
+"""Of rules in pictures."""
+
+RULES = tuple(COLORS)
 """Compared at every number of epochs."""
 
 VARIANTS: dict[str, dict[str, object]] = {
@@ -213,7 +216,7 @@ def draw(lines: Iterable[Line], path: Path) -> None:
 
     lines = list(lines)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for color, rule in zip(("C0", "C3", "C1", "C2"), RULES, strict=True):
+    for rule, color in COLORS.items():
         own = [line for line in lines if line.variant == rule]
         numbers = sorted({line.epochs for line in own})
         groups = [[line.top1 for line in own if line.epochs == n] for n in numbers]

@@ -71,8 +71,12 @@ def _keep_weights(new: NeuralGraph, wiring: nx.DiGraph, graph: NeuralGraph) -> T
     names, ids, weights = new.topology.names, [], new.weight.tolist()
     before: dict[tuple[Hashable, Hashable], float] = {}
     if any("weight" not in data for _, _, data in wiring.edges(data=True)):
+        known = graph.weight.detach().clone()
+        if all(data.get("real", True) for _, _, data in wiring.edges(data=True)):
+            real = graph.wiring()  # as in a pass, since no hallucinated edge is left beside them
+            known[real.edge_id] = real.edge_weight
         called, pairs = graph.topology.names, graph.topology.edge_index.t().tolist()
-        for (u, v), weight in zip(pairs, graph.weight.tolist(), strict=True):
+        for (u, v), weight in zip(pairs, known.tolist(), strict=True):
             before[called[u], called[v]] = weight
     for i, (u, v) in enumerate(new.topology.edge_index.t().tolist()):
         edge = names[u], names[v]

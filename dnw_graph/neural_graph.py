@@ -213,11 +213,12 @@ class NeuralGraph(Wired):
 
         Nodes go by :attr:`Topology.names` and have ``role``, ``block``, inputs and outputs
         ``channel``, and ``alive``: whether a real edge leads out, or it is an output. Edges have
-        ``weight``. :func:`dnw_graph.edited` makes a graph of it again.
+        ``weight``, as in a pass. :func:`dnw_graph.edited` makes a graph of it again.
 
         Args:
             candidates: Whether hallucinated edges are in it too; edges then say if they are
-                ``real``.
+                ``real``, and ``weight`` is what is trained, which a rule may replace in a pass
+                (:meth:`Rule.edge_weight`).
         """
         graph, wiring = nodes_to_networkx(self.topology), self.wiring()
         names, source = self.topology.names, wiring.edge_index[0].cpu()
@@ -225,14 +226,15 @@ class NeuralGraph(Wired):
         alive |= self.topology.role == Role.OUTPUT
         for name, lives in zip(names, alive.tolist(), strict=True):
             graph.nodes[name]["alive"] = lives
-        ids = wiring.edge_id.sort().values
         if candidates:
-            ids = torch.arange(self.topology.num_candidates, device=ids.device)
-        edges, weights = self.topology.edges(ids.cpu()).t(), self.weight.detach()[ids]
-        every = zip(edges.tolist(), weights.tolist(), wiring.mask[ids].tolist(), strict=True)
-        for (u, v), weight, real in every:
+            ids, weights = torch.arange(self.topology.num_candidates), self.weight.detach()
+        else:
+            ids, weights = wiring.edge_id.cpu(), wiring.edge_weight
+        edges = self.topology.edges(ids).t().tolist()
+        for (u, v), weight in zip(edges, weights.tolist(), strict=True):
             graph.add_edge(names[u], names[v], weight=weight)
-            if candidates:
+        if candidates:
+            for (u, v), real in zip(edges, wiring.mask.tolist(), strict=True):
                 graph.edges[names[u], names[v]]["real"] = real
         return graph
 

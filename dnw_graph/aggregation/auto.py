@@ -1,6 +1,7 @@
 """Picks a backend by what it costs."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -33,6 +34,10 @@ class Auto(Aggregation):
         if self._dense.supports(pull.block):
             return self._dense
         return self._sparse if weight.device.type == "cpu" else self._reference
+
+    def prepare(self, wiring: Wiring) -> Any:
+        """See :meth:`Aggregation.prepare`."""
+        return None if self._few(wiring) else self._dense.prepare(wiring)
 
     def whole_graph(self, wiring: Wiring) -> WholeGraph | None:
         """See :meth:`Aggregation.whole_graph`."""

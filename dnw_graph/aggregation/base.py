@@ -24,11 +24,14 @@ class Pull:
         block: The block whose inputs are wanted.
         sources: The blocks it may be fed by, in the order of the states that come along.
         wiring: The real edges of the whole graph.
+        prepared: What the backend's :meth:`~Aggregation.prepare` made of the wiring, if it was
+            asked.
     """
 
     block: Block
     sources: tuple[Block, ...]
     wiring: Wiring
+    prepared: Any = None
 
 
 class Aggregation(MessagePassing):  # type: ignore[misc]
@@ -46,7 +49,9 @@ class Aggregation(MessagePassing):  # type: ignore[misc]
 
     A backend supplies the three products; it has no parameters, and may be shared. In what follows
     :math:`Z` comes as one tensor ``[nodes, *features]`` a source block (for images the features are
-    ``B, H, W``) and the candidate weights of one block as ``[E of the block]``.
+    ``B, H, W``) and the candidate weights of one block as ``[E of the block]``. Of these a backend
+    takes the type and hands them their gradient; the values :math:`w_{uv}` of a pass are in
+    ``pull.wiring.edge_weight``, since a rule may replace them (:meth:`Rule.edge_weight`).
     """
 
     def __init__(self) -> None:
@@ -93,6 +98,10 @@ class Aggregation(MessagePassing):  # type: ignore[misc]
 
         A backend that is derived from another has none of its own until it says so.
         """
+        return None
+
+    def prepare(self, wiring: Wiring) -> Any:
+        """Return what all blocks of a pass share; they are given it as :attr:`Pull.prepared`."""
         return None
 
     def supports(self, block: Block) -> bool:

@@ -25,6 +25,10 @@ class Dense(Aggregation):
         """See :meth:`Aggregation.supports`."""
         return block.complete
 
+    def prepare(self, wiring: Wiring) -> Tensor:
+        """See :meth:`Aggregation.prepare`: the weights of all candidates ``[E]``."""
+        return wiring.candidate_weight
+
     def message_and_aggregate(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
         """See :meth:`Aggregation.message_and_aggregate`; here they are one matrix product."""
         matrix = self._matrix(pull, states[0].dtype)
@@ -58,8 +62,7 @@ class Dense(Aggregation):
         """See :meth:`Aggregation.whole_graph`."""
         return DenseWholeGraph(wiring) if type(self) is Dense else None
 
-    @staticmethod
-    def _matrix(pull: Pull, dtype: torch.dtype) -> Tensor:
+    def _matrix(self, pull: Pull, dtype: torch.dtype) -> Tensor:
         edges = pull.block.edges
-        weight = pull.wiring.candidate_weight[edges.start : edges.stop]
-        return weight.to(dtype).view(len(pull.block.nodes), -1)
+        weight = self.prepare(pull.wiring) if pull.prepared is None else pull.prepared
+        return weight[edges.start : edges.stop].to(dtype).view(len(pull.block.nodes), -1)

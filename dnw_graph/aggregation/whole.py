@@ -109,8 +109,9 @@ class DenseWholeGraph(WholeGraph):
 
     def __init__(self, wiring: Wiring) -> None:
         super().__init__(wiring)
-        self._mask = wiring.mask
         self._weight = wiring.candidate_weight
+        kept = wiring.with_gradient
+        self._kept = None if kept is None else kept.mask
 
     def pull(self, block: Block, states: ByBlock) -> Tensor:
         """See :class:`WholeGraph`."""
@@ -130,11 +131,9 @@ class DenseWholeGraph(WholeGraph):
     ) -> None:
         """See :class:`WholeGraph`."""
         self._correlate_all(block, state, grads, out)
-        wiring = self.wiring.with_gradient
-        if wiring is not None:
-            mask = self._mask if wiring is self.wiring else wiring.mask
+        if self._kept is not None:
             for target in grads:
-                kept = self._between(mask, block.index, target)
+                kept = self._between(self._kept, block.index, target)
                 self._between(out, block.index, target).mul_(kept)
 
     def _real(self, source: int, target: int, dtype: torch.dtype) -> Tensor:

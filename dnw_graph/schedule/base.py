@@ -43,16 +43,17 @@ class Flow:
         return self.wiring.topology
 
     def puller(self) -> PullFunction:
-        """Return what sums messages; made once a pass, since it splits the weights once."""
+        """Return what sums messages; made once a pass, since it prepares the weights once."""
         blocks = self.topology.blocks
         weights = self.weight.split([len(block.edges) for block in blocks])
+        prepared = self.aggregation.prepare(self.wiring)
 
         def pull(block: Block, messages: Sequence[Tensor]) -> Tensor:
             if not block.edges:
                 return messages[0].new_zeros(len(block.nodes), *messages[0].shape[1:])
             sources = tuple(blocks[i] for i in block.sources)
             given = [messages[i] for i in block.sources]
-            asked = Pull(block, sources, self.wiring)
+            asked = Pull(block, sources, self.wiring, prepared)
             total: Tensor = self.aggregation(asked, weights[block.index], given)
             return total
 

@@ -33,15 +33,15 @@ class SparseWeight(nn.Module):
         """Return the weight with zeros at hallucinated edges."""
         weight = whole(weight)
         chosen = self.choice.select(weight, self.training)
-        real = self._mask(chosen.edge_id, weight)
-        silent = weight.detach().masked_fill(real, 0)
-        if chosen.edge_weight is not None:  # what is to be taken away from real ones too
+        if chosen.edge_weight is None:
+            real = self._mask(chosen.edge_id, weight)
+            silent = weight.detach().masked_fill(real, 0)
+        else:  # something is taken away from real edges too
             silent = weight.detach() - self._spread(chosen.edge_weight, chosen.edge_id, weight)
-        if chosen.gradient_id is not None:
-            kept = self._mask(chosen.gradient_id, weight)
-            return (weight * kept) - (silent * kept)
         if not chosen.straight_through:
-            return weight * real
+            gradient_id = chosen.edge_id if chosen.gradient_id is None else chosen.gradient_id
+            passes = self._mask(gradient_id, weight)
+            weight = weight.detach() + (weight - weight.detach()) * passes  # as it is, to the bit
         return weight - silent  # w - w is 0 exactly, and its gradient is that of w
 
     def _mask(self, edge_id: Tensor, weight: Tensor) -> Tensor:

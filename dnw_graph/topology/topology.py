@@ -236,6 +236,22 @@ class Topology(Builders):
             self._copies[name] = (degree.to(device),)
         return self._copies[name][0]
 
+    def by_source_on(self, block: Block, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the candidates into a block in the order of their sources, on a device.
+
+        Returns:
+            Their places ``[E of the block]``, and where those out of each node begin ``[V + 1]``.
+        """
+        name = f"block {block.index} by source on {device}"
+        if name not in self._copies:
+            every = torch.arange(block.edges.start, block.edges.stop)
+            sources = self.edges(every)[0]
+            ordered, order = sources.sort(stable=True)
+            ends = torch.searchsorted(ordered, torch.arange(self.num_nodes + 1))
+            self._copies[name] = order.to(device), ends.to(device)
+        order, ends = self._copies[name]
+        return order, ends
+
     def _on(self, device: torch.device) -> tuple[Tensor, ...]:
         """Return what edges are looked up in on a device, copied there once."""
         name = str(device)

@@ -51,9 +51,7 @@ def _by_source(grad: Tensor, topology: Topology) -> Tensor:
         if block.complete:
             sums[sources] += part.view(len(block.nodes), -1).square().sum(0)
         else:
-            ordered, order = sources.sort(stable=True)
-            nodes = torch.arange(len(sums) + 1, dtype=ordered.dtype, device=grad.device)
-            ends = torch.searchsorted(ordered, nodes)
+            order, ends = topology.by_source_on(block, grad.device)
             sums += torch.segment_reduce(part[order].square(), "sum", offsets=ends)
     mean = sums / topology.out_degree_on(grad.device).clamp_min(1)
     return _inverse(mean, sums.sum() / topology.num_candidates)

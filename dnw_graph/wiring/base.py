@@ -132,7 +132,10 @@ class Rule(ABC):
         return None
 
     def init_state(self, candidates: Candidates) -> RuleState:
-        """Return what the rule remembers of a new graph; random draws use PyTorch's generator."""
+        """Return what the rule remembers of a new graph; random draws use PyTorch's generator.
+
+        It may also change the weights, in place.
+        """
         return {}
 
     @abstractmethod
@@ -195,7 +198,7 @@ class Rule(ABC):
 
         Args:
             candidates: As they are before the step.
-            grad: Gradient of the step ``[E]``, reduced over all processes.
+            grad: Gradient of the step ``[E]``, reduced over all processes, and clipped if it is.
             edge_id: Real edges of the forward pass ``[k]``, ascending.
         """
 

@@ -34,9 +34,8 @@ class Choice(nn.Module):
     """Asks a rule, on behalf of one tensor of candidate weights, of any shape and memory format.
 
     Candidate ``i`` is the ``i``-th weight by rows, the last index fastest, unless the rule wants
-    input channels last. Buffers hold what the
-    rule remembers, each under its name, and for a timed rule ``clock``: steps done, steps in all,
-    seed.
+    input channels last. Buffers hold what the rule remembers, each under its name, and for a timed
+    rule ``clock``: steps done, steps in all, seed.
 
     Args:
         rule: The rule.
@@ -96,7 +95,8 @@ class Choice(nn.Module):
         Raises:
             ValueError: Training with a rule that follows it, and no optimizer to be followed.
         """
-        if training and self._follows is None and self.rule.follows_training:
+        blind = self._follows is None and self.rule.follows_training
+        if training and blind and (self.rule.timed or torch.is_grad_enabled()):
             raise self._not_attached()
         if not self.rule.timed:
             return Moment(training=training)
@@ -129,8 +129,8 @@ class Choice(nn.Module):
         check_ids(selection.edge_id, len(candidates.weight))
         if selection.gradient_id is not None:
             check_ids(selection.gradient_id, len(candidates.weight))
-        if training:
-            self._edge_id = selection.edge_id
+        if training and self.rule.changes_gradients:
+            self._edge_id = selection.edge_id  # for before_step
         return selection
 
     def wiring(self, weight: Tensor, training: bool) -> Wiring:
@@ -144,12 +144,18 @@ class Choice(nn.Module):
             with torch.no_grad():
                 self.clock[0], self.clock[1] = 0, total_steps
 
+    def leave(self, follows: object) -> None:
+        """Follow no training any more, if it was this one."""
+        if self._follows is follows:
+            self._follows = None
+
     def before_step(self, follows: object, weight: nn.Parameter) -> None:
         """Let the rule change the gradient before a step."""
         if follows is not self._follows or weight.grad is None or not self.rule.changes_gradients:
             return
         candidates = self.candidates(whole(weight.detach()), training=True)
         edge_id = self.rule.select(candidates) if self._edge_id is None else self._edge_id
+        self._edge_id = None  # weights may be replaced before the next pass
         grad = self.flat(whole(weight.grad))
         self.rule.before_step(candidates, grad, edge_id)
         self._write(grad, weight.grad)

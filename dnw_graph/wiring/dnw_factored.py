@@ -32,7 +32,8 @@ class DNWFactored(Rule):
 
     Args:
         rate: Size of hallucinated gradients, relative to the threshold ``t``.
-        start: What hallucinated weights are multiplied by when the graph is made.
+        start: What hallucinated weights are multiplied by when the graph is made, or a layer made
+            sparse.
         soft: Whether real weights are made smaller by the largest hallucinated ``|w|``, so that an
             edge becomes real, or ceases to be, at weight 0 (:class:`SoftThreshold`).
 

@@ -1,22 +1,22 @@
 """What rules need of a training: its steps, its loss, and for some where to start from."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
-from dnw_graph.wiring.base import Rule, check_steps
-from dnw_graph.wiring.choice import choices, whole
+from dnw_graph.wiring.base import RULES, Rule, check_steps
+from dnw_graph.wiring.choice import Use, choices, whole
 
 
 def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> "Attachment":
     """Let the rules of all graphs in a model follow a training; call it before the first step.
 
-    Rules that change with time or do something after a step need it; for others it does nothing.
-    It sets their clocks to 0; load a checkpoint of the model afterwards to go on where that was.
+    Rules that change with time, or do something before or after a step, need it; for others it does
+    nothing. It sets their clocks to 0; load a checkpoint of the model afterwards to go on from
+    there.
 
     Args:
         model: The model.
@@ -24,11 +24,13 @@ def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> "Atta
         total_steps: Steps of the whole training.
 
     Returns:
-        Something whose ``remove()`` undoes it.
+        Something whose ``remove()`` undoes it, as leaving its ``with`` block does.
 
     Raises:
-        ValueError: No steps, or an optimizer that does not hold the weights of every graph. Frozen
-            ones it need not hold; their edges stay.
+        ValueError: No steps; an optimizer that does not hold the weights of every graph (frozen
+            ones it need not hold; their edges stay); weights that two graphs share, and a rule
+            that changes their gradient. In a step: gradients that a rule is to change and that are
+            still scaled for mixed precision.
 
     Warns:
         UserWarning: A rule that would never act in so few steps.
@@ -44,11 +46,20 @@ def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> "Atta
                 f"the optimizer does not hold the edge weights of {use.name or 'the graph'}; give "
                 "it model.parameters(), of the model as it is now"
             )
+    changing = [use for use in found if use.choice.rule.changes_gradients]
+    _check_shared(changing)
     token = object()
     for use in found:
         use.choice.start(token, total_steps)
 
     def before(used: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        if not changing:
+            return None
+        if getattr(used, "grad_scale", None) is not None:
+            raise ValueError(
+                f"rule {RULES.name_of(changing[0].choice.rule)} changes gradients, but these are "
+                "still scaled: call scaler.unscale_(optimizer) before scaler.step(optimizer)"
+            )
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             change_gradients()
@@ -63,28 +74,51 @@ def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> "Atta
 
     @torch.no_grad()
     def change_gradients() -> None:
-        for use in found:
+        for use in changing:
             use.choice.before_step(token, use.weight)
 
     def after(used: Optimizer, args: Any, kwargs: Any) -> None:
         for use in found:
             use.choice.after_step(token, use.weight, used)
 
-    return Attachment(
-        optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)
-    )
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+        for use in found:
+            use.choice.leave(token)
+
+    handles = (optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after))
+    return Attachment(undo)
+
+
+def _check_shared(uses: Sequence[Use]) -> None:
+    """Raise where a gradient would be changed once for each graph that shares the weight."""
+    names: dict[int, str] = {}
+    for use in uses:
+        other = names.setdefault(id(use.weight), use.name)
+        if other != use.name:
+            raise ValueError(
+                f"{other} and {use.name} share their weights, which rule "
+                f"{RULES.name_of(use.choice.rule)} cannot train: it changes their one gradient; "
+                "give each weights of its own, or take another rule"
+            )
 
 
 class Attachment:
     """What :func:`attach` did to an optimizer."""
 
-    def __init__(self, *handles: RemovableHandle) -> None:
-        self._handles = handles
+    def __init__(self, undo: Callable[[], None]) -> None:
+        self._undo = undo
 
     def remove(self) -> None:
         """Undo it."""
-        for handle in self._handles:
-            handle.remove()
+        self._undo()
+
+    def __enter__(self) -> "Attachment":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
 
 
 def penalty(model: nn.Module) -> Tensor | float:

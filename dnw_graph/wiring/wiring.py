@@ -68,8 +68,7 @@ class Wiring:
             edges = topology.edges(edge_id, target)
         others, gradient_id = None, selection.gradient_id
         if gradient_id is not None:
-            nothing = edge_weight.new_empty(0)
-            others = cls.of(Selection(gradient_id, False, None, nothing), nothing, topology)
+            others = cls.of(Selection(gradient_id, straight_through=False), weight, topology)
         return cls(
             edge_id=edge_id,
             rowptr=rowptr,
@@ -87,7 +86,7 @@ class Wiring:
 
     @property
     def with_gradient(self) -> "Wiring | None":
-        """The edges that have a gradient, as a wiring without weights; None for all candidates."""
+        """The edges that have a gradient, as a wiring of candidates' own weights; None for all."""
         if self.straight_through:
             return None
         return self if self.others is None else self.others
@@ -95,8 +94,8 @@ class Wiring:
     @property
     def mask(self) -> Tensor:
         """Which candidates are real ``[E]``, boolean; made when asked for."""
-        nothing = self.edge_id.new_zeros(self.topology.num_candidates, dtype=torch.bool)
-        return nothing.index_fill_(0, self.edge_id, True)
+        mask = self.edge_id.new_zeros(self.topology.num_candidates, dtype=torch.bool)
+        return mask.index_fill_(0, self.edge_id, True)
 
     @property
     def candidate_weight(self) -> Tensor:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dnw_graph import NeuralGraph, Rule, Topology, attach, freeze, sparsify
+from dnw_graph import NeuralGraph, Rule, Topology, attach, edited, freeze, sparsify
 from dnw_graph.wiring import Candidates, DNWFactored, top_k
 from dnw_graph.wiring._factors import divide_by_factors
 from tests.conftest import ready, relative_error
@@ -194,6 +195,106 @@ def test_removing_what_attach_did_removes_both_halves() -> None:
     raw = graph.weight.grad.clone()
     optimizer.step()
     assert torch.equal(graph.weight.grad, raw)
+    with pytest.raises(ValueError, match="has to be told of the steps"):
+        graph(torch.randn(4, 6))
+    first = attach(graph, optimizer, total_steps=5)
+    with attach(graph, torch.optim.SGD(graph.parameters(), lr=0.1), total_steps=5):
+        first.remove()  # is followed no longer, and leaves the second alone
+        graph(torch.randn(4, 6))
+    with pytest.raises(ValueError, match="has to be told of the steps"):
+        graph(torch.randn(4, 6))
+
+
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_gradients_of_fused_optimizers_have_to_be_unscaled_first(unscaled: bool) -> None:
+    graph = NeuralGraph(TOPOLOGY, rule="dnw_factored", num_edges=31, node="relu")
+    optimizer = torch.optim.SGD(graph.parameters(), lr=0.1, fused=True)
+    attach(graph, optimizer, total_steps=5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=128.0)
+    scaler.scale(graph(torch.randn(16, 6)).square().sum()).backward()
+    before, real = graph.weight.detach().clone(), graph.wiring().mask
+    if not unscaled:
+        with pytest.raises(ValueError, match=r"dnw_factored .* call scaler.unscale_\(optimizer\)"):
+            scaler.step(optimizer)
+        return
+    scaler.unscale_(optimizer)
+    raw = graph.weight.grad.clone()
+    scaler.step(optimizer)
+    assert torch.allclose((before - graph.weight.detach())[real], 0.1 * raw[real], atol=1e-6)
+
+
+def test_statistics_may_be_recomputed_by_a_copy_that_follows_no_training() -> None:
+    graph = NeuralGraph(TOPOLOGY, rule="dnw_factored", num_edges=31, node="norm_relu_conv")
+    loader = [torch.randn(4, 6, 5, 5)]
+    averaged = torch.optim.swa_utils.AveragedModel(graph)
+    torch.optim.swa_utils.update_bn(loader, averaged)
+    assert averaged.module.nodes[0].norm.num_batches_tracked == 1
+
+
+def test_a_pass_whose_weights_were_replaced_does_not_decide_the_next_step() -> None:
+    """As where a checkpoint is loaded between a pass and a step that has its own gradient."""
+    graph = NeuralGraph(TOPOLOGY, rule=Halved(), num_edges=31, node="relu")
+    optimizer = torch.optim.SGD(graph.parameters(), lr=0.1)
+    attach(graph, optimizer, total_steps=5)
+    graph(torch.randn(16, 6)).square().sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        graph.weight.copy_(torch.randn(TOPOLOGY.num_candidates))
+    real, before = graph.wiring().mask, graph.weight.detach().clone()
+    graph.weight.grad = torch.ones(TOPOLOGY.num_candidates)
+    optimizer.step()
+    moved = before - graph.weight.detach()
+    assert torch.allclose(moved[real], torch.full([31], 0.1), atol=1e-6)
+    assert torch.allclose(moved[~real], torch.full([len(moved) - 31], 0.05), atol=1e-6)
+
+
+def test_a_gradient_is_never_changed_twice() -> None:
+    layers = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    layers[2].weight = layers[0].weight
+    layers = sparsify(layers, 0.5, rule=Halved())  # they share what chooses, too
+    optimizer = torch.optim.SGD(layers.parameters(), lr=0.1)
+    attach(layers, optimizer, total_steps=5)
+    mask = layers.eval()[0].weight != 0
+    layers.train()(torch.randn(8, 6)).square().sum().backward()
+    weight = layers[0].parametrizations.weight.original
+    raw = weight.grad.clone()
+    optimizer.step()
+    assert torch.allclose(weight.grad, torch.where(mask, raw, raw / 2))
+    graphs = nn.ModuleList(NeuralGraph(TOPOLOGY, rule=Halved(), num_edges=31) for _ in range(2))
+    graphs[1].weight = graphs[0].weight
+    with pytest.raises(ValueError, match=r"0 and 1 share their weights, which rule Halved cannot"):
+        attach(graphs, torch.optim.SGD(graphs.parameters(), lr=0.1), total_steps=5)
+
+
+def test_exports_have_the_weights_of_a_pass() -> None:
+    torch.manual_seed(0)
+    graph, x = soft_graph(), torch.randn(4, 6)
+    exported = graph.to_networkx()
+    assert torch.allclose(edited(graph, exported)(x), graph(x), atol=1e-6)
+    data = graph.to_data()
+    weights = [exported.edges[edge]["weight"] for edge in data.edge_index.t().tolist()]
+    assert torch.equal(torch.tensor(weights), data.edge_weight)
+    assert torch.allclose(edited(graph, without_weights(exported))(x), graph(x), atol=1e-6)
+    full = graph.to_networkx(candidates=True)
+    trained = [full.edges[edge]["weight"] for edge in TOPOLOGY.edge_index.t().tolist()]
+    assert torch.equal(torch.tensor(trained), graph.weight.detach())
+    for whole in (full, without_weights(full)):
+        assert torch.allclose(edited(graph, whole).eval()(x), graph(x), atol=1e-6)
+
+
+def soft_graph() -> NeuralGraph:
+    """In evaluation, at weights where the threshold matters."""
+    graph = NeuralGraph(TOPOLOGY, rule="dnw_factored(start=0.9)", num_edges=31, node="relu")
+    real = graph.wiring()
+    assert float((graph.weight.detach()[real.edge_id] - real.edge_weight).abs().min()) > 0.01
+    return graph.eval()
+
+
+def without_weights(graph: nx.DiGraph) -> nx.DiGraph:
+    bare = graph.copy()
+    for _, _, data in bare.edges(data=True):
+        del data["weight"]
+    return bare
 
 
 def one_step(rule: Rule | str) -> tuple[NeuralGraph, Tensor, Tensor, Tensor]:
@@ -352,6 +453,51 @@ def test_soft_thresholds_reach_layers_and_frozen_networks() -> None:
     optimizer.step()
     x = torch.randn(3, 6, 7, 7)
     assert torch.allclose(freeze(graph.eval())(x), graph(x), atol=1e-5)
+
+
+class Shrunk(Rule):
+    """Has gradients for the even candidates only, and weights of half the size in a pass."""
+
+    def select(self, candidates: Candidates) -> Tensor:
+        return top_k(candidates.weight, candidates.num_edges)
+
+    def gradient_edges(self, candidates: Candidates, edge_id: Tensor) -> Tensor:
+        return torch.arange(0, len(candidates.weight), 2)
+
+    def edge_weight(self, candidates: Candidates, edge_id: Tensor) -> Tensor:
+        return candidates.weight[edge_id] / 2
+
+
+class ShrunkReal(Shrunk):
+    """Likewise, with gradients for real edges only."""
+
+    def straight_through(self, moment: object) -> bool:
+        return False
+
+    def gradient_edges(self, candidates: Candidates, edge_id: Tensor) -> None:
+        return None
+
+
+@pytest.mark.parametrize("rule", [Shrunk, ShrunkReal])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_layer_has_the_weights_and_gradients_that_its_rule_says(
+    rule: type[Rule], memory_format: torch.memory_format
+) -> None:
+    layer = nn.Conv2d(4, 6, 3).to(memory_format=memory_format)
+    plain = layer.weight.detach().clone()
+    sparsify(layer, 0.25, rule=rule)
+    real = top_k(plain.reshape(-1), 54)
+    wanted = torch.zeros(216)
+    wanted[real] = plain.reshape(-1)[real] / 2
+    weight = layer.weight
+    assert weight.is_contiguous(memory_format=memory_format)
+    assert torch.allclose(weight.reshape(-1), wanted, atol=1e-7)
+    assert int((weight != 0).sum()) == 54
+    weight.sum().backward()
+    passes = torch.zeros(216)
+    passes[real if rule is ShrunkReal else slice(0, None, 2)] = 1
+    grad = layer.parametrizations.weight.original.grad
+    assert torch.equal(grad.reshape(-1), passes)
 
 
 class Halved(Rule):
