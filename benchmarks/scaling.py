@@ -16,7 +16,7 @@ import tyro
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import Timing, alternate, machine
-from dnw_graph import NeuralGraph, Topology, _arena
+from dnw_graph import NeuralGraph, Topology, _arena, attach
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,14 @@ class Size:
         edges: Number of real edges.
         batch: Number of images.
         side: Height and width of the maps, in pixels.
+        rule: How edges are chosen.
     """
 
     topology: Topology
     edges: int
     batch: int = 16
     side: int = 14
+    rule: str = "dnw"
 
 
 def by_nodes() -> Iterable[tuple[int, Size]]:
@@ -88,6 +90,30 @@ def by_images() -> Iterable[tuple[int, Size]]:
         yield batch, Size(topology, 72_991, batch)
 
 
+EXPLORING = "gse(every=1)"
+"""The rule that never has a number for each candidate, at its slowest: edges change every step."""
+
+
+def by_unseen_candidates() -> Iterable[tuple[int, Size]]:
+    """As many nodes in fewer and wider complete blocks, each fed by the one before."""
+    for blocks in (64, 32, 16, 8, 4):
+        topology = Topology.layered([16_384 // blocks] * blocks, skip=False)
+        yield topology.num_candidates, Size(topology, 100_000, batch=4, side=4, rule=EXPLORING)
+
+
+def by_edges_alone() -> Iterable[tuple[int, Size]]:
+    """More real edges of the same 50 million candidates."""
+    topology = Topology.layered([4096] * 4, skip=False)
+    for edges in (62_500, 125_000, 250_000, 500_000, 1_000_000, 2_000_000):
+        yield edges, Size(topology, edges, batch=4, side=4, rule=EXPLORING)
+
+
+def huge() -> Size:
+    """101,000 nodes, 100 million candidates, 500,000 real edges."""
+    topology = Topology.layered([1000] * 101, skip=False)
+    return Size(topology, edges=500_000, batch=4, side=4, rule=EXPLORING)
+
+
 def large() -> Size:
     """100,000 nodes in ten blocks, 5 million candidates drawn at random, 200,000 real edges."""
     generator = torch.Generator().manual_seed(0)
@@ -109,16 +135,19 @@ STUDIES: dict[str, Callable[[], Iterable[tuple[int, Size]]]] = {
     "E, candidates, complete blocks": by_complete_candidates,
     "k, real edges": by_edges,
     "B, images": by_images,
+    "E, candidates, rule gse": by_unseen_candidates,
+    "k, real edges, rule gse": by_edges_alone,
 }
 
 
 def make_step(size: Size, device: str) -> Callable[[], object]:
     """Return what runs one training step of one graph."""
     torch.manual_seed(0)
-    graph = NeuralGraph(size.topology, num_edges=size.edges).to(device)
+    graph = NeuralGraph(size.topology, rule=size.rule, num_edges=size.edges).to(device)
     inputs = size.topology.num_inputs
     x = torch.randn(size.batch, inputs, size.side, size.side, device=device, requires_grad=True)
     optimizer = torch.optim.SGD(graph.parameters(), lr=1e-6)
+    attach(graph, optimizer, total_steps=10**6)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -169,11 +198,15 @@ def main() -> None:
             print(f"| {number:,} | {timing} | {held / 1e6:,.1f} |")
         growth = exponent(sizes, [float(m) for m in memory])
         print(f"| exponent | {slope:.2f} | {growth:.2f} |\n", flush=True)
-    step = make_step(large(), args.device)
-    timing = alternate({"step": step}, args.repeats, args.device, warmup=2)["step"]
-    held = allocated(step, args.device)
-    print("100,000 nodes, 5,000,000 candidates, 200,000 real edges, 4 images of 4x4 pixels:")
-    print(f"{timing} ms, {held / 1e6:,.1f} MB a step")
+    for size in (large(), huge()):
+        step, topology = make_step(size, args.device), size.topology
+        timing = alternate({"step": step}, args.repeats, args.device, warmup=2)["step"]
+        held = allocated(step, args.device)
+        print(
+            f"{topology.num_nodes:,} nodes, {topology.num_candidates:,} candidates, {size.edges:,} "
+            f"real edges, {size.batch} images of {size.side}x{size.side} pixels, rule {size.rule}: "
+            f"{timing} ms, {held / 1e6:,.1f} MB a step\n"
+        )
     if args.plot:
         draw(curves, args.plot)
 

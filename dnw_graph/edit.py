@@ -57,21 +57,23 @@ def edited(
         **graph.functions,
     ).to(graph.weight)
     with torch.no_grad():
-        ids = _keep_weights(new, wiring, graph)
+        weights, ids = _weights(new, wiring, graph)
         if "edge_id" in new.choice._buffers:
-            _fix(new, new.choice.get_buffer("edge_id"), ids)
+            _fix(weights, new.choice.get_buffer("edge_id"), ids)
+        new.choice.set_weights_of_candidates(new.weight, weights)
         new.weight.requires_grad_(graph.weight.requires_grad)
         for ours, theirs in ((new.nodes, graph.nodes), (new.messages, graph.messages)):
             _keep_functions(ours, new.topology, theirs, graph.topology)
     return new.train(graph.training)
 
 
-def _keep_weights(new: NeuralGraph, wiring: nx.DiGraph, graph: NeuralGraph) -> Tensor:
-    """Give edges their weights; return the ids of those that are to be real."""
-    names, ids, weights = new.topology.names, [], new.weight.tolist()
+def _weights(new: NeuralGraph, wiring: nx.DiGraph, graph: NeuralGraph) -> tuple[Tensor, Tensor]:
+    """Return the weights of candidates ``[E]``, and the ids of those that are to be real."""
+    names, ids = new.topology.names, []
+    weights = new.choice.weights_of_candidates(new.weight).tolist()
     before: dict[tuple[Hashable, Hashable], float] = {}
     if any("weight" not in data for _, _, data in wiring.edges(data=True)):
-        known = graph.weight.detach().clone()
+        known = graph.choice.weights_of_candidates(graph.weight)
         if all(data.get("real", True) for _, _, data in wiring.edges(data=True)):
             real = graph.wiring()  # as in a pass, since no hallucinated edge is left beside them
             known[real.edge_id] = real.edge_weight
@@ -89,15 +91,15 @@ def _keep_weights(new: NeuralGraph, wiring: nx.DiGraph, graph: NeuralGraph) -> T
             ) from None
         if data.get("real", True):
             ids.append(i)
-    new.weight.copy_(torch.tensor(weights, dtype=torch.float64))
-    return torch.tensor(ids, dtype=torch.int64)
+    kept = torch.tensor(weights, dtype=torch.float64, device=new.weight.device)
+    return kept, torch.tensor(ids, dtype=torch.int64)
 
 
-def _fix(new: NeuralGraph, fixed: Tensor, ids: Tensor) -> None:
+def _fix(weights: Tensor, fixed: Tensor, ids: Tensor) -> None:
     """Let a rule that keeps the edges it drew keep these instead, as far as the budget goes."""
     ids = ids.to(fixed.device)
     if len(ids) > len(fixed):
-        ids = ids[new.weight[ids].abs().topk(len(fixed)).indices]
+        ids = ids[weights[ids].abs().topk(len(fixed)).indices]
     others = fixed[~torch.isin(fixed, ids)]
     fixed.copy_(torch.cat([ids, others[: len(fixed) - len(ids)]]).sort().values)
 

@@ -97,7 +97,7 @@ class NeuralGraph(Wired):
         self.schedule.check(topology)
         self._check_backend()
         self.choice = Choice(rule, topology, rule.budget(num_edges, topology.num_candidates))
-        self.weight = nn.Parameter(torch.empty(topology.num_candidates))
+        self.weight = nn.Parameter(torch.empty(self.choice.num_weights))
         #: What node functions and messages were asked for, by argument.
         self.functions: dict[str, Any] = {
             "node": node,
@@ -163,9 +163,10 @@ class NeuralGraph(Wired):
         """Return the states of the output nodes; see the class for shapes."""
         self._check_input(x)
         self.evaluations = {}
+        wiring = self.wiring(self.training)
         flow = Flow(
-            wiring=self.wiring(self.training),
-            weight=self.weight,
+            wiring=wiring,
+            weight=wiring.trained(self.weight),
             aggregation=self.aggregation,
             nodes=list(self.nodes),
             messages=list(self.messages),
@@ -227,7 +228,8 @@ class NeuralGraph(Wired):
         for name, lives in zip(names, alive.tolist(), strict=True):
             graph.nodes[name]["alive"] = lives
         if candidates:
-            ids, weights = torch.arange(self.topology.num_candidates), self.weight.detach()
+            ids = torch.arange(self.topology.num_candidates)
+            weights = self.choice.weights_of_candidates(self.weight)
         else:
             ids, weights = wiring.edge_id.cpu(), wiring.edge_weight
         edges = self.topology.edges(ids).t().tolist()
@@ -247,8 +249,8 @@ class NeuralGraph(Wired):
         broken = (~self.weight.isfinite()).nonzero().flatten()
         if len(broken):
             raise ValueError(
-                f"every edge weight must be finite, but {len(broken):,} are not, "
-                f"the first with id {int(broken[0])}"
+                f"every edge weight must be finite, but {len(broken):,} are not, the first "
+                f"weight[{int(broken[0])}]"
             )
         self.wiring().validate()
 

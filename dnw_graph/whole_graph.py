@@ -31,7 +31,7 @@ def run(flow: Flow, schedule: Schedule, x: Tensor) -> Tensor | None:
         States ``[outputs, B, H / stride, W / stride]``, by number of the node.
     """
     blocks, nodes = flow.topology.blocks, flow.nodes
-    if type(schedule) is not Static or x.dim() != 4:
+    if type(schedule) is not Static or x.dim() != 4 or flow.wiring.sampler is not None:
         return None
     ends = {block.index for block in blocks if block.role == Role.OUTPUT}
     if not all(map(_known, blocks, nodes, flow.messages)):

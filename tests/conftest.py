@@ -14,7 +14,9 @@ import dnw_graph  # first: it quiets what PyTorch Geometric warns of on import
 from dnw_graph import NeuralGraph
 from dnw_graph.wiring import RULES
 
-OFTEN = {rule: f"{rule}(every=2)" for rule in ("set", "rigl")}  # by default longer than tests are
+OFTEN = {
+    rule: f"{rule}(every=2)" for rule in ("set", "rigl", "gse")
+}  # by default longer than tests are
 BUDGETED = [OFTEN.get(rule, rule) for rule in RULES if rule != "n_of_m"]  # it has its own budget
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -27,9 +27,9 @@ class NetworkOptions:
     num_edges: tuple[int, ...] | None = None
     """Real edges of each graph, in place of the width's."""
     rule: str | None = None
-    """How edges are chosen: complete, dnw, dnw_factored, fine_tune, l1_anneal, lottery, n_of_m,
-    no_update, random, rigl, set, soft_threshold, sr_ste, targeted_dropout or top_kast, if need be
-    with arguments, "rigl(every=50)" (docs/rules.md); dnw unless given."""
+    """How edges are chosen: complete, dnw, dnw_factored, fine_tune, gse, l1_anneal, lottery,
+    n_of_m, no_update, random, rigl, set, soft_threshold, sr_ste, targeted_dropout or top_kast, if
+    need be with arguments, "rigl(every=50)" (docs/rules.md); dnw unless given."""
     norm_eps: float | None = None
     """Added to variances by normalisation in a MobileNet; 1e-3, MobileNetV1's own, unless given;
     PyTorch's is 1e-5."""

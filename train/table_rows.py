@@ -123,6 +123,7 @@ TABLES = {
             _row2("fine_tune_0.001", "fine-tune, α = 0.001 †", "88.7 ± 0.2", "complete"),
             _row2("set", "SET", None),
             _row2("rigl", "RigL", None),
+            _row2("gse", "GSE", None),
             _row2("dnw_factored", "DNW with factored gradients", None),
             _row2("sr_ste", "SR-STE", None),
             _row2("top_kast", "Top-KAST", None),

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch_geometric.nn import MessagePassing
 from dnw_graph._registry import PartRegistry
 from dnw_graph.aggregation.whole import WholeGraph
 from dnw_graph.topology import Block
-from dnw_graph.wiring import Wiring
+from dnw_graph.wiring import Sampler, Wiring
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Aggregation(MessagePassing):  # type: ignore[misc]
     :math:`Z` comes as one tensor ``[nodes, *features]`` a source block (for images the features are
     ``B, H, W``) and the candidate weights of one block as ``[E of the block]``. Of these a backend
     takes the type and hands them their gradient; the values :math:`w_{uv}` of a pass are in
-    ``pull.wiring.edge_weight``, since a rule may replace them (:meth:`Rule.edge_weight`).
+    ``pull.wiring.edge_weight``, since a rule may replace them (:meth:`Rule.edge_weight`). Where
+    only real edges have weights, :math:`E` is to be read as :math:`k` (:meth:`Wiring.span`).
     """
 
     def __init__(self) -> None:
@@ -128,9 +129,28 @@ class _StraightThrough(torch.autograd.Function):
         to_weight, to_states = None, [None] * len(states)
         if ctx.needs_input_grad[2]:
             to_weight = ctx.backend.gradient_to_weight(ctx.pull, weight, states, grad)
+            if ctx.pull.wiring.sampler is not None:
+                _show(ctx.pull.wiring.sampler, ctx.backend, ctx.pull, weight, states, grad)
         if any(ctx.needs_input_grad[3:]):
             to_states = ctx.backend.gradient_to_states(ctx.pull, weight, states, grad)
         return None, None, to_weight, *to_states
+
+
+def _show(
+    sampler: Sampler,
+    backend: Aggregation,
+    pull: Pull,
+    weight: Tensor,
+    states: Sequence[Tensor],
+    grad: Tensor,
+) -> None:
+    """Let a sampler see a block in the backward, and compute the gradients that it asks for."""
+
+    def correlate(wiring: Wiring) -> Tensor:
+        asked = replace(pull, wiring=wiring)
+        return backend.gradient_to_weight(asked, weight.new_zeros(len(wiring.place)), states, grad)
+
+    sampler.observe(pull.block, states, grad, correlate)
 
 
 BACKENDS = PartRegistry("backend", Aggregation)

@@ -56,11 +56,16 @@ class Dense(Aggregation):
         wiring = pull.wiring.with_gradient
         if wiring is None:
             return out
+        if wiring.slot is not None:
+            span = wiring.span(pull.block)
+            return out[wiring.edge_id[span.start : span.stop] - pull.block.edges.start]
         return out * wiring.mask[pull.block.edges.start : pull.block.edges.stop]
 
     def whole_graph(self, wiring: Wiring) -> WholeGraph | None:
         """See :meth:`Aggregation.whole_graph`."""
-        return DenseWholeGraph(wiring) if type(self) is Dense else None
+        if type(self) is not Dense or wiring.slot is not None:
+            return None
+        return DenseWholeGraph(wiring)
 
     def _matrix(self, pull: Pull, dtype: torch.dtype) -> Tensor:
         edges = pull.block.edges

@@ -36,12 +36,13 @@ class Sparse(Aggregation):
         """See :meth:`Aggregation.gradient_to_weight`."""
         wiring = pull.wiring.with_gradient
         if wiring is not None:
-            edges = wiring.edge_id, wiring.edge_index[0], wiring.rowptr
-            return _kernels.correlate(weight, *edges, *_place(pull), list(states), grad)
+            edges = wiring.place, wiring.edge_index[0], wiring.rowptr
+            at = _place(pull, wiring)
+            return _kernels.correlate(weight, *edges, *at, list(states), grad)
         if pull.block.complete:
             return _matmul.outer(list(states), grad, weight.dtype)
-        candidates = self._all_candidates(pull)
-        return _kernels.correlate(weight, *candidates, *_place(pull), list(states), grad)
+        candidates, at = self._all_candidates(pull), _place(pull, pull.wiring)
+        return _kernels.correlate(weight, *candidates, *at, list(states), grad)
 
     def whole_graph(self, wiring: Wiring) -> WholeGraph | None:
         """See :meth:`Aggregation.whole_graph`."""
@@ -49,8 +50,8 @@ class Sparse(Aggregation):
 
     @staticmethod
     def _real_edges(pull: Pull) -> tuple[Tensor, Tensor, Tensor, list[int], list[int]]:
-        wiring, (place, starts) = pull.wiring, _place(pull)
-        return wiring.edge_weight, wiring.edge_index[0], wiring.rowptr, place[:2], starts
+        wiring, nodes = pull.wiring, [pull.block.nodes.start, pull.block.nodes.stop]
+        return wiring.edge_weight, wiring.edge_index[0], wiring.rowptr, nodes, _starts(pull)
 
     @staticmethod
     def _all_candidates(pull: Pull) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,8 +60,11 @@ class Sparse(Aggregation):
         return edge_id, topology.edges(edge_id)[0], topology.rowptr - edges.start
 
 
-def _place(pull: Pull) -> tuple[list[int], list[int]]:
+def _place(pull: Pull, wiring: Wiring) -> tuple[list[int], list[int]]:
     """Return where a block stands, and the first node of each source block."""
-    block = pull.block
-    starts = [source.nodes.start for source in pull.sources]
-    return [block.nodes.start, block.nodes.stop, block.edges.start], starts
+    nodes = pull.block.nodes
+    return [nodes.start, nodes.stop, wiring.span(pull.block).start], _starts(pull)
+
+
+def _starts(pull: Pull) -> list[int]:
+    return [source.nodes.start for source in pull.sources]

@@ -45,7 +45,7 @@ class WholeGraph(ABC):
     def correlate(
         self, block: Block, state: Tensor, grads: ByBlock, edges: Any, out: Tensor
     ) -> None:
-        """Write the gradients to the weights of the candidates out of a block into ``out [E]``.
+        """Write gradients to what is trained of the edges out of a block into ``out``.
 
         Of the wiring's :attr:`~Wiring.with_gradient` where not of all; ``out`` comes as zeros.
         """
@@ -80,9 +80,9 @@ class SparseWholeGraph(WholeGraph):
         ptr, target, order = _by_source(wiring)
         real = wiring.edge_weight[order], ptr, target
         if other is None or other is wiring:
-            return real, (ptr, target, wiring.edge_id[order])
+            return real, (ptr, target, wiring.place[order])
         ptr, target, order = _by_source(other)
-        return real, (ptr, target, other.edge_id[order])
+        return real, (ptr, target, other.place[order])
 
     def push(self, block: Block, grads: ByBlock, edges: Any, out: Tensor) -> None:
         """See :class:`WholeGraph`."""

@@ -302,5 +302,5 @@ def real_edges(model: nn.Module) -> dict[str, tuple[Ids, int]]:
     for name, choice, weight in choices(model):
         edge_id = choice.select(weight.detach(), training=False).edge_id
         ids = torch.sort(edge_id).values.cpu().numpy().astype(np.int64)
-        found[name or "graph"] = ids, weight.numel()
+        found[name or "graph"] = ids, choice.topology.num_candidates
     return found

@@ -23,7 +23,7 @@ class Flow:
 
     Attributes:
         wiring: The real edges.
-        weight: Candidate weights ``[E]``.
+        weight: Candidate weights ``[E]``, or those of real edges (:meth:`Wiring.trained`).
         aggregation: How messages are summed.
         nodes: Node function of each block.
         messages: What a block sends, given its states: a module a block.
@@ -45,7 +45,7 @@ class Flow:
     def puller(self) -> PullFunction:
         """Return what sums messages; made once a pass, since it prepares the weights once."""
         blocks = self.topology.blocks
-        weights = self.weight.split([len(block.edges) for block in blocks])
+        weights = self.weight.split([len(self.wiring.span(block)) for block in blocks])
         prepared = self.aggregation.prepare(self.wiring)
 
         def pull(block: Block, messages: Sequence[Tensor]) -> Tensor:

@@ -98,7 +98,9 @@ def _chosen(module: nn.Module, keep_dense: Sequence[str]) -> dict[str, Layer]:
 
 
 def _check_fit(rule: Rule, layers: Mapping[str, Layer]) -> None:
-    reasons = {name: rule.unfit(layer.weight.shape) for name, layer in layers.items()}
+    reasons = {
+        name or "the layer": rule.unfit(layer.weight.shape) for name, layer in layers.items()
+    }
     unfit = [f"{name} ({reason})" for name, reason in reasons.items() if reason]
     if unfit:
         more = f", and {len(unfit) - 5} more" if len(unfit) > 5 else ""

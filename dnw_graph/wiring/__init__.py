@@ -6,9 +6,11 @@ from dnw_graph.wiring.complete import Complete
 from dnw_graph.wiring.dnw import DNW, NoUpdate
 from dnw_graph.wiring.dnw_factored import DNWFactored
 from dnw_graph.wiring.fixed import FineTune, Lottery, Random
+from dnw_graph.wiring.gse import GSE
 from dnw_graph.wiring.l1_anneal import L1Anneal
 from dnw_graph.wiring.n_of_m import NOfM
 from dnw_graph.wiring.rewire import SET, RigL
+from dnw_graph.wiring.sampling import Sampler
 from dnw_graph.wiring.select import top_k
 from dnw_graph.wiring.soft_threshold import SoftThreshold
 from dnw_graph.wiring.sr_ste import SRSTE
@@ -19,6 +21,7 @@ from dnw_graph.wiring.wiring import Wiring
 
 __all__ = [
     "DNW",
+    "GSE",
     "RULES",
     "SET",
     "SRSTE",
@@ -37,6 +40,7 @@ __all__ = [
     "RigL",
     "Rule",
     "RuleState",
+    "Sampler",
     "SoftThreshold",
     "TargetedDropout",
     "TopKAST",

@@ -53,11 +53,14 @@ class Candidates:
     """What a rule chooses from.
 
     Attributes:
-        weight: Candidate weights ``[E]``, without a gradient.
+        weight: Candidate weights ``[E]``, without a gradient; those of real edges ``[k]``, in any
+            order, if the rule is :attr:`~Rule.compact`.
         num_edges: The budget ``k``.
         topology: The candidates.
         state: What :meth:`Rule.init_state` returned for this graph.
         moment: When it is asked.
+        sampled: After a step, ids ``[n]``, ascending, and gradients ``[n]`` of hallucinated edges,
+            where :meth:`Rule.num_sampled` asked for some.
     """
 
     weight: Tensor
@@ -65,6 +68,7 @@ class Candidates:
     topology: Topology
     state: RuleState
     moment: Moment
+    sampled: tuple[Tensor, Tensor] | None = None
 
 
 class Rule(ABC):
@@ -85,6 +89,10 @@ class Rule(ABC):
 
     #: Whether the rule itself says how many candidates are real, rather than the user.
     sets_budget: bool = False
+
+    #: Whether only real edges have weights. Then what is trained is ``[k]``, and the
+    #: :meth:`selection` says which weight is whose.
+    compact: bool = False
 
     @property
     def timed(self) -> bool:
@@ -183,6 +191,10 @@ class Rule(ABC):
             gradient_id,
             self.edge_weight(candidates, edge_id),
         )
+
+    def num_sampled(self, candidates: Candidates) -> int:
+        """Return of how many hallucinated edges the gradients are to be sampled in this pass."""
+        return 0
 
     def penalty(self, weight: Tensor, moment: Moment) -> Tensor | None:
         """Return what is to be added to the loss, with a gradient to ``weight [E]``."""

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 from dnw_graph.topology import Topology
 from dnw_graph.wiring.base import RULES, Candidates, Moment, Rule
+from dnw_graph.wiring.sampling import Sampler
 from dnw_graph.wiring.wiring import Selection, Wiring, check_ids
 
 
@@ -51,10 +53,33 @@ class Choice(nn.Module):
         self._read: tuple[int, list[int]] | None = None
         self._follows: object = None
         self._edge_id: Tensor | None = None
+        self._sampler: Sampler | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # An optimizer follows the original only.
-        return {**self.__dict__, "_follows": None, "_edge_id": None}
+        return {**self.__dict__, "_follows": None, "_edge_id": None, "_sampler": None}
+
+    @property
+    def num_weights(self) -> int:
+        """How many weights are trained: one a candidate, or one a real edge."""
+        return self.num_edges if self.rule.compact else self.topology.num_candidates
+
+    @torch.no_grad()
+    def weights_of_candidates(self, weight: Tensor) -> Tensor:
+        """Return weights ``[E]``, 0 where hallucinated edges have none."""
+        if not self.rule.compact:
+            return self.flat(weight.detach()).clone()
+        wiring = self.wiring(weight, training=False)
+        return wiring.candidate_weight.clone()
+
+    @torch.no_grad()
+    def set_weights_of_candidates(self, weight: Tensor, values: Tensor) -> None:
+        """Set weights to those of ``[E]``, as far as edges have one."""
+        if not self.rule.compact:
+            weight.copy_(self.shaped(values, weight))
+        else:
+            wiring = self.wiring(weight, training=False)
+            weight[wiring.slot] = values[wiring.edge_id].to(weight)
 
     def flat(self, weight: Tensor) -> Tensor:
         """Return weights as ``[E]``: a view of contiguous ones, a copy of others."""
@@ -126,16 +151,29 @@ class Choice(nn.Module):
         """Return what the rule decides for a pass with these weights."""
         candidates = self.candidates(weight, training)
         selection = self.rule.selection(candidates)
-        check_ids(selection.edge_id, len(candidates.weight))
+        check_ids(selection.edge_id, self.topology.num_candidates)
         if selection.gradient_id is not None:
-            check_ids(selection.gradient_id, len(candidates.weight))
+            check_ids(selection.gradient_id, self.topology.num_candidates)
         if training and self.rule.changes_gradients:
             self._edge_id = selection.edge_id  # for before_step
         return selection
 
     def wiring(self, weight: Tensor, training: bool) -> Wiring:
         """Return the real edges at weights ``[E]``."""
-        return Wiring.of(self.select(weight, training), weight, self.topology)
+        wiring = Wiring.of(self.select(weight, training), weight, self.topology)
+        if training and torch.is_grad_enabled():
+            number = self.rule.num_sampled(self.candidates(weight, training))
+            if number:
+                return replace(wiring, sampler=self._sampling(wiring, number))
+        return wiring
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _sampling(self, wiring: Wiring, number: int) -> Sampler:
+        """Return what samples in this step."""
+        if self._sampler is None:
+            generator = self.moment(training=True).generator(wiring.edge_id.device)
+            self._sampler = Sampler(self.topology, wiring.edge_id, number, generator)
+        return self._sampler
 
     def start(self, follows: object, total_steps: int) -> None:
         """Set the clock to 0 of some steps, which ``follows`` counts."""
@@ -169,12 +207,16 @@ class Choice(nn.Module):
             moment = Moment(step, total, seed, training=True)
         else:
             moment = Moment(training=True)
+        sampler, self._sampler = self._sampler, None
         if not weight.requires_grad or not self.rule.acts(moment):
             return
         flat = self.flat(whole(weight.detach()))
         grad = None if weight.grad is None else self.flat(whole(weight.grad))
         forget = _Forget(self, weight, optimizer)
-        self.rule.after_step(self._candidates(flat, moment), grad, forget)
+        candidates = self._candidates(flat, moment)
+        if sampler is not None:
+            candidates = replace(candidates, sampled=sampler.result())
+        self.rule.after_step(candidates, grad, forget)
         self._write(flat, weight)
 
     def _tick(self) -> list[int]:
@@ -208,7 +250,7 @@ class Wired(nn.Module):
     @property
     @abstractmethod
     def candidate_weight(self) -> nn.Parameter:
-        """The candidate weights ``[E]``."""
+        """The candidate weights ``[E]``, or those of real edges ``[k]`` if the rule is compact."""
 
 
 class Use(NamedTuple):

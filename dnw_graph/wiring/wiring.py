@@ -1,12 +1,15 @@
 """The real edges of one forward pass."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dnw_graph.topology import Topology
+from dnw_graph.topology import Block, Topology
+
+if TYPE_CHECKING:
+    from dnw_graph.wiring.sampling import Sampler
 
 
 class Selection(NamedTuple):
@@ -17,12 +20,14 @@ class Selection(NamedTuple):
         straight_through: Whether every candidate has a gradient.
         gradient_id: Where not, ids of those that have one, ascending; the real edges if None.
         edge_weight: Weights of the real edges in the pass ``[k]``, if not the candidates' own.
+        slot: Where no other edges have weights, which of these is that of each real edge ``[k]``.
     """
 
     edge_id: Tensor
     straight_through: bool
     gradient_id: Tensor | None = None
     edge_weight: Tensor | None = None
+    slot: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Wiring:
         straight_through: Whether every candidate has a gradient.
         others: Where not, the edges that have one, if they are not the real ones.
         edges: What :attr:`edge_index` is, unless all candidates are real.
+        slot: Where only real edges have weights, which of these is that of each ``[k]``.
+        sampler: What is to see the states and gradients of the pass, if anything.
     """
 
     edge_id: Tensor
@@ -47,6 +54,8 @@ class Wiring:
     straight_through: bool
     others: "Wiring | None"
     edges: Tensor | None
+    slot: Tensor | None = None
+    sampler: "Sampler | None" = None
 
     @classmethod
     def of(cls, selection: Selection, weight: Tensor, topology: Topology) -> "Wiring":
@@ -54,13 +63,15 @@ class Wiring:
 
         Args:
             selection: What it selected.
-            weight: Candidate weights ``[E]``.
+            weight: Candidate weights ``[E]``, or those of real edges only ``[k]`` where it says
+                which is whose.
             topology: The candidates.
         """
         edge_id, edge_weight = selection.edge_id, selection.edge_weight
         if edge_weight is None:
-            weight = weight.detach()
-            edge_weight = weight if len(edge_id) == len(weight) else weight[edge_id]
+            weight, slot = weight.detach(), selection.slot
+            everything = slot is None and len(edge_id) == len(weight)
+            edge_weight = weight if everything else weight[edge_id if slot is None else slot]
         rowptr, edges = torch.searchsorted(edge_id, topology.rowptr_on(edge_id.device)), None
         if len(edge_id) < topology.num_candidates:
             nodes = torch.arange(topology.num_nodes, device=edge_id.device)
@@ -77,6 +88,7 @@ class Wiring:
             straight_through=selection.straight_through,
             others=others,
             edges=edges,
+            slot=selection.slot,
         )
 
     @property
@@ -90,6 +102,28 @@ class Wiring:
         if self.straight_through:
             return None
         return self if self.others is None else self.others
+
+    def trained(self, weight: Tensor) -> Tensor:
+        """Return what is trained in the order of edges: ``[E]``, or ``[k]`` if only real ones.
+
+        Args:
+            weight: What is trained, as it is stored.
+        """
+        return weight if self.slot is None else weight.index_select(0, self.slot)
+
+    def span(self, block: Block) -> range:
+        """Return which of :meth:`trained` are weights of edges into a block."""
+        if self.slot is None:
+            return block.edges
+        ends = self.rowptr[[block.nodes.start, block.nodes.stop]].tolist()
+        return range(*ends)
+
+    @property
+    def place(self) -> Tensor:
+        """Which of :meth:`trained` is the weight of each real edge ``[k]``."""
+        if self.slot is None:
+            return self.edge_id
+        return torch.arange(len(self.edge_id), device=self.edge_id.device)
 
     @property
     def mask(self) -> Tensor:

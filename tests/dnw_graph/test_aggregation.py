@@ -27,11 +27,14 @@ NODES = {
 def by_einsum(graph: NeuralGraph, x: Tensor, kind: str) -> Tensor:
     """Evaluate a static graph with one dense matrix, node functions in [B, C, H, W]."""
     topology = graph.topology
-    hallucinated = graph.weight - graph.weight.detach()  # 0, with a gradient of 1
-    wiring = graph.wiring(training=True)
+    wiring, weight = graph.wiring(training=True), graph.weight
+    if wiring.slot is not None:  # of real edges only
+        none = weight.new_zeros(topology.num_candidates)
+        weight = none.index_put((wiring.edge_id,), weight[wiring.slot])
+    hallucinated = weight - weight.detach()  # 0, with a gradient of 1
     if not wiring.straight_through:
         hallucinated = hallucinated * wiring.with_gradient.mask
-    real = graph.weight + (wiring.candidate_weight - graph.weight).detach()
+    real = weight + (wiring.candidate_weight - weight).detach()
     used = torch.where(wiring.mask, real, hallucinated)
     matrix = used.new_zeros(topology.num_nodes, topology.num_nodes)
     matrix = matrix.index_put((topology.edge_index[1], topology.edge_index[0]), used)
