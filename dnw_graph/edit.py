@@ -1,5 +1,6 @@
 """A learned graph, edited with networkx and made a graph again."""
 
+import math
 from collections.abc import Hashable
 
 import networkx as nx
@@ -70,16 +71,23 @@ def edited(
 def _weights(new: NeuralGraph, wiring: nx.DiGraph, graph: NeuralGraph) -> tuple[Tensor, Tensor]:
     """Return the weights of candidates ``[E]``, and the ids of those that are to be real."""
     names, ids = new.topology.names, []
-    weights = new.choice.weights_of_candidates(new.weight).tolist()
+    drawn = new.choice.weights_of_candidates(new.weight)
+    if new.rule.compact:  # one for each edge that may become real
+        bound = 1 / math.sqrt(new.topology.num_sources)
+        drawn.uniform_(-bound, bound)
+    weights = drawn.tolist()
     before: dict[tuple[Hashable, Hashable], float] = {}
     if any("weight" not in data for _, _, data in wiring.edges(data=True)):
         known = graph.choice.weights_of_candidates(graph.weight)
-        if all(data.get("real", True) for _, _, data in wiring.edges(data=True)):
+        if graph.rule.compact or all(
+            data.get("real", True) for _, _, data in wiring.edges(data=True)
+        ):
             real = graph.wiring()  # as in a pass, since no hallucinated edge is left beside them
             known[real.edge_id] = real.edge_weight
         called, pairs = graph.topology.names, graph.topology.edge_index.t().tolist()
         for (u, v), weight in zip(pairs, known.tolist(), strict=True):
-            before[called[u], called[v]] = weight
+            if not math.isnan(weight):
+                before[called[u], called[v]] = weight
     for i, (u, v) in enumerate(new.topology.edge_index.t().tolist()):
         edge = names[u], names[v]
         data = wiring.edges[edge]

@@ -54,7 +54,9 @@ class NeuralGraph(Wired):
             an object.
 
     Attributes:
-        weight: Candidate weights ``[E]``, in the order of ``topology.edge_index``.
+        weight: Candidate weights ``[E]``, in the order of ``topology.edge_index``; with a compact
+            rule (``"gse"``), the weights of real edges ``[k]``, in the order of the wiring's
+            ``slot``.
         evaluations: In continuous time, how often the last pass evaluated the graph,
             ``"forward"`` and ``"backward"``.
 
@@ -219,7 +221,7 @@ class NeuralGraph(Wired):
         Args:
             candidates: Whether hallucinated edges are in it too; edges then say if they are
                 ``real``, and ``weight`` is what is trained, which a rule may replace in a pass
-                (:meth:`Rule.edge_weight`).
+                (:meth:`Rule.edge_weight`); with a compact rule, only real edges have one.
         """
         graph, wiring = nodes_to_networkx(self.topology), self.wiring()
         names, source = self.topology.names, wiring.edge_index[0].cpu()
@@ -234,7 +236,8 @@ class NeuralGraph(Wired):
             ids, weights = wiring.edge_id.cpu(), wiring.edge_weight
         edges = self.topology.edges(ids).t().tolist()
         for (u, v), weight in zip(edges, weights.tolist(), strict=True):
-            graph.add_edge(names[u], names[v], weight=weight)
+            has = {} if candidates and math.isnan(weight) else {"weight": weight}
+            graph.add_edge(names[u], names[v], **has)
         if candidates:
             for (u, v), real in zip(edges, wiring.mask.tolist(), strict=True):
                 graph.edges[names[u], names[v]]["real"] = real

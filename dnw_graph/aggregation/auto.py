@@ -49,7 +49,8 @@ class Auto(Aggregation):
     def _few(wiring: Wiring) -> bool:
         """Return whether sums over real edges cost less than dense products."""
         share = len(wiring.edge_id) / wiring.topology.num_candidates
-        return wiring.edge_id.device.type == "cpu" and share < DENSE_FROM
+        few = share < DENSE_FROM or wiring.slot is not None  # nothing of the size of candidates
+        return wiring.edge_id.device.type == "cpu" and few
 
     def forward(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
         """See :meth:`Aggregation.forward`."""

@@ -130,13 +130,13 @@ class _StraightThrough(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             to_weight = ctx.backend.gradient_to_weight(ctx.pull, weight, states, grad)
             if ctx.pull.wiring.sampler is not None:
-                _show(ctx.pull.wiring.sampler, ctx.backend, ctx.pull, weight, states, grad)
+                _observe(ctx.pull.wiring.sampler, ctx.backend, ctx.pull, weight, states, grad)
         if any(ctx.needs_input_grad[3:]):
             to_states = ctx.backend.gradient_to_states(ctx.pull, weight, states, grad)
         return None, None, to_weight, *to_states
 
 
-def _show(
+def _observe(
     sampler: Sampler,
     backend: Aggregation,
     pull: Pull,
@@ -148,7 +148,9 @@ def _show(
 
     def correlate(wiring: Wiring) -> Tensor:
         asked = replace(pull, wiring=wiring)
-        return backend.gradient_to_weight(asked, weight.new_zeros(len(wiring.place)), states, grad)
+        return backend.gradient_to_weight(
+            asked, weight.new_zeros(len(wiring.edge_id)), states, grad
+        )
 
     sampler.observe(pull.block, states, grad, correlate)
 

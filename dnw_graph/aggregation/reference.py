@@ -89,7 +89,7 @@ class Reference(Aggregation):
         """Return a wiring's edges into the block and their places among its candidates."""
         rowptr, nodes = wiring.rowptr, pull.block.nodes
         edges = slice(int(rowptr[nodes.start]), int(rowptr[nodes.stop]))
-        edge_id = wiring.place[edges] - wiring.span(pull.block).start
+        edge_id = wiring.position[edges] - wiring.span(pull.block).start
         edge_index = wiring.topology.edges(wiring.edge_id[edges])
         return self._renumbered(pull, edge_index), edge_id
 

@@ -36,7 +36,7 @@ class Sparse(Aggregation):
         """See :meth:`Aggregation.gradient_to_weight`."""
         wiring = pull.wiring.with_gradient
         if wiring is not None:
-            edges = wiring.place, wiring.edge_index[0], wiring.rowptr
+            edges = wiring.position, wiring.edge_index[0], wiring.rowptr
             at = _place(pull, wiring)
             return _kernels.correlate(weight, *edges, *at, list(states), grad)
         if pull.block.complete:

@@ -80,9 +80,9 @@ class SparseWholeGraph(WholeGraph):
         ptr, target, order = _by_source(wiring)
         real = wiring.edge_weight[order], ptr, target
         if other is None or other is wiring:
-            return real, (ptr, target, wiring.place[order])
+            return real, (ptr, target, wiring.position[order])
         ptr, target, order = _by_source(other)
-        return real, (ptr, target, other.place[order])
+        return real, (ptr, target, other.position[order])
 
     def push(self, block: Block, grads: ByBlock, edges: Any, out: Tensor) -> None:
         """See :class:`WholeGraph`."""

@@ -86,6 +86,11 @@ class Continuous(InTime):
     def run(self, flow: Flow, frames: Sequence[Tensor]) -> list[Tensor]:
         """See :meth:`Schedule.run`."""
         (x,) = frames
+        if self.adjoint and flow.wiring.slot is not None:
+            raise ValueError(
+                "the adjoint gives no gradients to edges that are sampled: take adjoint=False, or "
+                "another rule"
+            )
         with torch.autocast(x.device.type, enabled=False):
             x = x.float() if x.dtype != torch.float64 else x
             states = torch.cat(start(flow, parts_of(flow.topology, x)))

@@ -17,7 +17,7 @@ RuleState = dict[str, Tensor]
 """What a rule remembers; kept in buffers, so checkpoints and ``.to()`` carry it."""
 
 Forget = Callable[[Tensor], None]
-"""Clears what the optimizer remembers (momentum) of some candidates: ids, or a mask ``[E]``."""
+"""Clears what the optimizer remembers (momentum) of some weights: indices, or a mask of all."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Candidates:
         state: What :meth:`Rule.init_state` returned for this graph.
         moment: When it is asked.
         sampled: After a step, ids ``[n]``, ascending, and gradients ``[n]`` of hallucinated edges,
-            where :meth:`Rule.num_sampled` asked for some.
+            if :meth:`Rule.num_sampled` asked for some.
     """
 
     weight: Tensor
@@ -90,8 +90,7 @@ class Rule(ABC):
     #: Whether the rule itself says how many candidates are real, rather than the user.
     sets_budget: bool = False
 
-    #: Whether only real edges have weights. Then what is trained is ``[k]``, and the
-    #: :meth:`selection` says which weight is whose.
+    #: Whether only real edges have weights ``[k]``. The :meth:`selection` then says which is whose.
     compact: bool = False
 
     @property
@@ -193,7 +192,10 @@ class Rule(ABC):
         )
 
     def num_sampled(self, candidates: Candidates) -> int:
-        """Return of how many hallucinated edges the gradients are to be sampled in this pass."""
+        """Return the number of hallucinated edges to sample the gradients of in this pass.
+
+        Only a :attr:`timed` rule may ask for any; with several processes, all have to train.
+        """
         return 0
 
     def penalty(self, weight: Tensor, moment: Moment) -> Tensor | None:

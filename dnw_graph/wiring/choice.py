@@ -1,5 +1,6 @@
 """One graph's use of a rule: what the rule remembers of it, and the clock it goes by."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 
 from dnw_graph.topology import Topology
 from dnw_graph.wiring.base import RULES, Candidates, Moment, Rule
-from dnw_graph.wiring.sampling import Sampler
+from dnw_graph.wiring.sampling import Sampler, gathered
 from dnw_graph.wiring.wiring import Selection, Wiring, check_ids
 
 
@@ -66,11 +67,12 @@ class Choice(nn.Module):
 
     @torch.no_grad()
     def weights_of_candidates(self, weight: Tensor) -> Tensor:
-        """Return weights ``[E]``, 0 where hallucinated edges have none."""
+        """Return weights ``[E]``, NaN where hallucinated edges have none."""
         if not self.rule.compact:
             return self.flat(weight.detach()).clone()
         wiring = self.wiring(weight, training=False)
-        return wiring.candidate_weight.clone()
+        every = weight.new_full((self.topology.num_candidates,), math.nan)
+        return every.index_copy_(0, wiring.edge_id, wiring.edge_weight)
 
     @torch.no_grad()
     def set_weights_of_candidates(self, weight: Tensor, values: Tensor) -> None:
@@ -102,6 +104,7 @@ class Choice(nn.Module):
 
     def reset(self, weight: Tensor) -> None:
         """Begin anew with these weights, on their device."""
+        self._edge_id = self._sampler = None
         for name in list(self._buffers):
             delattr(self, name)
         if self.rule.timed:
@@ -121,7 +124,7 @@ class Choice(nn.Module):
             ValueError: Training with a rule that follows it, and no optimizer to be followed.
         """
         blind = self._follows is None and self.rule.follows_training
-        if training and blind and (self.rule.timed or torch.is_grad_enabled()):
+        if training and blind and torch.is_grad_enabled():
             raise self._not_attached()
         if not self.rule.timed:
             return Moment(training=training)
@@ -152,6 +155,11 @@ class Choice(nn.Module):
         candidates = self.candidates(weight, training)
         selection = self.rule.selection(candidates)
         check_ids(selection.edge_id, self.topology.num_candidates)
+        if self.rule.compact and (selection.slot is None or selection.straight_through):
+            raise ValueError(
+                f"rule {RULES.name_of(self.rule)} says compact = True, so its selection must have "
+                "slot, and straight_through=False"
+            )
         if selection.gradient_id is not None:
             check_ids(selection.gradient_id, self.topology.num_candidates)
         if training and self.rule.changes_gradients:
@@ -164,20 +172,21 @@ class Choice(nn.Module):
         if training and torch.is_grad_enabled():
             number = self.rule.num_sampled(self.candidates(weight, training))
             if number:
-                return replace(wiring, sampler=self._sampling(wiring, number))
+                first = weight.grad is None
+                return replace(wiring, sampler=self._sampling(wiring, number, first))
         return wiring
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _sampling(self, wiring: Wiring, number: int) -> Sampler:
-        """Return what samples in this step."""
-        if self._sampler is None:
+    def _sampling(self, wiring: Wiring, number: int, first: bool) -> Sampler:
+        """Return what samples from the first pass after gradients were cleared up to the step."""
+        if self._sampler is None or first:
             generator = self.moment(training=True).generator(wiring.edge_id.device)
             self._sampler = Sampler(self.topology, wiring.edge_id, number, generator)
         return self._sampler
 
     def start(self, follows: object, total_steps: int) -> None:
         """Set the clock to 0 of some steps, which ``follows`` counts."""
-        self._follows = follows
+        self._follows, self._edge_id, self._sampler = follows, None, None
         if self.rule.timed:
             with torch.no_grad():
                 self.clock[0], self.clock[1] = 0, total_steps
@@ -185,7 +194,7 @@ class Choice(nn.Module):
     def leave(self, follows: object) -> None:
         """Follow no training any more, if it was this one."""
         if self._follows is follows:
-            self._follows = None
+            self._follows = self._sampler = None
 
     def before_step(self, follows: object, weight: nn.Parameter) -> None:
         """Let the rule change the gradient before a step."""
@@ -214,8 +223,11 @@ class Choice(nn.Module):
         grad = None if weight.grad is None else self.flat(whole(weight.grad))
         forget = _Forget(self, weight, optimizer)
         candidates = self._candidates(flat, moment)
-        if sampler is not None:
-            candidates = replace(candidates, sampled=sampler.result())
+        before = replace(candidates, moment=replace(moment, step=max(0, moment.step - 1)))
+        if self.rule.num_sampled(before):
+            none = torch.empty(0, dtype=torch.int64, device=flat.device)
+            sample = (none, none.to(flat)) if sampler is None else sampler.result()
+            candidates = replace(candidates, sampled=gathered(sample))
         self.rule.after_step(candidates, grad, forget)
         self._write(flat, weight)
 

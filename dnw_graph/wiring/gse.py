@@ -1,5 +1,7 @@
 """Sparse training whose weights, gradients and time are all of the order of the real edges."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,9 +15,10 @@ from dnw_graph.wiring.wiring import Selection
 class GSE(RigL):
     r"""As :class:`RigL`, but edges grow where the gradient is largest *among some that are drawn*.
 
-    No number is ever kept or computed for every candidate: what is trained are the weights of the
-    ``k`` real edges, and every so many steps the gradients of :math:`\gamma k` others are computed,
-    drawn in proportion to a bound of what these are (:class:`Sampler`).
+    Only the ``k`` real edges have weights. In the last step before edges change, :math:`\gamma k`
+    other candidates are drawn in proportion to a bound of their gradient (:class:`Sampler`), and
+    their gradients are computed. With backend ``sparse`` and complete blocks, no number is ever
+    kept or computed for every candidate.
 
     Source: Heddes et al. 2024, guided stochastic exploration, with its bound GraBo. Departs from it
     as :class:`RigL` does from its source, and in that edges move between the blocks of a graph.
@@ -69,16 +72,18 @@ class GSE(RigL):
         return False
 
     def num_sampled(self, candidates: Candidates) -> int:
-        """See :meth:`Rule.num_sampled`: some in the step that a change follows."""
+        """See :meth:`Rule.num_sampled`: some in the last step before edges change."""
         follows = super().straight_through(candidates.moment)
-        return round(self.samples * candidates.num_edges) if follows else 0
+        return math.ceil(self.samples * candidates.num_edges) if follows else 0
 
     def after_step(self, candidates: Candidates, grad: Tensor | None, forget: Forget) -> None:
         """Drop the smallest, and let edges that grow have their places among the weights."""
         if candidates.sampled is None:
             return
-        ids, gradients = candidates.sampled
         real, slot = candidates.state["edge_id"], candidates.state["slot"]
+        ids, gradients = candidates.sampled
+        new = ~torch.isin(ids, real)  # as weights may have been loaded since the pass
+        ids, gradients = ids[new], gradients[new]
         number = min(int(self.share(candidates.moment) * len(real)), len(ids))
         if not number:
             return

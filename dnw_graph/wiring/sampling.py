@@ -1,4 +1,4 @@
-"""Gradients of some hallucinated edges, drawn while a gradient passes through."""
+"""Gradients of some hallucinated edges, drawn in a backward pass."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,34 +9,39 @@ from torch import distributed as dist
 from dnw_graph.topology import Block, Topology
 from dnw_graph.wiring.wiring import Wiring
 
+Sample = tuple[Tensor, Tensor]
+"""Ids of hallucinated edges ``[n]``, ascending, and their gradients ``[n]``."""
+
 
 class Sampler:
     r"""Draws hallucinated edges in a backward pass, and sums up their gradients.
 
-    In each block, edges are drawn with a probability in proportion to a bound of their gradient,
+    The edges into a block are drawn with probabilities in proportion to a bound of their gradient,
 
     .. math:: p_{uv} \propto \lVert Z_u \rVert_1 \, \lVert \partial L / \partial I_v \rVert_1
 
-    over batch and pixels, source and target apart from each other, so that no candidate is ever
-    listed. Where a block sums several times (in time, or in several passes before a step), edges
-    are drawn the first time, and their gradients are of all.
+    with norms over batch and pixels. In a complete block, source and target are drawn
+    independently, and its candidates are never listed. Where a block sums several times (in time,
+    or in several passes before a step), its edges are drawn the first time that a gradient reaches
+    it, and their gradients are summed from then on.
 
     Source: Heddes et al. 2024, section 4 (GraBo).
 
     Args:
         topology: The candidates.
-        edge_id: Ids of the real edges ``[k]``, ascending; never drawn.
-        number: How many are drawn, shared out among blocks by their candidates. What is drawn
-            twice or is real is left out.
+        edge_id: Ids of the real edges ``[k]``, ascending.
+        number: Number of draws, shared out among blocks in proportion to their candidates.
+            Duplicates and real edges are removed, so fewer edges may remain.
         generator: Random numbers.
     """
 
     def __init__(
         self, topology: Topology, edge_id: Tensor, number: int, generator: torch.Generator
     ) -> None:
-        self._topology, self._edge_id, self._number = topology, edge_id, number
-        self._generator = generator
-        self._drawn: dict[int, tuple[Wiring, Tensor]] = {}
+        self._topology, self._edge_id, self._generator = topology, edge_id, generator
+        self._share = number / topology.num_candidates
+        self._offset = float(torch.rand((), generator=generator, device=generator.device))
+        self._drawn: dict[int, Sample] = {}
 
     def observe(
         self,
@@ -45,7 +50,7 @@ class Sampler:
         grad: Tensor,
         correlate: Callable[[Wiring], Tensor],
     ) -> None:
-        """Add the gradients of a pass through a block.
+        """Add the gradients of one sum over the edges into a block.
 
         Args:
             block: The block.
@@ -53,78 +58,93 @@ class Sampler:
             grad: ``dL/dI`` ``[nodes, *features]``.
             correlate: Returns ``<Z_u, dL/dI_v>`` of the edges of a wiring.
         """
-        if block.index not in self._drawn:
-            ids = self._draw(block, states, grad)
-            wiring = self._wiring(block, ids)
-            self._drawn[block.index] = wiring, correlate(wiring)
-        else:
-            wiring, total = self._drawn[block.index]
-            self._drawn[block.index] = wiring, total + correlate(wiring)
+        if block.index in self._drawn:
+            ids, total = self._drawn[block.index]
+            self._drawn[block.index] = ids, total + correlate(self.wiring(block, ids))
+            return
+        ids = self._draw(block, states, grad)
+        if len(ids):
+            self._drawn[block.index] = ids, correlate(self.wiring(block, ids))
 
-    def result(self) -> tuple[Tensor, Tensor]:
-        """Return ids, ascending, and gradients ``[n]``: those of all processes of a training."""
+    def result(self) -> Sample:
+        """Return what was drawn, and its gradients."""
         drawn = [self._drawn[i] for i in sorted(self._drawn)]
-        ids = torch.cat([wiring.edge_id for wiring, _ in drawn] or [self._edge_id[:0]])
-        grads = torch.cat([grad for _, grad in drawn] or [torch.zeros(0, device=ids.device)])
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return ids, grads
-        found: list[tuple[Tensor, Tensor]] = [(ids, grads)] * dist.get_world_size()
-        dist.all_gather_object(found, (ids.cpu(), grads.cpu()))
-        every, place = torch.cat([own for own, _ in found]).unique(return_inverse=True)
-        total = torch.cat([own for _, own in found])
-        summed = total.new_zeros(len(every)).index_add_(0, place, total)
-        return every.to(ids.device), summed.to(ids.device)
+        ids = torch.cat([ids for ids, _ in drawn] or [self._edge_id[:0]])
+        return ids, torch.cat([grad for _, grad in drawn] or [ids.float()])
+
+    def wiring(self, block: Block, ids: Tensor) -> Wiring:
+        """Return a wiring whose only edges, and only weights, are those of some ids."""
+        topology, nodes = self._topology, block.nodes
+        edges = topology.edges(ids)
+        rowptr = ids.new_zeros(topology.num_nodes + 1)
+        counts = torch.bincount(edges[1] - nodes.start, minlength=len(nodes))
+        rowptr[nodes.start + 1 : nodes.stop + 1] = counts.cumsum(0)
+        rowptr[nodes.stop + 1 :] = len(ids)
+        before, after = block.index + 1, len(topology.blocks) - block.index
+        return Wiring(
+            edge_id=ids,
+            rowptr=rowptr,
+            edge_weight=torch.zeros(len(ids), device=ids.device),
+            topology=topology,
+            straight_through=False,
+            others=None,
+            edges=edges,
+            slot=torch.arange(len(ids), device=ids.device),
+            ends=(*[0] * before, *[len(ids)] * after),
+        )
 
     def _draw(self, block: Block, states: Sequence[Tensor], grad: Tensor) -> Tensor:
         """Return the ids of the edges drawn, ascending."""
         topology, edges = self._topology, block.edges
-        number = round(self._number * len(edges) / topology.num_candidates)
-        loud, steep = torch.cat([_size(z) for z in states]), _size(grad)
+        # Rounded so that all blocks together have the number, and small ones their turn.
+        first, past = (int(e * self._share + self._offset) for e in (edges.start, edges.stop))
+        source_norm, target_norm = torch.cat([_norm(z) for z in states]), _norm(grad)
         if block.complete:
-            source, target = self._categories(loud, number), self._categories(steep, number)
-            some = min(len(source), len(target))  # none where all of either are 0
-            ids = edges.start + target[:some] * len(loud) + source[:some]
+            source = self._draw_proportional(source_norm, past - first)
+            target = self._draw_proportional(target_norm, past - first)
+            some = min(len(source), len(target))  # none where either is 0 everywhere
+            ids = edges.start + target[:some] * len(source_norm) + source[:some]
         else:
-            sizes = loud.new_zeros(topology.num_nodes)
-            first = 0
-            for i in block.sources:
+            norms = source_norm.new_zeros(topology.num_nodes)
+            parts = source_norm.split([len(z) for z in states])
+            for i, part in zip(block.sources, parts, strict=True):
                 nodes = topology.blocks[i].nodes
-                sizes[nodes.start : nodes.stop] = loud[first : first + len(nodes)]
-                first += len(nodes)
+                norms[nodes.start : nodes.stop] = part
             every = torch.arange(edges.start, edges.stop, device=grad.device)
             source, target = topology.edges(every)
-            bound = sizes[source] * steep[target - block.nodes.start]
-            ids = edges.start + self._categories(bound, number)
+            bound = norms[source] * target_norm[target - block.nodes.start]
+            ids = edges.start + self._draw_proportional(bound, past - first)
         ids, real = ids.unique(), self._edge_id
         at = torch.searchsorted(real, ids).clamp_max(len(real) - 1)
         return ids[real[at] != ids]
 
-    def _categories(self, sizes: Tensor, number: int) -> Tensor:
-        """Return categories drawn in proportion to sizes, none where all are 0."""
+    def _draw_proportional(self, sizes: Tensor, number: int) -> Tensor:
+        """Return indices drawn in proportion to sizes, none where these are all 0 or not finite."""
         upper = sizes.double().cumsum(0)
         device = self._generator.device
         drawn = torch.rand(number, generator=self._generator, dtype=torch.float64, device=device)
         found = torch.searchsorted(upper, drawn.to(upper.device) * upper[-1], right=True)
         return found[found < len(sizes)]
 
-    def _wiring(self, block: Block, ids: Tensor) -> Wiring:
-        """Return edges into one block as the only ones of a wiring, and the only weights."""
-        edges, nodes = self._topology.edges(ids), block.nodes
-        rowptr = ids.new_zeros(self._topology.num_nodes + 1)
-        counts = torch.bincount(edges[1] - nodes.start, minlength=len(nodes))
-        rowptr[nodes.start + 1 : nodes.stop + 1] = counts.cumsum(0)
-        return Wiring(
-            edge_id=ids,
-            rowptr=rowptr,
-            edge_weight=torch.zeros(len(ids), device=ids.device),
-            topology=self._topology,
-            straight_through=False,
-            others=None,
-            edges=edges,
-            slot=torch.arange(len(ids), device=ids.device),
-        )
+
+def gathered(sample: Sample) -> Sample:
+    """Return what all processes drew, with the mean gradient of those that drew an edge.
+
+    Where there are several, each has to call it.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return sample
+    device = sample[0].device
+    found = [sample] * dist.get_world_size()
+    dist.all_gather_object(found, (sample[0].cpu(), sample[1].cpu()))
+    ids, place, times = torch.cat([own for own, _ in found]).unique(
+        return_inverse=True, return_counts=True
+    )
+    grads = torch.cat([own for _, own in found])
+    total = grads.new_zeros(len(ids)).index_add_(0, place, grads)
+    return ids.to(device), (total / times).to(device)
 
 
-def _size(x: Tensor) -> Tensor:
+def _norm(x: Tensor) -> Tensor:
     """Return ``|x|`` summed up for each node."""
     return x.abs().flatten(1).sum(1, dtype=torch.float32)

@@ -53,7 +53,7 @@ def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> "Atta
         use.choice.start(token, total_steps)
 
     def before(used: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        if not changing:
+        if not changing or _skips(used):
             return None
         if getattr(used, "grad_scale", None) is not None:
             raise ValueError(
@@ -78,7 +78,7 @@ def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> "Atta
             use.choice.before_step(token, use.weight)
 
     def after(used: Optimizer, args: Any, kwargs: Any) -> None:
-        for use in found:
+        for use in [] if _skips(used) else found:
             use.choice.after_step(token, use.weight, used)
 
     def undo() -> None:
@@ -89,6 +89,12 @@ def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> "Atta
 
     handles = (optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after))
     return Attachment(undo)
+
+
+def _skips(optimizer: Optimizer) -> bool:
+    """Return whether a fused optimizer leaves weights alone, as scaled gradients overflowed."""
+    overflow = getattr(optimizer, "found_inf", None)
+    return overflow is not None and bool(overflow)
 
 
 def _check_shared(uses: Sequence[Use]) -> None:

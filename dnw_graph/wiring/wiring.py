@@ -20,7 +20,8 @@ class Selection(NamedTuple):
         straight_through: Whether every candidate has a gradient.
         gradient_id: Where not, ids of those that have one, ascending; the real edges if None.
         edge_weight: Weights of the real edges in the pass ``[k]``, if not the candidates' own.
-        slot: Where no other edges have weights, which of these is that of each real edge ``[k]``.
+        slot: Index of each real edge's weight among the stored ones ``[k]``, if no other edges have
+            weights; None if every candidate has one.
     """
 
     edge_id: Tensor
@@ -43,7 +44,9 @@ class Wiring:
         straight_through: Whether every candidate has a gradient.
         others: Where not, the edges that have one, if they are not the real ones.
         edges: What :attr:`edge_index` is, unless all candidates are real.
-        slot: Where only real edges have weights, which of these is that of each ``[k]``.
+        slot: Index of each real edge's weight among the stored ones ``[k]``, if no other edges have
+            weights; None if every candidate has one.
+        ends: There, where the edges into each block begin, and at last their number.
         sampler: What is to see the states and gradients of the pass, if anything.
     """
 
@@ -55,6 +58,7 @@ class Wiring:
     others: "Wiring | None"
     edges: Tensor | None
     slot: Tensor | None = None
+    ends: tuple[int, ...] | None = None
     sampler: "Sampler | None" = None
 
     @classmethod
@@ -80,6 +84,10 @@ class Wiring:
         others, gradient_id = None, selection.gradient_id
         if gradient_id is not None:
             others = cls.of(Selection(gradient_id, straight_through=False), weight, topology)
+        ends = None
+        if selection.slot is not None:
+            first = [block.nodes.start for block in topology.blocks]
+            ends = tuple(rowptr[[*first, topology.num_nodes]].tolist())
         return cls(
             edge_id=edge_id,
             rowptr=rowptr,
@@ -89,6 +97,7 @@ class Wiring:
             others=others,
             edges=edges,
             slot=selection.slot,
+            ends=ends,
         )
 
     @property
@@ -104,23 +113,18 @@ class Wiring:
         return self if self.others is None else self.others
 
     def trained(self, weight: Tensor) -> Tensor:
-        """Return what is trained in the order of edges: ``[E]``, or ``[k]`` if only real ones.
-
-        Args:
-            weight: What is trained, as it is stored.
-        """
+        """Return stored weights in the order of edges: ``[E]``, or ``[k]`` of real edges only."""
         return weight if self.slot is None else weight.index_select(0, self.slot)
 
     def span(self, block: Block) -> range:
         """Return which of :meth:`trained` are weights of edges into a block."""
-        if self.slot is None:
+        if self.ends is None:
             return block.edges
-        ends = self.rowptr[[block.nodes.start, block.nodes.stop]].tolist()
-        return range(*ends)
+        return range(self.ends[block.index], self.ends[block.index + 1])
 
     @property
-    def place(self) -> Tensor:
-        """Which of :meth:`trained` is the weight of each real edge ``[k]``."""
+    def position(self) -> Tensor:
+        """Index of each real edge's weight in :meth:`trained` ``[k]``."""
         if self.slot is None:
             return self.edge_id
         return torch.arange(len(self.edge_id), device=self.edge_id.device)
@@ -159,6 +163,9 @@ class Wiring:
                 f"edge_weight must be [{len(ids)}], one a real edge, got "
                 f"{list(self.edge_weight.shape)}"
             )
+        every = torch.arange(len(ids))
+        if self.slot is not None and not torch.equal(self.slot.cpu().sort().values, every):
+            raise ValueError(f"slot must hold each of 0 to {len(ids) - 1} once")
         return self
 
 
