@@ -66,16 +66,19 @@ class StepSizes:
         self.steps += 1
         if self.steps % self.every == 0:
             self.wiring = self.graph.wiring()
-            self.weight = self.graph.weight.detach()[self.wiring.edge_id]
+            self.weight = self._trained()
 
     def _after(self) -> None:
         if self.steps % self.every:
             return
-        moved = self.graph.weight.detach()[self.wiring.edge_id] - self.weight
+        moved = self._trained() - self.weight
         offsets = self.wiring.rowptr
         squares = [torch.segment_reduce(x**2, "sum", offsets=offsets) for x in (moved, self.weight)]
         some = offsets.diff() > 0
         self.values.append((squares[0] / squares[1]).sqrt()[some])
+
+    def _trained(self) -> Tensor:
+        return self.wiring.trained(self.graph.weight.detach())[self.wiring.position]
 
     def quantiles(self) -> list[float]:
         """Return quantiles over nodes and noted steps since the last call."""

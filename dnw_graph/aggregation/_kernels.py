@@ -79,7 +79,7 @@ def spread(
 @torch.library.custom_op("dnw_graph::correlate", mutates_args=(), device_types="cpu")
 def correlate(
     weight: Tensor,
-    edge_id: Tensor,
+    position: Tensor,
     sources: Tensor,
     rowptr: Tensor,
     block: list[int],
@@ -87,20 +87,20 @@ def correlate(
     states: list[Tensor],
     grad: Tensor,
 ) -> Tensor:
-    """Return ``<Z_u, dL/dI_v>`` of some edges into a block ``[E of the block]``, 0 for others.
+    """Return ``<Z_u, dL/dI_v>`` of some edges into a block, 0 for others, like ``weight``.
 
     Args:
-        weight: Candidate weights of the block ``[E of the block]``.
-        edge_id: Ids of all edges that are wanted, ascending.
+        weight: Weights of edges into the block.
+        position: Indices of the wanted edges among all weights of the graph, ascending.
         sources: Their sources.
         rowptr: Where those into each node begin ``[V + 1]``.
-        block: First node of the block, one past its last, id of its first candidate.
+        block: First node of the block, one past its last, index of its first weight.
         starts: Number of the first node of each state.
         states: States of the source blocks, each ``[nodes, *features]``.
         grad: ``dL/dI`` ``[targets, *features]``.
     """
     ptr, at = _edges_of(rowptr, block)
-    source, place = sources[at].numpy(), edge_id[at] - block[2]
+    source, place = sources[at].numpy(), position[at] - block[2]
     rows, grads = [_matrix(z, weight) for z in states], _matrix(grad, weight)
     found = torch.empty(len(source), dtype=_wide(weight))
     target = np.repeat(np.arange(len(grads)), np.diff(ptr))
@@ -163,16 +163,16 @@ def dots(
     out: Tensor,
     ptr: Tensor,
     target: Tensor,
-    edge_id: Tensor,
+    position: Tensor,
     block: list[int],
     state: Tensor,
     starts: list[int],
     grads: list[Tensor],
 ) -> None:
-    """Write ``<Z_u, dL/dI_v>`` of the edges out of the nodes of a block into ``out [E]``.
+    """Write ``<Z_u, dL/dI_v>`` of the edges out of the nodes of a block into ``out``.
 
-    Other args as for :func:`push`, and ``edge_id``, the ids of the edges in the same order, and
-    ``state``, ``Z`` of the block ``[nodes, *features]``.
+    Other args as for :func:`push`, and ``position``, the indices of the edges in ``out``, in the
+    same order, and ``state``, ``Z`` of the block ``[nodes, *features]``.
     """
     local, at = _edges_of(ptr, block)
     source, to = np.repeat(np.arange(len(state)), np.diff(local)), target[at].numpy()
@@ -180,7 +180,7 @@ def dots(
     found = torch.empty(len(source), dtype=_wide(out))
     inputs, outputs = _addresses([0], [z], source), _addresses(starts, rows, to)
     _dots(source, to, inputs, outputs, z.shape[1], _like(z), found.numpy())
-    out[edge_id[at]] = found.to(out.dtype)
+    out[position[at]] = found.to(out.dtype)
 
 
 @by_source.register_fake

@@ -75,8 +75,8 @@ class Rule(ABC):
     """Decides which candidate edges are real.
 
     A rule itself holds settings only, so that one object may serve many graphs; what it remembers
-    of a graph is made by :meth:`init_state`, handed back to it with every question, and changed in
-    one place, :meth:`after_step`.
+    of a graph is made by :meth:`init_state`, handed back to it with every question, and changed
+    with a step only, in :meth:`hallucinated_weight` and :meth:`after_step`.
     """
 
     #: Weights that a run with this rule starts from: its own, or the first or last of another
@@ -100,8 +100,9 @@ class Rule(ABC):
 
     @property
     def changes_gradients(self) -> bool:
-        """Whether :meth:`before_step` does anything."""
-        return type(self).before_step is not Rule.before_step
+        """Whether :meth:`before_step` or :meth:`hallucinated_weight` does anything."""
+        moves = type(self).hallucinated_weight is not Rule.hallucinated_weight
+        return moves or type(self).before_step is not Rule.before_step
 
     @property
     def follows_training(self) -> bool:
@@ -199,7 +200,7 @@ class Rule(ABC):
         return 0
 
     def penalty(self, weight: Tensor, moment: Moment) -> Tensor | None:
-        """Return what is to be added to the loss, with a gradient to ``weight [E]``."""
+        """Return what is to be added to the loss, with a gradient to ``weight``."""
         return None
 
     def check_length(self, total_steps: int) -> None:  # noqa: B027
@@ -212,9 +213,21 @@ class Rule(ABC):
 
         Args:
             candidates: As they are before the step.
-            grad: Gradient of the step ``[E]``, reduced over all processes, and clipped if it is.
+            grad: Gradient of the step, one number a weight, reduced over all processes, and
+                clipped if it is.
             edge_id: Real edges of the forward pass ``[k]``, ascending.
         """
+
+    def hallucinated_weight(
+        self, candidates: Candidates, grad: Tensor, edge_id: Tensor
+    ) -> Tensor | None:
+        """Return what hallucinated edges weigh after the step ``[E]``, or None.
+
+        None leaves them to the optimizer, as real edges always are; what is returned for these is
+        not read. It is called once a step, after :meth:`before_step` and with its arguments, and
+        may change state.
+        """
+        return None
 
     def acts(self, moment: Moment) -> bool:
         """Return whether :meth:`after_step` is to be called now: always, if there is one.
@@ -230,7 +243,7 @@ class Rule(ABC):
 
         Args:
             candidates: As they are after the step; ``moment.step`` counts it.
-            grad: Gradient of the step ``[E]``, reduced over all processes.
+            grad: Gradient of the step, one number a weight, reduced over all processes.
             forget: Clears the optimizer's momentum of candidates.
         """
 

@@ -55,10 +55,12 @@ class Choice(nn.Module):
         self._follows: object = None
         self._edge_id: Tensor | None = None
         self._sampler: Sampler | None = None
+        self._moved: tuple[Tensor, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # An optimizer follows the original only.
-        return {**self.__dict__, "_follows": None, "_edge_id": None, "_sampler": None}
+        passing = {"_follows": None, "_edge_id": None, "_sampler": None, "_moved": None}
+        return {**self.__dict__, **passing}
 
     @property
     def num_weights(self) -> int:
@@ -84,18 +86,18 @@ class Choice(nn.Module):
             weight[wiring.slot] = values[wiring.edge_id].to(weight)
 
     def flat(self, weight: Tensor) -> Tensor:
-        """Return weights as ``[E]``: a view of contiguous ones, a copy of others."""
+        """Return weights as one row: a view of contiguous ones, a copy of others."""
         moved = weight.movedim(1, -1) if self._moves(weight) else weight
         return moved.reshape(-1)
 
     def shaped(self, values: Tensor, weight: Tensor) -> Tensor:
-        """Return ``[E]`` in the shape of the weights."""
+        """Return a row in the shape of the weights."""
         if self._moves(weight):
             return values.view(weight.movedim(1, -1).shape).movedim(-1, 1)
         return values.view(weight.shape)
 
     def _write(self, flat: Tensor, weight: Tensor) -> None:
-        """Write ``[E]`` back to where :meth:`flat` had it from, if that was copied."""
+        """Write a row back to where :meth:`flat` had it from, if that was copied."""
         if flat.data_ptr() != weight.data_ptr():  # sharded, or not contiguous
             weight.detach().copy_(_sharded(self.shaped(flat, weight), weight))
 
@@ -167,7 +169,7 @@ class Choice(nn.Module):
         return selection
 
     def wiring(self, weight: Tensor, training: bool) -> Wiring:
-        """Return the real edges at weights ``[E]``."""
+        """Return the real edges at weights ``[E]``, or ``[k]`` with a compact rule."""
         wiring = Wiring.of(self.select(weight, training), weight, self.topology)
         if training and torch.is_grad_enabled():
             number = self.rule.num_sampled(self.candidates(weight, training))
@@ -205,6 +207,8 @@ class Choice(nn.Module):
         self._edge_id = None  # weights may be replaced before the next pass
         grad = self.flat(whole(weight.grad))
         self.rule.before_step(candidates, grad, edge_id)
+        moved = self.rule.hallucinated_weight(candidates, grad, edge_id)
+        self._moved = None if moved is None else (moved, edge_id)
         self._write(grad, weight.grad)
 
     def after_step(self, follows: object, weight: nn.Parameter, optimizer: Optimizer) -> None:
@@ -216,6 +220,7 @@ class Choice(nn.Module):
             moment = Moment(step, total, seed, training=True)
         else:
             moment = Moment(training=True)
+        self._move(weight)
         sampler, self._sampler = self._sampler, None
         if not weight.requires_grad or not self.rule.acts(moment):
             return
@@ -230,6 +235,15 @@ class Choice(nn.Module):
             candidates = replace(candidates, sampled=gathered(sample))
         self.rule.after_step(candidates, grad, forget)
         self._write(flat, weight)
+
+    @torch.no_grad()
+    def _move(self, weight: nn.Parameter) -> None:
+        """Give hallucinated edges the weights that the rule wants them to have after a step."""
+        if self._moved is None:
+            return
+        (moved, edge_id), self._moved = self._moved, None
+        moved[edge_id] = self.flat(whole(weight.detach()))[edge_id]
+        weight.detach().copy_(_sharded(self.shaped(moved, weight), weight))
 
     def _tick(self) -> list[int]:
         """Advance the clock without waiting for its device."""
