@@ -391,7 +391,7 @@ def test_validate_names_weights_that_are_not_finite() -> None:
         graph.validate()
     graph.choice.rule = kept
     graph.weight.data[7] = torch.nan
-    with pytest.raises(ValueError, match=r"1 are not, the first with id 7"):
+    with pytest.raises(ValueError, match=r"1 are not, the first weight\[7\]"):
         graph.validate()
     with pytest.raises(ValueError, match=r"weight 7 is nan"):
         graph(torch.randn(2, 4, 5, 5))
