@@ -79,9 +79,7 @@ def _weights(new: NeuralGraph, wiring: nx.DiGraph, graph: NeuralGraph) -> tuple[
     before: dict[tuple[Hashable, Hashable], float] = {}
     if any("weight" not in data for _, _, data in wiring.edges(data=True)):
         known = graph.choice.weights_of_candidates(graph.weight)
-        if graph.rule.compact or all(
-            data.get("real", True) for _, _, data in wiring.edges(data=True)
-        ):
+        if all(data.get("real", True) for _, _, data in wiring.edges(data=True)):
             real = graph.wiring()  # as in a pass, since no hallucinated edge is left beside them
             known[real.edge_id] = real.edge_weight
         called, pairs = graph.topology.names, graph.topology.edge_index.t().tolist()

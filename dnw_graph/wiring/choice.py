@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -53,14 +53,11 @@ class Choice(nn.Module):
         self.rule, self.topology, self.num_edges = rule, topology, num_edges
         self._read: tuple[int, list[int]] | None = None
         self._follows: object = None
-        self._edge_id: Tensor | None = None
-        self._sampler: Sampler | None = None
-        self._moved: tuple[Tensor, Tensor] | None = None
+        self._passing = _Passing()
 
     def __getstate__(self) -> dict[str, Any]:
         # An optimizer follows the original only.
-        passing = {"_follows": None, "_edge_id": None, "_sampler": None, "_moved": None}
-        return {**self.__dict__, **passing}
+        return {**self.__dict__, "_follows": None, "_passing": _Passing()}
 
     @property
     def num_weights(self) -> int:
@@ -106,7 +103,7 @@ class Choice(nn.Module):
 
     def reset(self, weight: Tensor) -> None:
         """Begin anew with these weights, on their device."""
-        self._edge_id = self._sampler = None
+        self._passing = _Passing()
         for name in list(self._buffers):
             delattr(self, name)
         if self.rule.timed:
@@ -165,7 +162,7 @@ class Choice(nn.Module):
         if selection.gradient_id is not None:
             check_ids(selection.gradient_id, self.topology.num_candidates)
         if training and self.rule.changes_gradients:
-            self._edge_id = selection.edge_id  # for before_step
+            self._passing.edge_id = selection.edge_id
         return selection
 
     def wiring(self, weight: Tensor, training: bool) -> Wiring:
@@ -178,17 +175,19 @@ class Choice(nn.Module):
                 return replace(wiring, sampler=self._sampling(wiring, number, first))
         return wiring
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # generators are not traced
     def _sampling(self, wiring: Wiring, number: int, first: bool) -> Sampler:
         """Return what samples from the first pass after gradients were cleared up to the step."""
-        if self._sampler is None or first:
+        sampler = self._passing.sampler
+        if sampler is None or first:
             generator = self.moment(training=True).generator(wiring.edge_id.device)
-            self._sampler = Sampler(self.topology, wiring.edge_id, number, generator)
-        return self._sampler
+            sampler = Sampler(self.topology, wiring.edge_id, number, generator)
+            self._passing.sampler = sampler
+        return sampler
 
     def start(self, follows: object, total_steps: int) -> None:
         """Set the clock to 0 of some steps, which ``follows`` counts."""
-        self._follows, self._edge_id, self._sampler = follows, None, None
+        self._follows, self._passing = follows, _Passing()
         if self.rule.timed:
             with torch.no_grad():
                 self.clock[0], self.clock[1] = 0, total_steps
@@ -196,19 +195,19 @@ class Choice(nn.Module):
     def leave(self, follows: object) -> None:
         """Follow no training any more, if it was this one."""
         if self._follows is follows:
-            self._follows = self._sampler = None
+            self._follows, self._passing = None, _Passing()
 
     def before_step(self, follows: object, weight: nn.Parameter) -> None:
         """Let the rule change the gradient before a step."""
         if follows is not self._follows or weight.grad is None or not self.rule.changes_gradients:
             return
         candidates = self.candidates(whole(weight.detach()), training=True)
-        edge_id = self.rule.select(candidates) if self._edge_id is None else self._edge_id
-        self._edge_id = None  # weights may be replaced before the next pass
+        passed, self._passing.edge_id = self._passing.edge_id, None  # of this step's pass only
+        edge_id = self.rule.select(candidates) if passed is None else passed
         grad = self.flat(whole(weight.grad))
         self.rule.before_step(candidates, grad, edge_id)
         moved = self.rule.hallucinated_weight(candidates, grad, edge_id)
-        self._moved = None if moved is None else (moved, edge_id)
+        self._passing.moved = None if moved is None else (moved, edge_id)
         self._write(grad, weight.grad)
 
     def after_step(self, follows: object, weight: nn.Parameter, optimizer: Optimizer) -> None:
@@ -220,8 +219,9 @@ class Choice(nn.Module):
             moment = Moment(step, total, seed, training=True)
         else:
             moment = Moment(training=True)
-        self._move(weight)
-        sampler, self._sampler = self._sampler, None
+        passing, self._passing = self._passing, _Passing()
+        if passing.moved is not None:
+            self._move(weight, *passing.moved)
         if not weight.requires_grad or not self.rule.acts(moment):
             return
         flat = self.flat(whole(weight.detach()))
@@ -231,17 +231,15 @@ class Choice(nn.Module):
         before = replace(candidates, moment=replace(moment, step=max(0, moment.step - 1)))
         if self.rule.num_sampled(before):
             none = torch.empty(0, dtype=torch.int64, device=flat.device)
+            sampler = passing.sampler
             sample = (none, none.to(flat)) if sampler is None else sampler.result()
             candidates = replace(candidates, sampled=gathered(sample))
         self.rule.after_step(candidates, grad, forget)
         self._write(flat, weight)
 
     @torch.no_grad()
-    def _move(self, weight: nn.Parameter) -> None:
+    def _move(self, weight: nn.Parameter, moved: Tensor, edge_id: Tensor) -> None:
         """Give hallucinated edges the weights that the rule wants them to have after a step."""
-        if self._moved is None:
-            return
-        (moved, edge_id), self._moved = self._moved, None
         moved[edge_id] = self.flat(whole(weight.detach()))[edge_id]
         weight.detach().copy_(_sharded(self.shaped(moved, weight), weight))
 
@@ -252,6 +250,21 @@ class Choice(nn.Module):
         now = [moment.step + 1, moment.total_steps, moment.seed]
         self._read = self.clock._version, now
         return now
+
+
+@dataclass
+class _Passing:
+    """What is kept from a pass to the end of its step.
+
+    Attributes:
+        edge_id: The real edges of the last pass, for rules that change gradients.
+        sampler: What samples gradients.
+        moved: What hallucinated edges weigh after the step, and ids of the real ones.
+    """
+
+    edge_id: Tensor | None = None
+    sampler: Sampler | None = None
+    moved: tuple[Tensor, Tensor] | None = None
 
 
 class _Forget:

@@ -79,7 +79,7 @@ class DNWFactored(Rule):
         weight, average = candidates.weight, candidates.state["average"]
         if len(edge_id) == len(weight):
             return None
-        factored = grad.clone(memory_format=torch.contiguous_format)
+        factored = grad.clone()
         divide_by_factors(factored, candidates.topology, torch.ones_like(grad[0]))
         average.lerp_(factored, 1 - self.momentum)
         rate = self.rate * (1 + math.cos(math.pi * candidates.moment.progress)) / 2

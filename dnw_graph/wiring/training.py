@@ -1,6 +1,6 @@
 """What rules need of a training: its steps, its loss, and for some where to start from."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,49 +46,70 @@ def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> "Atta
                 f"the optimizer does not hold the edge weights of {use.name or 'the graph'}; give "
                 "it model.parameters(), of the model as it is now"
             )
-    changing = [use for use in found if use.choice.rule.changes_gradients]
-    _check_shared(changing)
-    token = object()
-    for use in found:
-        use.choice.start(token, total_steps)
+    _check_shared([use for use in found if use.choice.rule.changes_gradients])
+    return Attachment(found, optimizer, total_steps)
 
-    def before(used: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        if not changing or _skips(used):
+
+class Attachment:
+    """What :func:`attach` did to an optimizer.
+
+    Args:
+        uses: What follows it.
+        optimizer: The optimizer.
+        total_steps: Steps of the whole training.
+    """
+
+    def __init__(self, uses: Sequence[Use], optimizer: Optimizer, total_steps: int) -> None:
+        self._uses = uses
+        self._changing = [use for use in uses if use.choice.rule.changes_gradients]
+        for use in uses:
+            use.choice.start(self, total_steps)
+        self._handles = (
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+        )
+
+    def remove(self) -> None:
+        """Undo it."""
+        for handle in self._handles:
+            handle.remove()
+        for use in self._uses:
+            use.choice.leave(self)
+
+    def __enter__(self) -> "Attachment":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        if not self._changing or _skips(optimizer):
             return None
-        if getattr(used, "grad_scale", None) is not None:
+        if getattr(optimizer, "grad_scale", None) is not None:
             raise ValueError(
-                f"rule {RULES.name_of(changing[0].choice.rule)} changes gradients, but these are "
-                "still scaled: call scaler.unscale_(optimizer) before scaler.step(optimizer)"
+                f"rule {RULES.name_of(self._changing[0].choice.rule)} changes gradients, but these "
+                "are still scaled: call scaler.unscale_(optimizer) before scaler.step(optimizer)"
             )
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            change_gradients()
+            self._change_gradients()
             return None
 
         def closed() -> Any:  # gradients are there only after it was called
             loss = closure()
-            change_gradients()
+            self._change_gradients()
             return loss
 
         return args[:1], {**kwargs, "closure": closed}
 
     @torch.no_grad()
-    def change_gradients() -> None:
-        for use in changing:
-            use.choice.before_step(token, use.weight)
+    def _change_gradients(self) -> None:
+        for use in self._changing:
+            use.choice.before_step(self, use.weight)
 
-    def after(used: Optimizer, args: Any, kwargs: Any) -> None:
-        for use in [] if _skips(used) else found:
-            use.choice.after_step(token, use.weight, used)
-
-    def undo() -> None:
-        for handle in handles:
-            handle.remove()
-        for use in found:
-            use.choice.leave(token)
-
-    handles = (optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after))
-    return Attachment(undo)
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for use in [] if _skips(optimizer) else self._uses:
+            use.choice.after_step(self, use.weight, optimizer)
 
 
 def _skips(optimizer: Optimizer) -> bool:
@@ -108,23 +129,6 @@ def _check_shared(uses: Sequence[Use]) -> None:
                 f"{RULES.name_of(use.choice.rule)} cannot train: it changes their one gradient; "
                 "give each weights of its own, or take another rule"
             )
-
-
-class Attachment:
-    """What :func:`attach` did to an optimizer."""
-
-    def __init__(self, undo: Callable[[], None]) -> None:
-        self._undo = undo
-
-    def remove(self) -> None:
-        """Undo it."""
-        self._undo()
-
-    def __enter__(self) -> "Attachment":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
 
 
 def penalty(model: nn.Module) -> Tensor | float:
