@@ -144,6 +144,10 @@ def make_step(size: Size, device: str) -> Callable[[], object]:
     """Return what runs one training step of one graph."""
     torch.manual_seed(0)
     graph = NeuralGraph(size.topology, rule=size.rule, num_edges=size.edges).to(device)
+    with torch.no_grad():  # of a size at which gradients reach the first of a hundred blocks
+        graph.weight.mul_(
+            (3 * size.topology.num_sources * graph.topology.num_nodes / size.edges) ** 0.5
+        )
     inputs = size.topology.num_inputs
     x = torch.randn(size.batch, inputs, size.side, size.side, device=device, requires_grad=True)
     optimizer = torch.optim.SGD(graph.parameters(), lr=1e-6)
