@@ -1,6 +1,7 @@
 """Turns flags and recipes into options, and errors into one line."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -128,12 +129,14 @@ def as_text(name: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-_FIRST = int(os.environ.get("RANK", 0)) == 0
-"""Whether this is the first of the processes that torchrun started, or alone."""
+_FIRST = os.environ.get("RANK", "") in ("", "0")
+"""Whether this is the first of the processes that torchrun started, or the only one."""
 
 
 def run_command(command: Callable[[], Any]) -> None:
     """Run a command; print an error that a user can mend as one line, and exit with status 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be valid text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command()
     except BrokenPipeError:  # what reads the output has seen enough

@@ -38,7 +38,7 @@ def evaluate(
     if data is not None:
         shards = data if are_shards(data) else None
         given = replace(given, data=data, validation_images=None, validation_data=shards)
-    source = open_source(training=False, **given.source())
+    source = open_source(training=False, classes=config.classes, **given.source())
     check_classes(folder, config.classes, source.classes)
     batches = make_batches(source, config, fabric.device)
     normalize = Normalize(config).to(fabric.device)

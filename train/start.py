@@ -5,12 +5,14 @@ from torch import Tensor, nn
 
 import dnw_graph
 from dnw_graph.wiring import Complete, choices
+from train.data import class_name
 from train.options import Options, RunOptions
 from train.run import RunFolder, build_network
 
 
 def check_classes(folder: RunFolder, theirs: tuple[str, ...], ours: tuple[str, ...]) -> None:
     """Raise a ``ValueError`` where images have other classes than those a run was trained on."""
+    theirs, ours = (tuple(map(class_name, names)) for names in (theirs, ours))
     if theirs != ours:
         at = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), None)
         which = "" if at is None else f"; the first to differ are {theirs[at]!r} and {ours[at]!r}"

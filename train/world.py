@@ -26,7 +26,7 @@ def launched() -> bool:
 
 def restarted() -> bool:
     """Return whether torchrun started it again, after a process was lost."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
 
 
 def make_fabric(device: str, precision: str, many: bool = False) -> Fabric:

@@ -58,7 +58,8 @@ def test_a_folder_of_classes(root: Path, caplog: pytest.LogCaptureFixture) -> No
     source = open_source(str(root))
     assert source.classes == ("cat", "dog")
     assert (
-        "train: 2 files are left out, as no pictures or in no class folder (2 .txt)" in caplog.text
+        "train: 2 files are ignored: they are not images, or not in a class folder (2 .txt)"
+        in caplog.text
     )
     assert source.split == "val"
     assert source.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
@@ -111,7 +112,7 @@ def test_data_are_found_in_the_usual_places(
 def break_empty(root: Path) -> str:
     for file in (root / "train" / "dog").iterdir():
         file.unlink()
-    return r"train/dog holds no pictures"
+    return r"train/dog holds no images"
 
 
 def break_single(root: Path) -> str:
@@ -122,23 +123,23 @@ def break_single(root: Path) -> str:
 
 def break_classes(root: Path) -> str:
     (root / "val" / "dog").rename(root / "val" / "dingo")
-    return r"classes differ: dog in \S+/train only"
+    return r"val has class folders that are not among .*: dingo; rename or remove them"
 
 
 def break_file(root: Path) -> str:
     (root / "train" / "dog" / "1.png").write_bytes(b"not a picture at all")
-    return r"train/dog/1.png cannot be read as a picture"
+    return r"train/dog/1.png cannot be read as an image"
 
 
 def break_link(root: Path) -> str:
     (root / "train" / "dog" / "9.png").symlink_to(root / "gone.png")
-    return r"train/dog/9.png cannot be read as a picture \(there is no such file\)"
+    return r"train/dog/9.png cannot be read as an image \(there is no such file\)"
 
 
 def break_end(root: Path) -> str:
     file = root / "val" / "cat" / "0.png"
     file.write_bytes(file.read_bytes()[:-200])
-    return r"val/cat/0.png cannot be read as a picture"
+    return r"val/cat/0.png cannot be read as an image"
 
 
 def break_layout(root: Path) -> str:
@@ -291,7 +292,7 @@ def test_a_strip_is_cropped_rather_than_enlarged(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_pictures_of_unknown_range_are_refused(tmp_path: Path, mode: str) -> None:
     Image.new(mode, (4, 4)).save(tmp_path / "x.tif")
-    with pytest.raises(ValueError, match=r"x.tif cannot be read as a picture \(32 bits a channel"):
+    with pytest.raises(ValueError, match=r"x.tif cannot be read as an image \(32 bits per channel"):
         read_image(tmp_path / "x.tif")
 
 
@@ -389,8 +390,8 @@ def test_a_cache_that_fails_is_said_and_done_without(
         for file in place.iterdir():
             file.write_bytes(file.read_bytes()[:50])
     assert len(open_source(str(root)).train) == 6
-    assert ("is not used" in caplog.text) == (damage == "truncated")
-    assert ("are not kept" in caplog.text) == (damage == "unwritable")
+    assert ("is ignored" in caplog.text) == (damage == "truncated")
+    assert ("nothing is cached" in caplog.text) == (damage == "unwritable")
 
 
 def test_nothing_large_is_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -539,13 +540,13 @@ def break_enormous(root: Path) -> str:
         for name, body in chunks
     )
     (root / "train" / "dog" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
-    return r"train/dog/1.png cannot be read as a picture \(Image size \(3600000000 pixels\) exceeds"
+    return r"train/dog/1.png cannot be read as an image \(Image size \(3600000000 pixels\) exceeds"
 
 
 def break_deep(root: Path) -> str:
     Image.new("I", (4, 4)).save(root / "train" / "dog" / "1.tif")
     (root / "train" / "dog" / "1.png").unlink()
-    return r"train/dog/1.tif cannot be read as a picture \(32 bits a channel"
+    return r"train/dog/1.tif cannot be read as an image \(32 bits per channel"
 
 
 HARMED = [break_file, break_link, break_end, break_enormous, break_deep]
@@ -596,7 +597,9 @@ def test_a_class_or_batch_of_which_nothing_is_left(
         file.write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"no image of a batch can be read"):
         list(batches(source, batch_size=1).train(0))
-    with pytest.raises(ValueError, match=r"train/dog holds no pictures that can be read, of 3"):
+    with pytest.raises(
+        ValueError, match=r"none of the 3 images in class folder \S+/train/dog can be read"
+    ):
         open_source(str(root), bad_images="skip")
 
 

@@ -382,10 +382,11 @@ def test_a_hostile_cache_is_not_used(
     monkeypatch.setenv("DNW_CACHE", str(tmp_path / "cache"))
     image = tmp_path / "image.png"
     image.write_bytes(b"whatever")
-    cache.keep([image], [torch.zeros(3, 2, 2, dtype=torch.uint8)])
-    assert cache.find([image]) is not None
+    entry = cache.pictures_entry([image])
+    cache.keep(entry, [torch.zeros(3, 2, 2, dtype=torch.uint8)])
+    assert cache.find(entry) is not None
     next((tmp_path / "cache").iterdir()).write_bytes(pickle.dumps(Bomb()))
-    assert cache.find([image]) is None
+    assert cache.find(entry) is None
     assert "boom" not in capsys.readouterr().out
 
 

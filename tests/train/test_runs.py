@@ -46,7 +46,7 @@ def test_bad_images_fail_or_are_skipped(
     if on_disk:
         monkeypatch.setattr("train.data.folders.MEMORY_SHARE", 0.0)
     given = {"data": str(images), "batch_size": 6, "train_images": None, "validation_images": None}
-    with pytest.raises(ValueError, match=r"train/dog/3.png cannot be read as a picture .*--bad-im"):
+    with pytest.raises(ValueError, match=r"train/dog/3.png cannot be read as an image .*--bad-im"):
         train(options(tmp_path / "fail", **given, workers=0, epochs=3))
     summary = train(options(tmp_path / "skip", **given, workers=0, epochs=3, bad_images="skip"))
     assert summary["bad_images"] == 1

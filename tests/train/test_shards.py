@@ -200,7 +200,7 @@ def test_a_bad_image_is_named_by_shard_and_sample(root: Path, skip: bool) -> Non
         assert sum(len(labels) for _, labels in batches.train(0)) == 8
         assert list(batches.bad.paths) == [f"{root}/train-001.tar: n/0004"]
     else:
-        with pytest.raises(ValueError, match=r"train-001.tar: n/0004 cannot be read as a picture"):
+        with pytest.raises(ValueError, match=r"train-001.tar: n/0004 cannot be read as an image"):
             list(batches.train(0))
 
 

@@ -483,7 +483,7 @@ def test_predict_names_the_likeliest_classes(
         predict_main([str(finished), *(str(tmp_path / n) for n in ("broken.png", "seven.png"))])
     assert raised.value.code == 1
     captured = capsys.readouterr()
-    assert "broken.png cannot be read as a picture" in captured.err
+    assert "broken.png cannot be read as an image" in captured.err
     assert "seven.png\n" in captured.out
 
 

@@ -5,7 +5,7 @@ from train.data.batches import Batches
 from train.data.read import read_image
 from train.data.resident import ResidentBatches, fits
 from train.data.shards import are_shards
-from train.data.source import Source
+from train.data.source import Source, class_name
 from train.data.sources import Dataset, open_source
 from train.data.transforms import Augmentation, evaluation_transform
 
@@ -18,6 +18,7 @@ __all__ = [
     "ResidentBatches",
     "Source",
     "are_shards",
+    "class_name",
     "evaluation_transform",
     "fits",
     "open_source",

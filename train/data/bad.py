@@ -14,7 +14,7 @@ class BadImage(ValueError):
         what: What cannot be done with it.
     """
 
-    def __init__(self, place: str, reason: str, what: str = "cannot be read as a picture") -> None:
+    def __init__(self, place: str, reason: str, what: str = "cannot be read as an image") -> None:
         super().__init__(place, reason, what)  # all of them, or it could not be pickled
         self.place, self.reason, self.what = place, reason, what
 

@@ -1,6 +1,7 @@
-"""What was read from images once, kept on disk: decoded pictures, and where shards have samples.
+"""Caches decoded images and the index of shards on disk.
 
-In ``$DNW_CACHE``, or ``~/.cache/dnw-graph``; files there may be deleted at any time.
+Entries are in ``$DNW_CACHE``, or ``~/.cache/dnw-graph``, and may be deleted at any time. Without
+either folder nothing is cached.
 """
 
 import hashlib
@@ -20,94 +21,117 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 MOST = 2**30
-"""Bytes of decoded pictures up to which they are kept."""
+"""Images are cached if they take at most so many bytes decoded."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a file of the cache holds: pictures, one behind the other, and their shapes."""
+    """Cached images: their bytes one after the other, and their shapes."""
 
     values: Tensor
     shapes: Tensor
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the pictures."""
+        """Bytes of the images."""
         return self.values.nbytes
 
     def pictures(self) -> list[Tensor]:
-        """Return the pictures, each ``[3, H, W]``, uint8."""
+        """Return the images, each ``[3, H, W]``, uint8."""
         parts = self.values.split(self.shapes.prod(1).tolist())
         return [p.view(*s) for p, s in zip(parts, self.shapes.tolist(), strict=True)]
 
 
-def folder() -> Path:
-    """Return where things are kept."""
-    return Path(os.environ.get("DNW_CACHE") or Path.home() / ".cache" / "dnw-graph")
+def folder() -> Path | None:
+    """Return the folder of the cache; None where the user has no home directory."""
+    if given := os.environ.get("DNW_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "dnw-graph"
+    except RuntimeError:  # a container whose user has no entry, for example
+        return None
 
 
-def find(paths: Sequence[Path]) -> Kept | None:
-    """Return the decoded pictures of some files, if they are kept and the files did not change."""
-    found = find_tensors(_PICTURES, paths) if paths else None
-    kept = Kept(found["values"], found["shapes"]) if found else None
-    return kept if kept is not None and len(kept.shapes) == len(paths) else None
+def entry_of(kind: str, paths: Sequence[Path]) -> Path | None:
+    """Return where something made from some files, as they are now, is cached.
+
+    A file is identified by path, device, inode, size, and the times at which its content and its
+    inode changed. The latter cannot be set, so files of equal size and time that changed places
+    are told apart. Take the entry before reading the files: if they change meanwhile, the entry is
+    not found again.
+
+    Args:
+        kind: What is cached, and the version of the code that made it.
+        paths: The files it is made from.
+
+    Returns:
+        The entry; None if there is no cache, or a file is missing.
+    """
+    place = folder()
+    if place is None:
+        return None
+    try:
+        stats = [path.stat() for path in paths]
+    except OSError:  # named by whoever reads the file
+        return None
+    identities = [
+        f"{path.absolute()} {s.st_dev} {s.st_ino} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}"
+        for path, s in zip(paths, stats, strict=True)
+    ]
+    digest = hashlib.sha256(json.dumps([kind, *identities]).encode()).hexdigest()
+    return place / f"{digest[:32]}.safetensors"
 
 
-def keep(paths: Sequence[Path], pictures: Sequence[Tensor]) -> None:
-    """Keep decoded pictures, where they are not too large and there is room."""
+def pictures_entry(paths: Sequence[Path]) -> Path | None:
+    """Return the entry of the decoded images of some files, as :func:`entry_of`."""
+    return entry_of(_PICTURES, paths) if paths else None
+
+
+def find(entry: Path | None) -> Kept | None:
+    """Return cached images, or None."""
+    tensors = find_tensors(entry)
+    return Kept(tensors["values"], tensors["shapes"]) if tensors else None
+
+
+def keep(entry: Path | None, pictures: Sequence[Tensor]) -> None:
+    """Cache decoded images, unless they are too large or there is no room."""
     if not 0 < sum(p.numel() for p in pictures) <= MOST:
         return
     values = torch.cat([p.flatten() for p in pictures])
     shapes = torch.tensor([p.shape for p in pictures])
-    keep_tensors(_PICTURES, paths, {"values": values, "shapes": shapes})
+    keep_tensors(entry, {"values": values, "shapes": shapes})
 
 
-def find_tensors(kind: str, paths: Sequence[Path]) -> dict[str, Tensor] | None:
-    """Return what is kept of some files, if anything is and the files did not change.
-
-    Args:
-        kind: What is kept, and the version of what made it.
-        paths: The files it was made from.
-    """
-    try:
-        place = _place(kind, paths)
-    except OSError:  # a file that cannot be looked at is named by whoever reads it
+def find_tensors(entry: Path | None) -> dict[str, Tensor] | None:
+    """Return the tensors of an entry, or None if nothing is cached there."""
+    if entry is None:
         return None
     try:
-        with safe_open(place, framework="pt") as file:
+        with safe_open(entry, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError) as error:
-        _log.warning("%s is not used: %s", place, error)
+        _log.warning("%s is ignored: %s", entry, error)
         return None
 
 
-def keep_tensors(kind: str, paths: Sequence[Path], tensors: dict[str, Tensor]) -> None:
-    """Keep something of some files for :func:`find_tensors`, where there is room."""
-    place = _place(kind, paths)
-    half = place.with_name(f".{place.name}.{os.getpid()}")
+def keep_tensors(entry: Path | None, tensors: dict[str, Tensor]) -> None:
+    """Cache tensors for :func:`find_tensors`, if there is room."""
+    if entry is None:
+        return
+    partial = entry.with_name(f".{entry.name}.{os.getpid()}")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, half)
-        half.replace(place)
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial)
+        partial.replace(entry)
     except (OSError, SafetensorError) as error:
-        _log.warning("%s are not kept in %s: %s", kind, place.parent, error)
+        _log.warning("nothing is cached in %s: %s", entry.parent, error)
     finally:
         with suppress(OSError):
-            half.unlink()
+            partial.unlink()
 
 
-def _place(kind: str, paths: Sequence[Path]) -> Path:
-    """Return where something of some files, as these are now, is kept."""
-    stats = [path.stat() for path in paths]
-    seen = [kind] + [
-        f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns}"
-        for path, stat in zip(paths, stats, strict=True)
-    ]
-    return folder() / f"{hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:32]}.safetensors"
-
-
-_PICTURES = f"pictures decoded by PIL {PIL.__version__} and torchvision {torchvision.__version__}"
+_PICTURES = f"images decoded by PIL {PIL.__version__} and torchvision {torchvision.__version__}"

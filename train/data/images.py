@@ -114,7 +114,8 @@ def load(paths: Sequence[Path], labels: Tensor, memory: int, bad: BadImages) -> 
     Raises:
         ValueError: A file that is no picture; the message names it.
     """
-    kept = cache.find(paths)
+    entry = cache.pictures_entry(paths)
+    kept = cache.find(entry)
     if kept is not None and kept.nbytes <= memory:
         return MemoryImages(kept.pictures(), labels), kept.nbytes
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -124,7 +125,7 @@ def load(paths: Sequence[Path], labels: Tensor, memory: int, bad: BadImages) -> 
             return some, 0
         pictures = _each(pool, read_image, some.paths, bad)
     if len(pictures) == len(paths):  # else what is kept could not tell which files are bad
-        cache.keep(paths, list(pictures.values()))
+        cache.keep(entry, list(pictures.values()))
     held = MemoryImages(list(pictures.values()), some.labels[list(pictures)])
     return held, held.nbytes
 

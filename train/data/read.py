@@ -1,4 +1,4 @@
-"""Reads one picture as three channels of bytes, whatever it was."""
+"""Reads one image file as RGB."""
 
 import io
 import warnings
@@ -8,27 +8,39 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from train.data.bad import BadImage
 
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff"},
-)
-
-# Twice PIL's limit of 89 million pixels is refused. Below that it only warns, of every picture
-# anew, and reading goes on.
+# Pillow raises an error above twice its limit of 89 million pixels. Below that it only warns, for
+# every image anew. Its warnings of damaged metadata do not name the file.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
+
+
+def _readable_suffixes() -> frozenset[str]:
+    """Return the suffixes of the formats that Pillow decodes without other programs."""
+    Image.init()
+
+    def decodes(name: str) -> bool:
+        opens = Image.OPEN[name][0] if name in Image.OPEN else None
+        is_stub = isinstance(opens, type) and issubclass(opens, ImageFile.StubImageFile)
+        return opens is not None and not is_stub and name not in ("EPS", "MPEG")
+
+    return frozenset(suffix for suffix, name in Image.EXTENSION.items() if decodes(name))
+
+
+SUFFIXES = _readable_suffixes()
+"""In lower case, with the dot."""
 
 
 def read_image(path: Path) -> Tensor:
-    """Return a picture as RGB.
+    """Return an image as RGB.
 
-    Rotated as its EXIF tag says; transparent parts on white; 16 bits a channel scaled to 8; of an
-    animation the first frame. Pictures of 32 bits a channel say nothing of their range, and are
-    refused, as are those of more than twice ``PIL.Image.MAX_IMAGE_PIXELS``.
+    The image is rotated as its EXIF orientation says, transparent parts become white, 16 bits per
+    channel become 8, and of an animation the first frame is read. Damaged metadata are ignored.
 
     Args:
         path: The file.
@@ -37,89 +49,90 @@ def read_image(path: Path) -> Tensor:
         Bytes ``[3, H, W]``, uint8, of any strides.
 
     Raises:
-        BadImage: The file is no picture, or is damaged; a ``ValueError`` that names it.
+        BadImage: The file is not an image or is damaged, has 32 bits per channel (whose range is
+            unknown), or more than twice ``PIL.Image.MAX_IMAGE_PIXELS``. A ``ValueError`` that
+            names the file.
     """
     with naming(lambda: str(path)), open(path, "rb", buffering=0) as file:
         return decode(bytearray(file.read()))
 
 
 def image_bytes(path: Path) -> int:
-    """Return how many bytes a picture takes when read, from its header alone.
+    """Return how many bytes an image takes when it is read, from its header alone.
 
     Raises:
-        BadImage: The file is no picture; a ``ValueError`` that names it.
+        BadImage: The file is not an image; a ``ValueError`` that names it.
     """
-    with naming(lambda: str(path)), Image.open(path) as opened:
-        _check_mode(opened)
-        width, height = opened.size
+    with naming(lambda: str(path)), Image.open(path) as image:
+        _check_mode(image)
+        width, height = image.size
     return 3 * width * height
 
 
 def decode(data: bytearray) -> Tensor:
-    """Return a picture, from the bytes of its file, as :func:`read_image` does.
+    """Return an image from the bytes of its file, as :func:`read_image` does.
 
-    Common JPEGs are left to torchvision, which returns the pixels that PIL does, sooner.
+    Upright JPEGs are decoded by torchvision, which returns the pixels that Pillow does, sooner.
     """
-    if _is_plain(data):
-        with suppress(RuntimeError):  # PIL says what is wrong
-            return _decode_jpeg(data)
-    with Image.open(io.BytesIO(data)) as opened:
-        upright = opened.getexif().get(ExifTags.Base.Orientation, 1) == 1
-        if opened.format == "JPEG" and opened.mode in ("RGB", "L") and upright:
-            with suppress(RuntimeError):
-                return _decode_jpeg(data)
-        return _decode_any(opened)
+    with Image.open(io.BytesIO(data)) as image:
+        if image.format == "JPEG" and image.mode in ("RGB", "L") and _rotation(image) is None:
+            with suppress(RuntimeError):  # Pillow says what is wrong
+                pixels: Tensor = decode_jpeg(
+                    torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB
+                )
+                return pixels
+        _check_mode(image)
+        image.load()
+        rotation = _rotation(image)  # after loading, as TIFF files are rotated by that
+        upright = image if rotation is None else image.transpose(rotation)
+        return _rgb(upright)
 
 
-def _decode_jpeg(data: bytearray) -> Tensor:
-    image: Tensor = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
-    return image
+def _rotation(image: Image.Image) -> Image.Transpose | None:
+    """Return how an image has to be rotated or mirrored; None if not, or if it cannot be told.
 
-
-def _is_plain(data: bytearray) -> bool:
-    """Return whether this is a JPEG of usual size, grey or RGB, that says nothing of rotation.
-
-    To open it with PIL for that would take a twentieth of what decoding takes.
+    ``PIL.ImageOps.exif_transpose`` also writes the metadata anew, which fails if they are damaged.
     """
-    if data[:2] != b"\xff\xd8":
-        return False
-    at, limit = 2, Image.MAX_IMAGE_PIXELS or 0
-    while at + 9 < len(data) and data[at] == 0xFF and data[at + 1] != _EXIF:
-        if data[at + 1] in _FRAMES:
-            height, width = (int.from_bytes(data[i : i + 2]) for i in (at + 5, at + 7))
-            return data[at + 4] == 8 and 0 < height * width <= limit and data[at + 9] in (1, 3)
-        at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    return False
+    try:
+        return _ROTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow raises errors of many types for damaged metadata
+        return None
 
 
-_FRAMES = (0xC0, 0xC1, 0xC2)  # markers of what every decoder reads: baseline, extended, progressive
-_EXIF = 0xE1
+_ROTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation."""
 
 
-def _decode_any(opened: Image.Image) -> Tensor:
-    picture: Image.Image = ImageOps.exif_transpose(opened)
-    _check_mode(opened)
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+def _rgb(image: Image.Image) -> Tensor:
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-def _check_mode(picture: Image.Image) -> None:
-    if picture.mode in ("I", "F"):
-        raise ValueError("32 bits a channel, of unknown range; save it with 8 or 16")
+def _check_mode(image: Image.Image) -> None:
+    if image.mode in ("I", "F"):
+        raise ValueError("32 bits per channel, of unknown range; save it with 8 or 16")
 
 
 @contextmanager
 def naming(name: Callable[[], str]) -> Iterator[None]:
-    """Turn whatever goes wrong while reading into an error that names the place."""
+    """Turn any error while an image is read into a :class:`BadImage` that names the place."""
     try:
         yield
     except FileNotFoundError:
         raise BadImage(name(), "there is no such file") from None
-    except UnidentifiedImageError as error:  # which names an object in memory
-        raise BadImage(name(), "it is none, or damaged from its beginning") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:  # its message names an object in memory
+        raise BadImage(name(), "unknown format, or damaged at its beginning") from error
+    except Exception as error:  # decoders raise errors of many types for damaged files
         raise BadImage(name(), str(error) or type(error).__name__) from error

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from train.data.bad import BadImages
 from train.data.patterns import are_shards, checked, expand, in_folder
 from train.data.read import decode, naming
-from train.data.source import Source
+from train.data.source import Source, class_name
 from train.data.tar_index import index, name_at
 
 __all__ = ["ShardImages", "are_shards", "shards"]
@@ -149,7 +149,7 @@ def _names(file: Path) -> tuple[str, ...]:
         lines = file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} has to hold the name of a class a line, as UTF-8") from error
-    names = tuple(line for line in map(str.strip, lines) if line)
+    names = tuple(class_name(line) for line in map(str.strip, lines) if line)
     if again := [name for name, number in Counter(names).items() if number > 1]:
         raise ValueError(f"{file} names {again[0]!r} more than once; give each class its own name")
     return names

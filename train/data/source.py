@@ -1,5 +1,6 @@
 """What a run is given to learn from: images, their classes, and what may be done to them."""
 
+import unicodedata
 import zlib
 from dataclasses import dataclass, field, replace
 
@@ -9,6 +10,11 @@ import torch
 from train.data.bad import BadImage, BadImages
 from train.data.images import Images
 from train.data.transforms import Augmentation
+
+
+def class_name(name: str) -> str:
+    """Return the name of a class in Unicode's composed form (NFC), in which names are compared."""
+    return unicodedata.normalize("NFC", name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Where images come from: a folder of classes, shards, or scikit-learn's digits."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,7 @@ def open_source(
     validation_images: int | None = None,
     validation_data: str | None = None,
     bad_images: Literal["fail", "skip"] = "fail",
+    classes: Sequence[str] | None = None,
 ) -> Source:
     """Find and check the images of a run.
 
@@ -37,6 +39,8 @@ def open_source(
         validation_images: Likewise.
         validation_data: Shards to measure on, unless they are in the folder of the others.
         bad_images: Whether an image that cannot be read is an error, or counted and left out.
+        classes: The classes that a network was trained on, of which a folder need not hold all. If
+            None, those of the images.
 
     Raises:
         ValueError: No such folder, an empty class, classes that differ between the splits, a file
@@ -54,20 +58,26 @@ def open_source(
     elif data == "digits":
         source = digits()
     elif dataset == "cifar10":
-        source = cifar10(data, training, bad)
+        source = cifar10(data, training, bad, classes)
     else:
-        source = folder(_find(data, "imagenet"), training, bad)
+        source = folder(_find(data, "imagenet"), training, bad, classes)
     return source.subset(train_images if training else None, validation_images)
 
 
-def cifar10(data: str | None, training: bool = True, bad: BadImages | None = None) -> Source:
+def cifar10(
+    data: str | None,
+    training: bool = True,
+    bad: BadImages | None = None,
+    classes: Sequence[str] | None = None,
+) -> Source:
     """Return CIFAR-10: a folder of images by class, or what torchvision downloads.
 
     Args:
         data: A folder, of either kind; ``$DNW_DATA/cifar10`` or ``data/cifar10`` unless given,
             where it is downloaded to if it is not there.
         training: Whether there have to be images to learn from.
-        bad: Where to count what cannot be read; an error unless given.
+        bad: Collects the images that cannot be read. If None, such an image is an error.
+        classes: As for :func:`open_source`.
 
     Raises:
         ValueError: No such folder, or nowhere to download from.
@@ -77,7 +87,7 @@ def cifar10(data: str | None, training: bool = True, bad: BadImages | None = Non
     if data and not place.is_dir():
         raise ValueError(f"--data {data}: there is no such folder; {_CIFAR10_WAYS}")
     if (place / "test").is_dir() or (place / "train").is_dir():
-        return _as_cifar10(folder(place, training, bad))
+        return _as_cifar10(folder(place, training, bad, classes))
     return _as_cifar10(_torchvision_cifar10(place, given=data is not None))
 
 

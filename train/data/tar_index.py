@@ -50,7 +50,8 @@ def index(shard: Path, bad: BadImages) -> Index:
     Raises:
         ValueError: A damaged shard, or a sample without image or label; the message names them.
     """
-    kept = cache.find_tensors(_KIND, [shard])
+    entry = cache.entry_of(_KIND, [shard])
+    kept = cache.find_tensors(entry)
     if kept is not None and kept.keys() == {"offsets", "sizes", "labels"}:
         return Index(**kept)
     rows, whole = [], True
@@ -63,8 +64,7 @@ def index(shard: Path, bad: BadImages) -> Index:
     table = torch.tensor(rows, dtype=torch.int64).view(-1, 3).t().contiguous()
     if whole:  # else what is kept could not tell what is bad
         cache.keep_tensors(
-            _KIND,
-            [shard],
+            entry,
             {"offsets": table[0], "sizes": table[1].clone(), "labels": table[2].clone()},
         )
     return Index(*table)

@@ -252,7 +252,7 @@ def _keeping(states: list[Tensor], at: int) -> Callable[..., None]:
 def _sample(config: RunConfig) -> dict[str, Any]:
     """Return the first validation image: as the network gets it, and as a picture."""
     given = config.options.data
-    source = open_source(training=False, **given.source())
+    source = open_source(training=False, classes=config.classes, **given.source())
     if not len(source.validation):
         raise ValueError(f"{given.data} has no validation images")
     transform = evaluation_transform(config.augmentation, given.image_size)
