@@ -68,7 +68,7 @@ class Learner:
         wrapped: Any = fabric.setup_module(self.run)
         # Where shares of images differ, others may be done with theirs: no process waits here.
         self.evaluated: Any = self.run if world.size > 1 else wrapped
-        attach(model, self.optimizer, total_steps=fit.epochs * steps_per_epoch)
+        attach(model, self.optimizer, total_steps=fit.epochs * steps_per_epoch, restart=True)
         self.schedule = make_schedule(self.optimizer, fit, steps_per_epoch)
         self.average = averaged(model, fit.ema_decay) if fit.ema_decay else None
         self.gradients = Gradients(fabric, wrapped, model, self.normalize, fit, self.num_classes)

@@ -54,6 +54,11 @@ class Choice(nn.Module):
         self._read: tuple[int, list[int]] | None = None
         self._follows: object = None
         self._passing = _Passing()
+        self._clock_is_loaded = False
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._clock_is_loaded |= f"{prefix}clock" in state_dict
 
     def __getstate__(self) -> dict[str, Any]:
         # An optimizer follows the original only.
@@ -103,7 +108,7 @@ class Choice(nn.Module):
 
     def reset(self, weight: Tensor) -> None:
         """Begin anew with these weights, on their device."""
-        self._passing = _Passing()
+        self._passing, self._clock_is_loaded = _Passing(), False
         for name in list(self._buffers):
             delattr(self, name)
         if self.rule.timed:
@@ -185,16 +190,34 @@ class Choice(nn.Module):
             self._passing.sampler = sampler
         return sampler
 
-    def start(self, follows: object, total_steps: int) -> None:
-        """Set the clock to 0 of some steps, which ``follows`` counts."""
+    def start(self, follows: object, total_steps: int, restart: bool | None) -> str | None:
+        """Set the clock for a training of some steps, which ``follows`` counts.
+
+        Args:
+            follows: What calls :meth:`before_step` and :meth:`after_step`.
+            total_steps: Steps of the whole training.
+            restart: As for :func:`dnw_graph.attach`.
+
+        Returns:
+            The time at which the clock was, if it was set to 0 without being asked to.
+        """
         self._follows, self._passing = follows, _Passing()
-        if self.rule.timed:
-            with torch.no_grad():
-                self.clock[0], self.clock[1] = 0, total_steps
+        if not self.rule.timed:
+            return None
+        step, total, _ = self.clock.tolist()
+        keeps = not restart and (restart is False or self._clock_is_loaded) and step < total_steps
+        self._clock_is_loaded = False
+        with torch.no_grad():
+            self.clock[0], self.clock[1] = step if keeps else 0, total_steps
+        return f"step {step:,} of {total:,}" if step and not keeps and not restart else None
+
+    def is_followed_by(self, follows: object) -> bool:
+        """Return whether this was the last to :meth:`start` the choice."""
+        return self._follows is follows
 
     def leave(self, follows: object) -> None:
         """Follow no training any more, if it was this one."""
-        if self._follows is follows:
+        if self.is_followed_by(follows):
             self._follows, self._passing = None, _Passing()
 
     def before_step(self, follows: object, weight: nn.Parameter) -> None:

@@ -1,6 +1,8 @@
 """What rules need of a training: its steps, its loss, and for some where to start from."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,17 +13,22 @@ from dnw_graph.wiring.base import RULES, Rule, check_steps
 from dnw_graph.wiring.choice import Use, choices, whole
 
 
-def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> "Attachment":
+def attach(
+    model: nn.Module, optimizer: Optimizer, *, total_steps: int, restart: bool | None = None
+) -> "Attachment":
     """Let the rules of all graphs in a model follow a training; call it before the first step.
 
     Rules that change with time, or do something before or after a step, need it; for others it does
-    nothing. It sets their clocks to 0; load a checkpoint of the model afterwards to go on from
-    there.
+    nothing. Their clocks count the optimizer's steps. A checkpoint of the model may be loaded
+    before or after: the training goes on from the step in it.
 
     Args:
         model: The model.
-        optimizer: What updates its weights.
-        total_steps: Steps of the whole training.
+        optimizer: The optimizer that updates the model's weights. If it wraps another one whose
+            ``step`` is called instead of its own (SAM, for example), the inner one.
+        total_steps: Number of steps of the whole training, those before a checkpoint included.
+        restart: Whether clocks start at 0. If None, they do so unless they were loaded from a
+            checkpoint before step ``total_steps``.
 
     Returns:
         Something whose ``remove()`` undoes it, as leaving its ``with`` block does.
@@ -33,7 +40,8 @@ def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> "Atta
             still scaled for mixed precision.
 
     Warns:
-        UserWarning: A rule that would never act in so few steps.
+        UserWarning: A rule that would never act in so few steps; clocks that were set to 0 while
+            ``restart`` is None; in training, weights that change without a step of the optimizer.
     """
     check_steps(total_steps=total_steps)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -47,7 +55,7 @@ def attach(model: nn.Module, optimizer: Optimizer, *, total_steps: int) -> "Atta
                 "it model.parameters(), of the model as it is now"
             )
     _check_shared([use for use in found if use.choice.rule.changes_gradients])
-    return Attachment(found, optimizer, total_steps)
+    return Attachment(found, optimizer, total_steps, restart)
 
 
 class Attachment:
@@ -57,17 +65,32 @@ class Attachment:
         uses: What follows it.
         optimizer: The optimizer.
         total_steps: Steps of the whole training.
+        restart: As for :func:`attach`.
     """
 
-    def __init__(self, uses: Sequence[Use], optimizer: Optimizer, total_steps: int) -> None:
+    def __init__(
+        self,
+        uses: Sequence[Use],
+        optimizer: Optimizer,
+        total_steps: int,
+        restart: bool | None = None,
+    ) -> None:
         self._uses = uses
         self._changing = [use for use in uses if use.choice.rule.changes_gradients]
-        for use in uses:
-            use.choice.start(self, total_steps)
-        self._handles = (
+        reset = [use.choice.start(self, total_steps, restart) for use in uses]
+        if was := next(filter(None, reset), None):
+            warnings.warn(
+                f"the clocks of rules were at {was} and are set to 0: pass restart=True to attach "
+                "if this is a new training, restart=False and more total_steps to go on",
+                stacklevel=3,
+            )
+        self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
-        )
+        ]
+        following = [use for use in uses if use.choice.rule.follows_training]
+        self._missed_steps = _MissedSteps(self, following)
+        self._handles += self._missed_steps.handles
 
     def remove(self) -> None:
         """Undo it."""
@@ -83,6 +106,7 @@ class Attachment:
         self.remove()
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        self._missed_steps.pause()
         if not self._changing or _skips(optimizer):
             return None
         if getattr(optimizer, "grad_scale", None) is not None:
@@ -110,6 +134,62 @@ class Attachment:
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         for use in [] if _skips(optimizer) else self._uses:
             use.choice.after_step(self, use.weight, optimizer)
+        self._missed_steps.restart()
+
+
+class _MissedSteps:
+    """Warns of weights that change from one backward pass to the next without a step.
+
+    An optimizer that calls another one's step in a method of its own is such a case.
+
+    Args:
+        attachment: What the steps are counted by.
+        uses: Whose weights are checked.
+
+    Attributes:
+        handles: What removes the hooks.
+    """
+
+    TOLERATED = 3
+
+    def __init__(self, attachment: Attachment, uses: Sequence[Use]) -> None:
+        self._attachment = attachment
+        self._versions: dict[int, int] = {}
+        self._changes: Counter[int] = Counter()
+        self._in_step = False
+        self.handles = [
+            use.weight.register_post_accumulate_grad_hook(self._after_backward(use))
+            for use in uses
+            if use.weight.requires_grad
+        ]
+
+    def pause(self) -> None:
+        """Expect changes: a step has begun, which may evaluate a closure more than once."""
+        self._in_step = True
+
+    def restart(self) -> None:
+        """Forget the changes so far: a step is done."""
+        self._in_step = False
+        self._versions.clear()
+        self._changes.clear()
+
+    def _after_backward(self, use: Use) -> Callable[[Tensor], None]:
+        def check(weight: Tensor) -> None:
+            if self._in_step or not use.choice.is_followed_by(self._attachment):
+                return
+            version = weight._version
+            self._changes[id(weight)] += self._versions.get(id(weight), version) != version
+            self._versions[id(weight)] = version
+            if self._changes[id(weight)] == self.TOLERATED:
+                warnings.warn(
+                    f"the edge weights of {use.name or 'the graph'} have changed {self.TOLERATED} "
+                    "times without a step of the optimizer given to attach, so the rule does not "
+                    "act: give attach the optimizer whose step is called, such as "
+                    "optimizer.base_optimizer",
+                    stacklevel=2,
+                )
+
+        return check
 
 
 def _skips(optimizer: Optimizer) -> bool:
