@@ -21,6 +21,7 @@ def edited(
     rule: str | Rule | type[Rule] | None = None,
     num_edges: int | None = None,
     backend: str | Aggregation | type[Aggregation] | None = None,
+    allow_new_names: bool = False,
 ) -> NeuralGraph:
     """Return a graph like another one, with the edges of a networkx graph.
 
@@ -31,21 +32,25 @@ def edited(
     Args:
         graph: The graph; it stays as it is.
         wiring: What :meth:`NeuralGraph.to_networkx` made of it, changed at will. Its edges are the
-            candidates; those with ``real=False`` do not count as real.
+            candidates; those with ``real=False`` do not count as real. Names may have become text
+            on the way, or the attribute ``id``, ``name`` or ``label`` of the nodes.
         rule: How edges are chosen, if otherwise than before. A rule that fixes them fixes these,
             the largest of them where the budget is smaller.
         num_edges: The budget ``k``; the number of real edges of ``wiring`` unless given.
         backend: How messages are summed, if otherwise than before.
+        allow_new_names: Whether fewer than half of the nodes may have a name of ``graph``.
 
     Raises:
-        ValueError: A topology that the schedule or backend cannot run, a weight that is no number;
-            or a copy of a graph whose node functions were built by a local function.
+        ValueError: Names that are not those of the graph; a topology that the schedule or backend
+            cannot run; a weight that is not a number; a copy of a graph whose node functions were
+            built by a local function.
     """
     if len(graph.functions) < 4:
         raise ValueError(
             "this graph is a copy, and copies do not know node functions that a lambda or a local "
             "function builds: edit the graph itself, or build them by a class"
         )
+    wiring = _with_names_of(graph.topology, wiring, allow_new_names)
     topology = _topology(wiring, graph.schedule)
     real = [data.get("real", True) for _, _, data in wiring.edges(data=True)]
     new = NeuralGraph(
@@ -66,6 +71,36 @@ def edited(
         for ours, theirs in ((new.nodes, graph.nodes), (new.messages, graph.messages)):
             _keep_functions(ours, new.topology, theirs, graph.topology)
     return new.train(graph.training)
+
+
+def _with_names_of(topology: Topology, wiring: nx.DiGraph, allow_new_names: bool) -> nx.DiGraph:
+    """Return a networkx graph whose nodes have the names that they have in a topology.
+
+    Raises:
+        ValueError: Fewer than half of them do, and that is not allowed.
+    """
+    known = set(topology.names)
+    by_text = {str(name): name for name in topology.names}
+    best: dict[Hashable, Hashable] = {}
+    for attribute in (None, "name", "id", "label"):
+        names = {
+            node: node
+            if node in known
+            else by_text.get(str(node if attribute is None else data.get(attribute)))
+            for node, data in wiring.nodes(data=True)
+        }
+        matches = {node: name for node, name in names.items() if name is not None}
+        if len(set(matches.values())) == len(matches) and len(matches) > len(best):
+            best = matches
+    if 2 * len(best) < min(len(known), len(wiring)) and not allow_new_names:
+        example = next(node for node in wiring if node not in best)
+        raise ValueError(
+            f"{len(best)} of the {len(wiring)} nodes have a name of the graph, so the node "
+            f"functions of the others would be drawn anew: names are {topology.names[0]!r}, ... "
+            f"in the graph, and {example!r}, ... in what is given. Rename its nodes with "
+            "networkx.relabel_nodes, or pass allow_new_names=True"
+        )
+    return nx.relabel_nodes(wiring, {node: name for node, name in best.items() if node != name})
 
 
 def _weights(new: NeuralGraph, wiring: nx.DiGraph, graph: NeuralGraph) -> tuple[Tensor, Tensor]:

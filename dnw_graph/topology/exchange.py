@@ -1,6 +1,8 @@
 """Topologies as networkx graphs, and these as files."""
 
 import json
+import math
+import numbers
 import re
 from collections.abc import Hashable, Iterable
 from pathlib import Path
@@ -63,45 +65,58 @@ def nodes_of(
     for role, given in ((Role.INPUT, inputs), (Role.OUTPUT, outputs)):
         if given is None:
             found = [name for name in names if _role(graph, name) == role]
-            _check_channels(graph, found)
-            found.sort(key=lambda name: graph.nodes[name].get("channel", place[name]))
+            channels = _channels(graph, found)
+            found.sort(key=lambda name: channels.get(name, place[name]))
         else:
             found = list(given)
             if missing := [name for name in found if name not in place]:
                 raise ValueError(f"{role.name.lower()}s {missing[:5]} are no nodes of the graph")
         ends[role] = [place[name] for name in found]
-    blocks = [graph.nodes[name].get("block") for name in names]
+    blocks = [_number(graph, name, "block") for name in names]
     if None in blocks and any(block is not None for block in blocks):
         without = [name for name, block in zip(names, blocks, strict=True) if block is None]
         raise ValueError(f"nodes {without[:5]} have no block, but others have; give all or none")
-    for name, block in zip(names, blocks, strict=True):
-        if block is not None and not _whole(block):
-            raise ValueError(f"block {block!r} of node {name!r} is no whole number")
     edges = torch.tensor([(place[u], place[v]) for u, v in graph.edges], dtype=torch.int64)
     return {
         "names": names,
         "edges": edges.view(-1, 2).t(),
         "inputs": ends[Role.INPUT],
         "outputs": ends[Role.OUTPUT],
-        "blocks": None if None in blocks else [int(block) for block in blocks],
+        "blocks": None if None in blocks else blocks,
     }
 
 
-def _check_channels(graph: nx.DiGraph, names: Iterable[Hashable]) -> None:
-    taken: dict[int, Hashable] = {}
+def _channels(graph: nx.DiGraph, names: Iterable[Hashable]) -> dict[Hashable, int]:
+    """Return the channels of those nodes that have one.
+
+    Raises:
+        ValueError: Two nodes share a channel.
+    """
+    channels: dict[Hashable, int] = {}
+    nodes: dict[int, Hashable] = {}
     for name in names:
-        channel = graph.nodes[name].get("channel")
+        channel = _number(graph, name, "channel")
         if channel is None:
             continue
-        if not _whole(channel):
-            raise ValueError(f"channel {channel!r} of node {name!r} is no whole number")
-        if channel in taken:
-            raise ValueError(f"nodes {taken[channel]!r} and {name!r} share channel {channel}")
-        taken[channel] = name
+        if channel in nodes:
+            raise ValueError(f"nodes {nodes[channel]!r} and {name!r} share channel {channel}")
+        channels[name], nodes[channel] = channel, name
+    return channels
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+def _number(graph: nx.DiGraph, name: Hashable, attribute: str) -> int | None:
+    """Return an attribute of a node that is a whole number, which other programs write as 2.0.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    value = graph.nodes[name].get(attribute)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not float(value).is_integer():
+        raise ValueError(f"{attribute} {value!r} of node {name!r} is not a whole number")
+    return int(value)
 
 
 def _role(graph: nx.DiGraph, name: Hashable) -> Role:
@@ -189,8 +204,22 @@ def _kind_of_names(graph: nx.DiGraph) -> str:
     return "str"
 
 
+def _with_names_in_attribute(graph: nx.DiGraph, attribute: str) -> nx.DiGraph:
+    """Return a graph with the names that igraph moves to an attribute, calling nodes n0, n1, ..."""
+    names = {node: data.get(attribute) for node, data in graph.nodes(data=True)}
+    renamed = list(graph) == [f"n{i}" for i in range(len(graph))]
+    if not renamed or None in names.values() or len(set(names.values())) < len(names):
+        return graph
+    graph = nx.relabel_nodes(graph, names)
+    for _, data in graph.nodes(data=True):
+        del data[attribute]
+    return graph
+
+
 def read_graph(path: str | Path) -> nx.DiGraph:
     """Read a graph that :func:`write_graph`, or another program, has written.
+
+    Where igraph wrote the file, nodes have their own names again.
 
     Raises:
         ValueError: A file that is no directed graph, or with another ending.
@@ -209,6 +238,7 @@ def read_graph(path: str | Path) -> nx.DiGraph:
             graph = nx.read_graphml(path)
             for added in ("node_default", "edge_default"):
                 graph.graph.pop(added, None)
+            graph = _with_names_in_attribute(graph, "id")
             if graph.graph.pop("names", "str") == "int":
                 graph = nx.relabel_nodes(graph, int)
     except (

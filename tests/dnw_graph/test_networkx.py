@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -268,8 +269,8 @@ LOST.remove_edge("a", "b")
         (named(b="middle"), r"node 'b' has unknown role 'middle' \(known: input, hidden, output"),
         (named(a="hidden"), r"needs an input node and an output node .* role=\"input\""),
         (channels(0, 0), r"nodes 'a' and 'd' share channel 0"),
-        (channels(0, "x"), r"channel 'x' of node 'd' is no whole number"),
-        (blocks(0.5), r"block 0.5 of node 'a' is no whole number"),
+        (channels(0, "x"), r"channel 'x' of node 'd' is not a whole number"),
+        (blocks(0.5), r"block 0.5 of node 'a' is not a whole number"),
         (PARTLY, r"nodes \['b', 'c'\] have no block, but others have"),
         (LOOP, r"a static graph has no cycle, .* through nodes 'b'"),
         (LOST, r"leads from an input to output 'c'"),
@@ -362,3 +363,114 @@ def test_files_for_gephi_and_cytoscape(tmp_path: Path) -> None:
     assert [n["data"]["role"] for n in elements["nodes"]] == [
         r for _, r in wiring.nodes(data="role")
     ]
+
+
+def small_graph(names: Any = None) -> NeuralGraph:
+    torch.manual_seed(0)
+    wiring = Topology.layered([3, 4, 2]).to_networkx()
+    if names is not None:
+        wiring = nx.relabel_nodes(wiring, names)
+    graph = NeuralGraph(Topology.from_networkx(wiring), num_edges=10, node="norm")
+    for parameter in graph.nodes.parameters():
+        torch.nn.init.normal_(parameter)
+    return graph.eval()
+
+
+def through_gexf(wiring: nx.DiGraph, path: Path) -> nx.DiGraph:
+    write_graph(wiring, path / "a.gexf")
+    return nx.read_gexf(path / "a.gexf")
+
+
+def without_graph_attributes(wiring: nx.DiGraph, path: Path) -> nx.DiGraph:
+    write_graph(wiring, path / "a.graphml")
+    text = (path / "a.graphml").read_text()
+    (path / "a.graphml").write_text(re.sub(r'<data key="d\d+">int</data>', "", text, count=1))
+    read = read_graph(path / "a.graphml")
+    assert all(isinstance(name, str) for name in read)
+    return read
+
+
+def through_cytoscape(wiring: nx.DiGraph, path: Path) -> nx.DiGraph:
+    """Return what is exported again: other ids, and the names as an attribute."""
+    renamed = {name: 100 + i for i, name in enumerate(wiring)}
+    export = nx.relabel_nodes(wiring, renamed)
+    for name, number in renamed.items():
+        export.nodes[number]["name"] = str(name)
+    write_graph(export, path / "a.graphml")
+    return read_graph(path / "a.graphml")
+
+
+def as_igraph_writes(wiring: nx.DiGraph, path: Path) -> nx.DiGraph:
+    """Return a graph from a file in the form of igraph 1.0: ids n0, names and numbers moved."""
+    kinds = {"block": "double", "channel": "double", "role": "string", "id": "string"}
+    lines = ['<graphml xmlns="http://graphml.graphdrawing.org/xmlns">']
+    lines += [
+        f'<key id="v_{key}" for="node" attr.name="{key}" attr.type="{kind}"/>'
+        for key, kind in kinds.items()
+    ]
+    lines += ['<key id="g_names" for="graph" attr.name="names" attr.type="string"/>']
+    lines += ['<key id="e_weight" for="edge" attr.name="weight" attr.type="double"/>']
+    lines += ['<graph id="G" edgedefault="directed">']
+    if all(isinstance(name, int) for name in wiring):
+        lines += ['<data key="g_names">int</data>']
+    ids = {name: f"n{i}" for i, name in enumerate(wiring)}
+    for name, data in wiring.nodes(data=True):
+        channel = data.get("channel", "NaN")
+        values = {"block": data["block"], "channel": channel, "role": data["role"], "id": name}
+        inner = "".join(f'<data key="v_{key}">{value}</data>' for key, value in values.items())
+        lines += [f'<node id="{ids[name]}">{inner}</node>']
+    for u, v, data in wiring.edges(data=True):
+        weight = f'<data key="e_weight">{data["weight"]!r}</data>'
+        lines += [f'<edge source="{ids[u]}" target="{ids[v]}">{weight}</edge>']
+    file = path / "igraph.graphml"
+    file.write_text("\n".join([*lines, "</graph></graphml>"]))
+    return read_graph(file)
+
+
+@pytest.mark.parametrize(
+    "way", [through_gexf, without_graph_attributes, through_cytoscape, as_igraph_writes]
+)
+@pytest.mark.parametrize("names", [None, lambda v: f"unit {v}", lambda v: f"n{(v + 1) % 9}"])
+def test_graphs_that_went_through_other_programs_compute_the_same(
+    way: Any, names: Any, tmp_path: Path
+) -> None:
+    if way is without_graph_attributes and names is not None:
+        pytest.skip("text names need no attribute")
+    graph = small_graph(names)
+    wiring = way(graph.to_networkx(), tmp_path)
+    x = torch.randn(5, 3, 4, 4)
+    again = edited(graph, wiring)
+    torch.testing.assert_close(again(x), graph(x))
+    assert set(again.topology.names) == set(graph.topology.names)
+
+
+def test_igraph_files_have_their_own_names_again(tmp_path: Path) -> None:
+    graph = small_graph()
+    read = as_igraph_writes(graph.to_networkx(), tmp_path)
+    assert list(read) == list(range(9))
+    topology = Topology.from_networkx(read)
+    assert topology.inputs.tolist() == graph.topology.inputs.tolist()
+
+
+def test_names_of_another_graph_are_an_error_unless_they_are_meant(tmp_path: Path) -> None:
+    graph = small_graph()
+    wiring = nx.relabel_nodes(graph.to_networkx(), lambda v: f"unit {v}")
+    with pytest.raises(
+        ValueError, match=r"0 of the 9 nodes have a name .* are 0, .* and 'unit 0', .*relabel_nodes"
+    ):
+        edited(graph, wiring)
+    assert edited(graph, wiring, allow_new_names=True).topology.num_nodes == 9
+    few = graph.to_networkx()  # some new nodes among known ones are an ordinary edit
+    few.add_node("new", role="hidden", block=1)
+    few.add_edge(0, "new"), few.add_edge("new", 7)
+    assert "new" in edited(graph, few).topology.names
+    pruned = graph.to_networkx().subgraph([0, 1, 2, 3, 7, 8])
+    assert edited(graph, pruned).topology.num_nodes == 6
+
+
+@pytest.mark.parametrize("value", ["2", 0.5, float("inf"), True, [1]])
+def test_numbers_that_are_not_whole_are_refused(value: Any) -> None:
+    wiring = small_graph().to_networkx()
+    wiring.nodes[0]["channel"] = value
+    with pytest.raises(ValueError, match=r"channel .* of node 0 is not a whole number"):
+        Topology.from_networkx(wiring)
