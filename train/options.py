@@ -30,6 +30,9 @@ class NetworkOptions:
     """How edges are chosen: complete, dnw, dnw_factored, fine_tune, gse, l1_anneal, lottery,
     n_of_m, no_update, random, rigl, set, soft_threshold, sr_ste, targeted_dropout or top_kast, if
     need be with arguments, "rigl(every=50)" (docs/rules.md); dnw unless given."""
+    schedule: str | None = None
+    """When nodes of a tiny classifier fire, such as "discrete(steps=5)" or "continuous(rtol=1e-4)"
+    (docs/time.md); the model's own unless given."""
     norm_eps: float | None = None
     """Added to variances by normalisation in a MobileNet; 1e-3, MobileNetV1's own, unless given;
     PyTorch's is 1e-5."""

@@ -134,7 +134,9 @@ def test_networks_of_the_published_sizes_can_be_built_by_name(kind: Any) -> None
     assert read_allenai(checkpoint(SMALL, kind), kind=kind, prune_rate=0.4).options is None
 
 
-def tiny(kind: str, nodes: int = 20, inputs: int = 4, outputs: int = 6) -> dict[str, Tensor]:
+def tiny(
+    kind: str, nodes: int = 20, inputs: int = 4, outputs: int = 6, classes: int = 3
+) -> dict[str, Tensor]:
     half, inside = inputs // 2, "odesolve.odefunc." if kind == "continuous" else ""
     return {
         "zeros": torch.zeros(1, nodes - inputs, 8, 8),
@@ -150,8 +152,8 @@ def tiny(kind: str, nodes: int = 20, inputs: int = 4, outputs: int = 6) -> dict[
         f"{inside}graph.weight": torch.randn(nodes, nodes, 1, 1),
         f"{inside}norm.weight": torch.randn(nodes),
         f"{inside}norm.bias": torch.randn(nodes),
-        "fc.weight": torch.randn(3, outputs),
-        "fc.bias": torch.randn(3),
+        "fc.weight": torch.randn(classes, outputs),
+        "fc.bias": torch.randn(classes),
     }
 
 

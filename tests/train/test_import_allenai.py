@@ -2,13 +2,16 @@
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
+from models import load_allenai
+from models.allenai import Kind
 from models.mbv1_dnw import STAGES
-from tests.models.test_allenai import SMALL, by_hand, checkpoint
+from models.tiny import INPUTS, NODES, OUTPUTS
+from tests.models.test_allenai import SMALL, by_hand, checkpoint, tiny
 from tests.train.test_data import small
 from train.evaluate import evaluate
 from train.imagenet import train
@@ -51,6 +54,33 @@ def test_an_imported_run_is_a_run(place: Path, tmp_path: Path, capsys: Any) -> N
     given |= {"num_edges": config.network.num_edges, "norm_eps": 1e-5, "width": 0.225}
     given |= {"epochs": 1, "batch_size": 4, "device": "cpu", "out": str(tmp_path / "tuned")}
     train(Options.from_flat(given))
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_every_kind_can_be_imported_measured_and_trained_on(
+    place: Path, tmp_path: Path, kind: str
+) -> None:
+    if kind in ("discrete", "continuous"):
+        state, rate, size = tiny(kind, NODES, INPUTS, OUTPUTS, classes=2), 0.95, 32
+    else:
+        state, rate, size = checkpoint(list(STAGES), kind, classes=2), 0.775, 32
+    torch.save({"model": state}, tmp_path / "best.pt")
+    out = tmp_path / "run"
+    layers = {"layers": 3} if kind == "discrete" else {}
+    changes = {"kind": kind, "prune-rate": rate, "out": out, **layers}
+    if kind in ("discrete", "continuous"):
+        changes["dataset"] = "cifar10"
+    main([str(tmp_path / "best.pt"), *flags(place, **changes)])
+    x = torch.randn(2, 3, size, size)
+    direct = load_allenai(state, kind=kind, prune_rate=rate, image_size=size, **layers)
+    with torch.no_grad():
+        assert torch.equal(RunFolder(out).load_model()(x), direct(x))
+    assert 0 <= evaluate(str(out), device="cpu")["top1"] <= 1
+    config = RunFolder(out).load_config().options.flat()
+    if kind == "discrete":
+        assert config["schedule"] == "discrete(steps=3)"
+    config |= {"init": str(out), "epochs": 1, "batch_size": 4, "device": "cpu", "report": False}
+    train(Options.from_flat({**config, "out": str(tmp_path / "tuned")}))
 
 
 @pytest.mark.parametrize(
