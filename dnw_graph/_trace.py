@@ -1,9 +1,8 @@
 """Runs a network once and tells which channels matter between its layers."""
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,14 @@ KEEPS_CHANNELS = (
     *(nn.Hardtanh, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Softplus),
     *(nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Upsample),
 )
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A module that says itself what it costs."""
+
+    def counted(self, features: Sequence[int]) -> tuple[int, int]:
+        """Return multiply-adds and parameters for one input, whose channels have this size."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,6 @@ def run(model: nn.Module, example: Tensor) -> list["Call"]:
             handle.remove()
         for module, mode in modes.items():
             module.training = mode
-    _warn_of_unknown([*layers, *_attention(model)])
     last = {id(x): x for x in tree_leaves(out) if isinstance(x, Tensor)}
     elsewhere = watch.read_elsewhere | last
     return [
@@ -117,9 +123,9 @@ def live_channels(
             fed[id(call.out)] = fed[id(call.x)]
     read: dict[int, Tensor] = {}  # which channels some layer makes use of
     for call in reversed(calls):
-        everything = torch.ones(_width(call.x), dtype=torch.bool)
+        everything = torch.ones(_width(call.x), dtype=torch.bool, device="cpu")
         if isinstance(call.module, NeuralGraph):
-            outputs = torch.ones(_width(call.out), dtype=torch.bool)
+            outputs = torch.ones(_width(call.out), dtype=torch.bool, device="cpu")
             wanted = reads(call.module, read.get(id(call.out), outputs))
         elif _keeps_channels(call) and not isinstance(call, _Fixed):
             wanted = read.get(id(call.out), everything)
@@ -128,8 +134,8 @@ def live_channels(
         read[id(call.x)] = read.get(id(call.x), ~everything) | wanted
     live = []
     for call in calls:
-        inputs = fed.get(id(call.x), torch.ones(_width(call.x), dtype=torch.bool))
-        outputs = torch.ones(_width(call.out), dtype=torch.bool)
+        inputs = fed.get(id(call.x), torch.ones(_width(call.x), dtype=torch.bool, device="cpu"))
+        outputs = torch.ones(_width(call.out), dtype=torch.bool, device="cpu")
         if not isinstance(call, _Fixed):
             outputs = read.get(id(call.out), outputs)
         live.append((inputs, outputs))
@@ -147,27 +153,20 @@ def _keeps_channels(call: Call) -> bool:
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
     """Yield what is counted as one: graphs, convolutions, modules without modules in them."""
     children = list(module.children())
-    if isinstance(module, COUNTED) or not children:
+    if isinstance(module, (*COUNTED, Counted)) or not children:
         yield module
     else:
         for child in children:
             yield from _layers(child)
 
 
-def _attention(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield what multiplies by weights of its own, past the layers in it."""
-    return (module for module in model.modules() if isinstance(module, nn.MultiheadAttention))
+def unknown_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the modules with weights that are not counted, each once.
 
-
-def _warn_of_unknown(layers: Sequence[nn.Module]) -> None:
+    Multi-head attention is among them: it multiplies by its weights past the layers in it.
+    """
     known = (*COUNTED, *NORMS, nn.Embedding)
-    unknown = {
-        type(layer).__name__
-        for layer in layers
-        if not isinstance(layer, known) and any(True for _ in layer.parameters())
-    }
-    if unknown:
-        warnings.warn(
-            f"cost() does not know how to count {', '.join(sorted(unknown))}: left out",
-            stacklevel=4,
-        )
+    leaves = [layer for layer in _layers(model) if not isinstance(layer, (*known, Counted))]
+    attention = [module for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
+    with_weights = {id(m): m for m in (*leaves, *attention) if any(True for _ in m.parameters())}
+    return list(with_weights.values())

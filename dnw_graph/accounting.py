@@ -1,5 +1,7 @@
 """One accounting of a network: edges, parameters and multiply-adds of the live graph."""
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 
 from dnw_graph import _trace
 from dnw_graph.neural_graph import NeuralGraph
-from dnw_graph.sparse import Layer, evaluation_weight, sparse_layers_of, stored_weight
+from dnw_graph.sparse import Layer, num_real_weights, sparse_layers_of, stored_weight
 from dnw_graph.topology import Role
 from dnw_graph.topology._order import distances
 
@@ -18,7 +20,7 @@ class Cost:
 
     Attributes:
         macs: Multiply-adds; what other work calls FLOPs is twice this.
-        parameters: Real edges, node functions of live nodes, other convolutions and linear layers;
+        parameters: Real edges, node functions of live nodes, weights of other layers;
             normalisation and biases are not counted.
         real_edges: Real edges of all graphs.
         candidate_edges: Candidate edges of all graphs.
@@ -48,7 +50,7 @@ class Cost:
         )
 
 
-def cost(model: nn.Module, image_size: int = 224, *, example: Tensor | None = None) -> Cost:
+def cost(model: nn.Module, image_size: int | None = None, *, example: Tensor | None = None) -> Cost:
     """Count what a network costs for one image, as the paper does.
 
     Runs the network once in evaluation mode. Real edges count once a pixel, the node function of
@@ -56,13 +58,14 @@ def cost(model: nn.Module, image_size: int = 224, *, example: Tensor | None = No
     evaluation that the image took. Where a layer feeds graphs only, its
     channels without a real edge out do not count; where a graph feeds a layer, channels without a
     real edge in do not. That is followed through modules that keep channels apart (norms,
-    activations, pooling, dropout); anything else reads every channel. Of a layer with zeros among
-    its weights, as :func:`sparsify` and :func:`bake` leave them, only the others count.
+    activations, pooling, dropout); anything else reads every channel. Of a sparse layer the real
+    weights count, of other layers those that are not 0.
 
     Args:
-        model: A network for images with as many channels as its first convolution reads, or a
-            :class:`NeuralGraph` on its own.
-        image_size: Height and width in pixels.
+        model: A network, or a :class:`NeuralGraph` on its own.
+        image_size: Height and width in pixels of an image with as many channels as the first layer
+            reads. If None, 224 where that is a convolution; a network whose first layer is a graph
+            or linear is given one vector of features.
         example: One input ``[1, ...]`` in place of an image, for a network that takes another kind.
 
     Returns:
@@ -72,17 +75,16 @@ def cost(model: nn.Module, image_size: int = 224, *, example: Tensor | None = No
         ValueError: A network that cannot be run on such an image.
 
     Warns:
-        UserWarning: The network has layers with weights that this does not know how to count.
+        UserWarning: Layers or node functions whose multiply-adds are unknown, and left out.
     """
     if example is None:
-        like = next(model.parameters(), torch.empty(0))
-        example = torch.zeros(1, _channels(model), image_size, image_size).to(like)
+        example = _example(model, image_size)
     try:
         calls = _trace.run(model, example)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
-            f"the network cannot be run on {list(example.shape)} to be counted: give image_size, "
-            f"or an input that it takes as example ({error})"
+            f"the network cannot be run on an input {list(example.shape)} to be counted: give "
+            f"image_size, or as example an input that it takes ({error})"
         ) from error
     wirings = {
         call.module: call.module.wiring().edge_index.cpu()
@@ -93,7 +95,10 @@ def cost(model: nn.Module, image_size: int = 224, *, example: Tensor | None = No
     live = _trace.live_channels(
         calls, lambda graph, _: _ends(graph, wirings[graph][0], Role.INPUT), feeds
     )
-    needed = {graph: torch.zeros(graph.topology.num_nodes).bool() for graph in wirings}
+    needed = {
+        graph: torch.zeros(graph.topology.num_nodes, dtype=torch.bool, device="cpu")
+        for graph in wirings
+    }
 
     def reads(graph: NeuralGraph, outputs: Tensor) -> Tensor:
         """Return which inputs have a path to these outputs."""
@@ -116,17 +121,54 @@ def cost(model: nn.Module, image_size: int = 224, *, example: Tensor | None = No
         own = stored_weight(module) if isinstance(module, Layer) else module
         total += Cost(macs=entry.macs) if id(own) in seen else entry
         seen.add(id(own))
+    unknown = _trace.unknown_layers(model)
+    total += Cost(parameters=sum(map(_num_weights, unknown)))
+    _warn_of_unknown([*unknown, *(m for graph in wirings for m in _uncounted_functions(graph))])
     return total
 
 
-def _channels(model: nn.Module) -> int:
-    """Return how many channels the first layer of a network reads."""
-    for module in model.modules():
-        if isinstance(module, NeuralGraph):
-            return module.topology.num_inputs
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    return 3
+def _example(model: nn.Module, image_size: int | None) -> Tensor:
+    """Return zeros of the size that the first layer of a network reads."""
+    first = next((m for m in model.modules() if isinstance(m, _FIRST)), None)
+    if isinstance(first, NeuralGraph):
+        channels = first.topology.num_inputs
+    elif isinstance(first, nn.Linear):
+        channels = first.in_features
+    else:
+        channels = first.in_channels if isinstance(first, nn.Conv2d) else 3
+        image_size = image_size or 224
+    shape = (1, channels) if image_size is None else (1, channels, image_size, image_size)
+    like = next(model.parameters(), torch.empty(0, dtype=torch.float32, device="cpu"))
+    return like.new_zeros(shape)
+
+
+_FIRST = NeuralGraph, nn.Conv2d, nn.Linear
+
+
+def _num_weights(module: nn.Module) -> int:
+    """Return how many parameters a module has, biases and other vectors not counted."""
+    return sum(p.numel() for p in module.parameters() if p.dim() > 1)
+
+
+def _uncounted_functions(graph: NeuralGraph) -> list[nn.Module]:
+    """Return the node functions with parameters that do not say how many multiply-adds they do."""
+    functions = [*graph.nodes, *graph.messages]
+    return [
+        function
+        for function in functions
+        if getattr(function, "macs_per_pixel", None) is None
+        and any(True for _ in function.parameters())
+    ]
+
+
+def _warn_of_unknown(modules: Sequence[nn.Module]) -> None:
+    names = sorted({type(module).__name__ for module in modules})
+    if names:
+        warnings.warn(
+            f"cost() does not know how many multiply-adds {', '.join(names)} takes, and leaves "
+            "them out; a node function says so by an attribute macs_per_pixel",
+            stacklevel=3,
+        )
 
 
 def _ends(graph: NeuralGraph, nodes: Tensor, role: Role) -> Tensor:
@@ -141,7 +183,7 @@ def _graph(graph: NeuralGraph, edge_index: Tensor, call: _trace.Call) -> Cost:
     firings = schedule.firings(graph.evaluations)
     like = call.x if schedule.keeps_size else call.out
     pixels = firings * like.shape[2 + schedule.takes_sequence :].numel()
-    nodes = torch.arange(topology.num_nodes)
+    nodes = torch.arange(topology.num_nodes, device="cpu")
     has_out, has_in = torch.isin(nodes, edge_index[0]), torch.isin(nodes, edge_index[1])
     total = Cost(
         macs=edges * pixels,
@@ -154,20 +196,30 @@ def _graph(graph: NeuralGraph, edge_index: Tensor, call: _trace.Call) -> Cost:
         fires = has_in if block.role == Role.OUTPUT else has_out
         for module, alive in ((node, fires), (message, has_out)):
             number = int(alive[block.nodes.start : block.nodes.stop].sum())
-            total += Cost(
-                macs=number * int(getattr(module, "macs_per_pixel", 0)) * pixels,
-                parameters=number * int(getattr(module, "parameters_per_node", 0)),
-            )
+            macs = number * (getattr(module, "macs_per_pixel", None) or 0) * pixels
+            parameters = _function_parameters(module, number, len(block.nodes))
+            total += Cost(macs=macs, parameters=parameters)
+    return total
+
+
+def _function_parameters(function: nn.Module, live_nodes: int, nodes: int) -> int:
+    """Return the parameters of a node function: of the live nodes, and what all nodes share."""
+    per_node = getattr(function, "parameters_per_node", None)
+    if per_node is not None:
+        return live_nodes * int(per_node)
+    total = 0
+    for parameter in function.parameters():
+        by_node = parameter.dim() > 0 and len(parameter) == nodes
+        total += parameter.numel() * live_nodes // nodes if by_node else parameter.numel()
     return total
 
 
 def _edges(layer: nn.modules.conv._ConvNd | nn.Linear) -> Cost:
-    """Return a layer's weights other than 0, and its edges if :func:`sparsify` made it sparse."""
-    weight = evaluation_weight(layer)
-    total, nonzero = weight.numel(), int(torch.count_nonzero(weight))
+    """Return a layer's real weights, and its edges if :func:`sparsify` made it sparse."""
+    total, real = stored_weight(layer).numel(), num_real_weights(layer)
     if any(found is layer for _, found in sparse_layers_of(layer)):
-        return Cost(parameters=nonzero, real_edges=nonzero, candidate_edges=total)
-    return Cost(parameters=nonzero or total)
+        return Cost(parameters=real, real_edges=real, candidate_edges=total)
+    return Cost(parameters=real or total)
 
 
 def _layer(module: nn.Module, call: _trace.Call, inputs: Tensor, outputs: Tensor) -> Cost:
@@ -189,4 +241,7 @@ def _layer(module: nn.Module, call: _trace.Call, inputs: Tensor, outputs: Tensor
         return replace(edges, macs=macs, parameters=weights)
     if isinstance(module, _trace.AVERAGE_POOLS):
         return Cost(macs=int(inputs.sum()) * x[0, 0].numel())
-    return Cost()
+    if isinstance(module, _trace.Counted):
+        macs, parameters = module.counted(x.shape[2:])
+        return Cost(macs=macs, parameters=parameters)
+    return Cost(parameters=_num_weights(module) if isinstance(module, nn.Embedding) else 0)

@@ -133,7 +133,7 @@ def _weights(new: NeuralGraph, wiring: nx.DiGraph, graph: NeuralGraph) -> tuple[
         if data.get("real", True):
             ids.append(i)
     kept = torch.tensor(weights, dtype=torch.float64, device=new.weight.device)
-    return kept, torch.tensor(ids, dtype=torch.int64)
+    return kept, torch.tensor(ids, dtype=torch.int64, device="cpu")
 
 
 def _fix(weights: Tensor, fixed: Tensor, ids: Tensor) -> None:

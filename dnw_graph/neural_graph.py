@@ -225,12 +225,12 @@ class NeuralGraph(Wired):
         """
         graph, wiring = nodes_to_networkx(self.topology), self.wiring()
         names, source = self.topology.names, wiring.edge_index[0].cpu()
-        alive = torch.isin(torch.arange(self.topology.num_nodes), source)
+        alive = torch.isin(torch.arange(self.topology.num_nodes, device="cpu"), source)
         alive |= self.topology.role == Role.OUTPUT
         for name, lives in zip(names, alive.tolist(), strict=True):
             graph.nodes[name]["alive"] = lives
         if candidates:
-            ids = torch.arange(self.topology.num_candidates)
+            ids = torch.arange(self.topology.num_candidates, device="cpu")
             weights = self.choice.weights_of_candidates(self.weight)
         else:
             ids, weights = wiring.edge_id.cpu(), wiring.edge_weight

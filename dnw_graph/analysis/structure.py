@@ -154,7 +154,9 @@ def _check_candidates(made: Structure) -> None:
         sources = np.unique(made.block[made.source[inside]])
         if block.complete and set(sources.tolist()) <= set(block.sources):
             continue
-        edges = made.topology.edges(torch.arange(block.edges.start, block.edges.stop)).numpy()
+        edges = made.topology.edges(
+            torch.arange(block.edges.start, block.edges.stop, device="cpu")
+        ).numpy()
         known = set(zip(*edges.tolist(), strict=True))
         ends = zip(made.source[inside].tolist(), made.target[inside].tolist(), strict=True)
         for u, v in ends:
@@ -173,10 +175,10 @@ def _complete(given: Topology) -> Topology:
     source, target = given.edge_index
     forward = bool((block[source] < block[target]).all())
     sizes = [len(b.nodes) for b in given.blocks]
-    ends = torch.tensor([0, *sizes]).cumsum(0)
+    ends = torch.tensor([0, *sizes], device="cpu").cumsum(0)
     fed_by: list[Any] = []
     for b in given.blocks:
-        everything = torch.arange(int(ends[b.index]) if forward else given.num_nodes)
+        everything = torch.arange(int(ends[b.index]) if forward else given.num_nodes, device="cpu")
         closed = b.role == Role.INPUT and not b.edges
         fed_by.append(everything[:0] if closed else everything)
     made = Topology._of_blocks(sizes, [b.role for b in given.blocks], fed_by)

@@ -64,16 +64,16 @@ class Engine:
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._lock = threading.Lock()
         self.parts, self.nodes = _live_parts(graph)
-        number = torch.full((graph.num_nodes,), -1)
-        number[self.nodes] = torch.arange(len(self.nodes))
+        number = torch.full((graph.num_nodes,), -1, device="cpu")
+        number[self.nodes] = torch.arange(len(self.nodes), device="cpu")
         level = graph.of_parts([part.level for part in graph.parts])
         reads = graph.of_parts([part.reads for part in graph.parts])
         source, target = graph.edge_index
         live, constant = graph.reached[source], ~graph.reached[source] & graph.reached[target]
-        sends = torch.zeros(graph.num_nodes, dtype=torch.bool)
+        sends = torch.zeros(graph.num_nodes, dtype=torch.bool, device="cpu")
         sends[source[live]] = True
         #: Row of what a node sends among those of its level, -1 where it sends nothing. ``[V]``
-        self.row = torch.full((graph.num_nodes,), -1)
+        self.row = torch.full((graph.num_nodes,), -1, device="cpu")
         #: Nodes that constants feed, and the row of what these send to each, by level.
         self.fed: list[tuple[Tensor, Tensor]] = []
         self.num_rows: list[int] = []
@@ -82,24 +82,36 @@ class Engine:
         for each in range(len(graph.strides) + 1):
             senders = (sends & (level == each)).nonzero().flatten()
             here = fed[reads[fed] == each]
-            rows = torch.arange(len(here))  # first, so that rows up to any are known before it
-            self.row[senders] = torch.arange(len(senders)) + len(here)
+            # These come first, so that the number of rows before any other is known.
+            rows = torch.arange(len(here), device="cpu")
+            self.row[senders] = torch.arange(len(senders), device="cpu") + len(here)
             self.fed.append((here, rows))
             self.num_rows.append(len(senders) + len(here))
             edges.append(torch.stack([rows, number[here]]))
-            weights.append(torch.ones(len(here)))
+            weights.append(torch.ones(len(here), dtype=torch.float32, device="cpu"))
         edges[0] = torch.stack([self.row[source[live]], number[target[live]]])
         rows, self.target = torch.cat(edges, 1)
         order = self.target.argsort(stable=True)
         self.source, self.target = rows[order].int().numpy(), self.target[order]
         self.weight = torch.cat(weights)[order].numpy()
-        every = torch.arange(len(self.nodes) + 1)
+        every = torch.arange(len(self.nodes) + 1, device="cpu")
         self.ptr = torch.searchsorted(self.target, every).numpy()
 
     @property
     def num_edges(self) -> int:
         """Number of edges that are gone through, those from what stands for constants included."""
         return len(self.weight)
+
+    def multiply_adds(self, features: Sequence[int]) -> int:
+        """Return the multiply-adds for one input with maps of this size: edges and filters."""
+        pixels = [math.prod(size) for size in self.graph.sizes(features)]
+        total = first = 0
+        for part in self.parts:
+            past = first + len(part)
+            total += int(self.ptr[past] - self.ptr[first]) * pixels[part.reads]
+            total += 9 * len(part) * pixels[part.level] if part.filters else 0
+            first = past
+        return total
 
     def __call__(self, x: Tensor, stem: nn.Conv2d | None = None) -> Tensor:
         """Return the states of the outputs.
@@ -151,7 +163,7 @@ class Engine:
 
     def _known(self, x: Tensor) -> Tensor:
         """Return an input of which only channels that do not depend on images are kept."""
-        known, graph = torch.zeros(x.shape), self.graph
+        known, graph = _zeros(*x.shape), self.graph
         constant = graph.inputs[~graph.reached[: len(graph.inputs)]]
         known[:, constant] = x.detach().clone()[:, constant]
         return known
@@ -172,7 +184,7 @@ class _Plan:
     ) -> None:
         graph = engine.graph
         self.engine, self.batch, self.stem = engine, batch, stem
-        given = torch.zeros(batch, x.shape[1], math.prod(x.shape[2:]))
+        given = _zeros(batch, x.shape[1], math.prod(x.shape[2:]))
         image = x.shape[1:]
         if stem is not None:
             x = stem(x)
@@ -220,8 +232,8 @@ class _Plan:
             inside[:, :height, :width] = -1
             masks.append(np.resize(np.append(inside, np.zeros(lanes, np.int32)), vectors * lanes))
         self.levels[:, kernels.BASE] = bases = _placed(sizes, lives)
-        self.z = torch.zeros(max(map(operator.add, bases, sizes)))
-        self.total = torch.zeros(most)
+        self.z = _zeros(max(map(operator.add, bases, sizes)))
+        self.total = _zeros(most)
         self.mask = np.concatenate(masks)
 
     def _rows(self, level: int) -> Tensor:
@@ -238,7 +250,7 @@ class _Plan:
 
     def run(self, x: Tensor) -> Tensor:
         """Return the outputs ``[B, outputs, Ho Wo]`` of ``x [B, C, H W]``."""
-        out = torch.empty(len(x), *self.outputs)
+        out = x.new_empty(len(x), *self.outputs)
         if len(self.constant):
             out[:, self.constant] = self.constants
         self._fire(x.numpy(), out.numpy(), 0, len(self.engine.parts))
@@ -285,7 +297,7 @@ class _Plan:
         taken = nodes < len(graph.inputs)
         self.nodes[taken.numpy(), kernels.CHANNEL] = graph.inputs[nodes[taken]].numpy()
         live = graph.reached[graph.outputs]
-        channel = torch.full((graph.num_nodes,), -1)
+        channel = torch.full((graph.num_nodes,), -1, device="cpu")
         channel[graph.outputs[live]] = live.nonzero().flatten()
         self.nodes[:, kernels.OUTPUT] = channel[nodes].numpy()
         self.nodes[:, kernels.ROW] = engine.row[nodes].numpy()
@@ -294,13 +306,13 @@ class _Plan:
 
     def _stem(self, image: Sequence[int]) -> None:
         """Lay out the convolution before, some channels at once, with scale and shift folded in."""
-        at_once, taps, bias = kernels.AT_ONCE, [torch.zeros(0)], [torch.zeros(0)]
+        at_once, taps, bias = kernels.AT_ONCE, [_zeros(0)], [_zeros(0)]
         self.stem_shape, frames = np.zeros(4, dtype=np.int64), 0
         if self.stem is not None:
             self.stem_shape[:] = *image, self.stem.stride[0]
             frames = self.batch * image[0] * (image[1] + 2) * (image[2] + 2)
             weight, groups = self.stem.weight.detach(), 0
-            shift = torch.zeros(len(weight)) if self.stem.bias is None else self.stem.bias.detach()
+            shift = _zeros(len(weight)) if self.stem.bias is None else self.stem.bias.detach()
             for block in self.blocks:
                 if block[kernels.KIND] == kernels.GIVEN:
                     nodes = slice(*block[[kernels.FIRST, kernels.PAST]].tolist())
@@ -327,7 +339,7 @@ class _Plan:
         used = ~graph.reached[source] & graph.reached[target]
         for level, (fed, rows) in enumerate(engine.fed):
             given = [part.level == level for part in graph.parts]
-            known = torch.zeros(graph.num_nodes, math.prod(self.sizes[level]))
+            known = _zeros(graph.num_nodes, math.prod(self.sizes[level]))
             known[graph.of_parts(given).bool()] = torch.cat(
                 [known[:0], *(s for s, here in zip(states, given, strict=True) if here)]
             )
@@ -353,7 +365,7 @@ class _Plan:
             if not len(source):
                 continue
             rows = slice(int(source.min()), int(source.max()) + 1)
-            matrix = torch.zeros(len(part), rows.stop - rows.start)
+            matrix = _zeros(len(part), rows.stop - rows.start)
             place = engine.target[edges] - first, source - rows.start
             matrix[place] = torch.from_numpy(engine.weight[edges])
             seconds = {}
@@ -368,6 +380,11 @@ class _Plan:
             if kind == kernels.SUMMED:
                 dense[at] = matrix, rows
         self.dense = dense
+
+
+def _zeros(*shape: int) -> Tensor:
+    """Return zeros, whatever the default type and device."""
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
 
 def _placed(sizes: Sequence[int], lives: Sequence[tuple[int, int]]) -> list[int]:
@@ -406,7 +423,7 @@ def _live_parts(graph: "FrozenGraph") -> tuple[list["Part"], Tensor]:
         if len(live):
             parts.append(replace(part, past=part.first + len(live)))
             nodes.append(live)
-    return parts, torch.cat(nodes) if nodes else torch.empty(0, dtype=torch.int64)
+    return parts, torch.cat(nodes) if nodes else torch.empty(0, dtype=torch.int64, device="cpu")
 
 
 def usable(x: Tensor) -> bool:

@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,6 +72,7 @@ def to_onnx(
         )
     assert made is not None
     proto = made.model_proto
+    _name_batch(proto)
     for key, value in (notes or {}).items():
         proto.metadata_props.add(key=key, value=value)
     content = proto.SerializeToString()
@@ -83,6 +85,16 @@ def to_onnx(
     temporary = Path(f"{os.fspath(path)}.part")
     temporary.write_bytes(content)
     temporary.replace(path)
+
+
+def _name_batch(proto: Any) -> None:
+    """Call the axis of images "batch" throughout a model; the exporter makes up a name."""
+    graph = proto.graph
+    made_up = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param == made_up:
+                size.dim_param = "batch"
 
 
 def _check(model: FrozenModel, other: object, example: Tensor, name: str) -> None:

@@ -125,6 +125,14 @@ class FrozenGraph(nn.Module):
         """Number of edges."""
         return len(self.edge_weight)
 
+    def counted(self, features: Sequence[int]) -> tuple[int, int]:
+        """Return multiply-adds and parameters for one input, whose channels have this size.
+
+        Nodes that do not depend on the input are not counted.
+        """
+        filters = 9 * sum(len(part) for part in self.engine.parts if part.filters)
+        return self.engine.multiply_adds(features), self.num_edges + filters
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the states of the outputs: by kernels on a CPU, else by plain layers."""
         self._check_input(x)
@@ -147,15 +155,15 @@ class FrozenGraph(nn.Module):
 
     def of_parts(self, values: Sequence[int]) -> Tensor:
         """Return a number of each part for each of its nodes ``[V]``, int64."""
-        sizes = torch.tensor([len(part) for part in self.parts], dtype=torch.int64)
-        return torch.tensor(values, dtype=torch.int64).repeat_interleave(sizes)
+        sizes = torch.tensor([len(part) for part in self.parts], dtype=torch.int64, device="cpu")
+        return torch.tensor(values, dtype=torch.int64, device="cpu").repeat_interleave(sizes)
 
     def _places(self) -> Tensor:
         """Return the place of each node among those of its level ``[V]``."""
         level = self.of_parts([part.level for part in self.parts])
         place = torch.zeros_like(level)
         for each in level.unique():
-            place[level == each] = torch.arange(int((level == each).sum()))
+            place[level == each] = torch.arange(int((level == each).sum()), device="cpu")
         return place
 
     def _check_input(self, x: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from dnw_graph.frozen.engine import usable
 from dnw_graph.frozen.graph import FrozenGraph, Part
-from dnw_graph.frozen.report import Report, report
+from dnw_graph.frozen.report import Report, counts, report
 from dnw_graph.frozen.unroll import spread, unroll
 from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.topology import Role
@@ -64,10 +64,19 @@ class FrozenModel(nn.Sequential):
             image_size: Height and width in pixels.
             example: One input ``[1, ...]`` in place of an image.
         """
-        if example is None:
-            channels = next((m.in_channels for m in self if isinstance(m, nn.Conv2d)), 3)
-            example = torch.zeros(1, channels, image_size, image_size)
-        return report(self, example)
+        return report(self, self._zeros((image_size, image_size)) if example is None else example)
+
+    def counted(self, features: Sequence[int]) -> tuple[int, int]:
+        """Return multiply-adds and parameters for one input, whose channels have this size."""
+        found = counts(self, self._zeros(features))
+        return sum(count.macs for count in found), sum(count.parameters for count in found)
+
+    def _zeros(self, features: Sequence[int]) -> Tensor:
+        """Return an input of which each channel has this size."""
+        layers = (layer for layer in self if isinstance(layer, nn.Conv2d | nn.Linear | FrozenGraph))
+        first = next(layers)
+        channels = first.least_channels if isinstance(first, FrozenGraph) else first.weight.shape[1]
+        return torch.zeros((1, channels, *features), dtype=torch.float32, device="cpu")
 
     @property
     def graphs(self) -> list[FrozenGraph]:
@@ -196,8 +205,8 @@ def _frozen(layers: Sequence[nn.Module]) -> list[nn.Module]:
 def _read(following: nn.Module | None, number: int) -> Tensor:
     """Return which of some channels a layer reads, boolean."""
     if not isinstance(following, FrozenGraph):
-        return torch.ones(number, dtype=torch.bool)
-    return torch.isin(torch.arange(number), following.inputs)
+        return torch.ones(number, dtype=torch.bool, device="cpu")
+    return torch.isin(torch.arange(number, device="cpu"), following.inputs)
 
 
 def _whole_vectors(read: Tensor) -> Tensor:
@@ -259,7 +268,9 @@ def _joined(first: FrozenGraph, second: FrozenGraph) -> FrozenGraph | None:
     None where outputs do more than to sum, or feed other nodes; or where one is read twice.
     """
     sums = [p for p in first.parts if p.role == Role.OUTPUT and p == _plain(p)]
-    ends = torch.cat([torch.arange(p.first, p.past) for p in sums] or [first.node[:0]])
+    ends = torch.cat(
+        [torch.arange(p.first, p.past, device="cpu") for p in sums] or [first.node[:0]]
+    )
     read = first.outputs[second.inputs]
     once = torch.equal(read.sort().values, ends) and len(first.outputs) == len(ends)
     if not once or bool(torch.isin(first.edge_index[0], ends).any()):
@@ -269,11 +280,11 @@ def _joined(first: FrozenGraph, second: FrozenGraph) -> FrozenGraph | None:
     parts: list[Part] = []
     for part in kept:
         parts.append(_moved(part, parts, 0))
-        order.append(torch.arange(part.first, part.past))
+        order.append(torch.arange(part.first, part.past, device="cpu"))
     before = sum(map(len, kept))
-    number = torch.full((first.num_nodes,), -1)
-    number[torch.cat([*order, first.node[:0]])] = torch.arange(before)
-    number[read] = before + torch.arange(len(read))
+    number = torch.full((first.num_nodes,), -1, device="cpu")
+    number[torch.cat([*order, first.node[:0]])] = torch.arange(before, device="cpu")
+    number[read] = before + torch.arange(len(read), device="cpu")
     for part in second.parts:
         role = Role.HIDDEN if part.role == Role.INPUT else part.role
         parts.append(replace(_moved(part, parts, level), role=role))
@@ -314,8 +325,8 @@ def _reach(layers: Sequence[nn.Module]) -> None:
         if not isinstance(layer, FrozenGraph):
             constant = None
             continue
-        reached = torch.zeros(layer.num_nodes, dtype=torch.bool)
-        moving = torch.ones(len(layer.inputs), dtype=torch.bool)
+        reached = torch.zeros(layer.num_nodes, dtype=torch.bool, device="cpu")
+        moving = torch.ones(len(layer.inputs), dtype=torch.bool, device="cpu")
         if constant is not None:
             moving = ~constant[layer.inputs]
         reached[: len(moving)] = moving

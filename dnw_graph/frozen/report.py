@@ -1,9 +1,9 @@
 """What a frozen network costs, counted and measured."""
 
-import math
 import statistics
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -74,18 +74,51 @@ class Report:
         return "\n".join(lines)
 
 
-def report(layers: nn.Sequential, example: Tensor, repeats: int = 20) -> Report:
-    """Run a frozen network on one input ``[1, ...]``, and say what it costs."""
-    whole, x, found = _milliseconds(layers, example, repeats), example, []
+class Count(NamedTuple):
+    """What one layer costs, and what it returned."""
+
+    macs: int
+    parameters: int
+    x: Tensor
+    out: Tensor
+
+
+def counts(layers: nn.Sequential, example: Tensor) -> list[Count]:
+    """Count the multiply-adds and parameters of each layer of a frozen network.
+
+    As :func:`dnw_graph.cost` counts those of the network itself: edges, however they are summed,
+    and of the layers behind a graph the channels that depend on the input.
+    """
+    found, x = [], example
+    live = torch.ones(x.shape[1], dtype=torch.bool, device="cpu")
     for layer in layers:
-        out = layer(x)
-        macs, parameters, remark = _counted(layer, x, out)
-        took = _milliseconds(layer, x, repeats)
-        name = type(layer).__name__
-        found.append(LayerReport(name, tuple(out.shape[1:]), macs, parameters, took, remark))
+        out = layer.plainly(x) if isinstance(layer, FrozenGraph) else layer(x)
+        found.append(Count(*_counted(layer, x, out, live), x, out))
+        if isinstance(layer, FrozenGraph):
+            live = layer.reached[layer.outputs]
+        elif out.shape[1] != len(live) or isinstance(layer, nn.Conv2d | nn.Linear):
+            live = torch.ones(out.shape[1], dtype=torch.bool, device="cpu")
         x = out
+    return found
+
+
+@torch.no_grad()
+def report(layers: nn.Sequential, example: Tensor, repeats: int = 20) -> Report:
+    """Run a frozen network on one input ``[1, ...]``, and return what it costs."""
+    whole, entries = _milliseconds(layers, example, repeats), []
+    for layer, count in zip(layers, counts(layers, example), strict=True):
+        entries.append(
+            LayerReport(
+                name=type(layer).__name__,
+                output=tuple(count.out.shape[1:]),
+                macs=count.macs,
+                parameters=count.parameters,
+                milliseconds=_milliseconds(layer, count.x, repeats),
+                remark=_remark(layer, count.x) if isinstance(layer, FrozenGraph) else "",
+            )
+        )
     size = sum(t.numel() * t.element_size() for t in layers.state_dict().values())
-    return Report(tuple(found), whole, size, torch.get_num_threads())
+    return Report(tuple(entries), whole, size, torch.get_num_threads())
 
 
 def _milliseconds(layer: nn.Module, x: Tensor, repeats: int) -> float:
@@ -99,27 +132,26 @@ def _milliseconds(layer: nn.Module, x: Tensor, repeats: int) -> float:
     return 1e3 * statistics.median(times)
 
 
-def _counted(layer: nn.Module, x: Tensor, out: Tensor) -> tuple[int, int, str]:
-    """Return multiply-adds, parameters and a remark."""
+def _counted(layer: nn.Module, x: Tensor, out: Tensor, live: Tensor) -> tuple[int, int]:
+    """Return multiply-adds and parameters, where some channels of ``x`` are live."""
     if isinstance(layer, FrozenGraph):
-        choices = layer.engine.choices(x)
-        dense = [c for c in choices if c.is_dense]
-        sizes = [math.prod(size) for size in layer.sizes(x.shape[2:])]
-        filtered = [part for part in layer.engine.parts if part.filters]
-        parameters = layer.num_edges + 9 * sum(len(part) for part in filtered)
-        macs = 9 * sum(len(part) * sizes[part.level] for part in filtered)
-        for choice in choices:
-            done = choice.candidates if choice.is_dense else choice.edges
-            macs += done * sizes[choice.part.reads]
-        hidden = sum(len(p) for p in layer.parts if p.role == Role.HIDDEN)
-        constants = int((~layer.reached).sum())
-        remark = f"{layer.num_nodes} nodes ({hidden} hidden, {constants} constant), "
-        remark += f"{layer.num_edges:,} edges; "
-        remark += f"{len(choices) - len(dense)} sums sparse, {len(dense)} dense"
-        return macs, parameters, remark
+        return layer.counted(x.shape[2:])
     weight, pixels = getattr(layer, "weight", None), out.shape[2:].numel()
     if isinstance(layer, nn.Conv2d | nn.Linear) and weight is not None:
-        return weight.numel() * pixels, weight.numel(), ""
+        grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1
+        weights = weight.numel() if grouped else weight.numel() * int(live.sum()) // len(live)
+        return weights * pixels, weights
     if isinstance(layer, nn.AdaptiveAvgPool2d | nn.AvgPool2d):
-        return x[0].numel(), 0, ""
-    return 0, 0, ""
+        return int(live.sum()) * x[0, 0].numel(), 0
+    return 0, 0
+
+
+def _remark(graph: FrozenGraph, x: Tensor) -> str:
+    choices = graph.engine.choices(x)
+    dense = sum(choice.is_dense for choice in choices)
+    hidden = sum(len(p) for p in graph.parts if p.role == Role.HIDDEN)
+    constants = int((~graph.reached).sum())
+    return (
+        f"{graph.num_nodes} nodes ({hidden} hidden, {constants} constant), "
+        f"{graph.num_edges:,} edges; {len(choices) - dense} sums sparse, {dense} dense"
+    )

@@ -69,8 +69,8 @@ def unroll(graph: NeuralGraph, wanted: Tensor) -> FrozenGraph:
             "freeze() takes graphs that are static, or in discrete time with input at the start or "
             f"held, read at the end; got schedule {type(schedule).__name__}"
         )
-    channel = torch.empty(topology.num_nodes, dtype=torch.int64)
-    channel[topology.inputs] = torch.arange(topology.num_inputs)
+    channel = torch.empty(topology.num_nodes, dtype=torch.int64, device="cpu")
+    channel[topology.inputs] = torch.arange(topology.num_inputs, device="cpu")
     return _compact(unrolled, channel, last[topology.outputs][wanted])
 
 
@@ -86,15 +86,15 @@ def _once(graph: NeuralGraph, unrolled: _Unrolled, edges: Edges) -> Tensor:
             raise ValueError("freeze() takes no output that sends other than its state")
         unrolled.add(block, block.role, formula)
     unrolled.edges.append(edges)
-    return torch.arange(graph.topology.num_nodes)
+    return torch.arange(graph.topology.num_nodes, device="cpu")
 
 
 def _in_steps(graph: NeuralGraph, schedule: Discrete, unrolled: _Unrolled, edges: Edges) -> Tensor:
     """Add what all blocks send at each step; return the number of each node at the last ``[V]``."""
     blocks, (edge_index, weight) = graph.topology.blocks, edges
     held = schedule.input == "held"
-    given = torch.full((graph.topology.num_nodes,), -1)
-    last = torch.arange(graph.topology.num_nodes)
+    given = torch.full((graph.topology.num_nodes,), -1, device="cpu")
+    last = torch.arange(graph.topology.num_nodes, device="cpu")
     for block in blocks:
         if held and block.role == Role.INPUT:
             given[_range(block)] = _numbers(unrolled, block, Role.INPUT, Formula())
@@ -119,7 +119,12 @@ def _in_steps(graph: NeuralGraph, schedule: Discrete, unrolled: _Unrolled, edges
             )
         if held:
             fed = (given >= 0).nonzero().flatten()
-            unrolled.edges.append((torch.stack([given[fed], last[fed]]), torch.ones(len(fed))))
+            unrolled.edges.append(
+                (
+                    torch.stack([given[fed], last[fed]]),
+                    torch.ones(len(fed), dtype=torch.float32, device="cpu"),
+                )
+            )
     return last
 
 
@@ -129,7 +134,7 @@ def _range(block: Block) -> slice:
 
 def _numbers(unrolled: _Unrolled, *layer: Any) -> Tensor:
     first = unrolled.add(*layer)
-    return torch.arange(first, unrolled.size)
+    return torch.arange(first, unrolled.size, device="cpu")
 
 
 def _formula(module: Any, t: float) -> Formula:
@@ -169,10 +174,10 @@ def _compact(unrolled: _Unrolled, channel: Tensor, ends: Tensor) -> FrozenGraph:
     """Number what is needed anew: layers of inputs first, edges by target and source."""
     edge_index = torch.cat([index for index, _ in unrolled.edges], 1)
     weight = torch.cat([weight for _, weight in unrolled.edges])
-    needed = torch.zeros(unrolled.size, dtype=torch.bool)
+    needed = torch.zeros(unrolled.size, dtype=torch.bool, device="cpu")
     needed[ends] = True
     needed = spread(needed, edge_index.flip(0))
-    number = torch.full((unrolled.size,), -1)
+    number = torch.full((unrolled.size,), -1, device="cpu")
     order: list[Tensor] = []
     parts: list[Part] = []
     tensors: list[tuple[Tensor, ...]] = []
@@ -181,7 +186,7 @@ def _compact(unrolled: _Unrolled, channel: Tensor, ends: Tensor) -> FrozenGraph:
         if not len(kept):
             continue
         first = parts[-1].past if parts else 0
-        number[kept] = torch.arange(first, first + len(kept))
+        number[kept] = torch.arange(first, first + len(kept), device="cpu")
         order.append(kept - nodes[0] + layer.block.nodes.start)
         parts.append(_part(layer, first, len(kept)))
         tensors.append(_rows(layer.formula, kept - nodes[0]))
@@ -190,9 +195,9 @@ def _compact(unrolled: _Unrolled, channel: Tensor, ends: Tensor) -> FrozenGraph:
     live = needed[edge_index[0]] & needed[edge_index[1]]
     source, target = number[edge_index[:, live]]
     by_target = (target * max(unrolled.size, 1) + source).argsort()
-    node = torch.cat(order) if order else torch.empty(0, dtype=torch.int64)
+    node = torch.cat(order) if order else torch.empty(0, dtype=torch.int64, device="cpu")
     inputs = [channel[part] for part, p in zip(order, parts, strict=True) if p.role == Role.INPUT]
-    none = torch.zeros(0), torch.zeros(0), torch.zeros(0, 3, 3)
+    none = (_zeros(0), _zeros(0), _zeros(0, 3, 3))
     scale, shift, filters = (torch.cat(rows) for rows in zip(none, *tensors, strict=True))
     return FrozenGraph(
         [_levelled(part, stride) for part in parts],
@@ -205,15 +210,22 @@ def _compact(unrolled: _Unrolled, channel: Tensor, ends: Tensor) -> FrozenGraph:
         scale=scale,
         shift=shift,
         filters=filters,
-        reached=torch.ones(len(node), dtype=torch.bool),
+        reached=torch.ones(len(node), dtype=torch.bool, device="cpu"),
     )
+
+
+def _zeros(*shape: int) -> Tensor:
+    """Return zeros, whatever the default type and device."""
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
 
 def spread(marked: Tensor, edge_index: Tensor) -> Tensor:
     """Return which nodes are marked, or have a path from one that is ``[V]``, boolean."""
     marked = marked.clone()
     while True:
-        found = marked.index_put((edge_index[1][marked[edge_index[0]]],), torch.tensor(True))
+        found = marked.index_put(
+            (edge_index[1][marked[edge_index[0]]],), torch.tensor(True, device="cpu")
+        )
         if torch.equal(found, marked):
             return marked
         marked = found
@@ -222,7 +234,7 @@ def spread(marked: Tensor, edge_index: Tensor) -> Tensor:
 def _numbered(unrolled: _Unrolled) -> Iterator[tuple[Tensor, _Layer]]:
     first = 0
     for layer in unrolled.layers:
-        yield torch.arange(first, first + len(layer.block.nodes)), layer
+        yield torch.arange(first, first + len(layer.block.nodes), device="cpu"), layer
         first += len(layer.block.nodes)
 
 
@@ -247,8 +259,8 @@ def _levelled(part: Part, stride: int) -> Part:
 
 def _rows(formula: Formula, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return scale, shift and filters of some nodes of a layer."""
-    ones, zeros = torch.ones(len(kept)), torch.zeros(len(kept))
-    filters = torch.zeros(len(kept), 3, 3)
+    ones, zeros = _zeros(len(kept)) + 1, _zeros(len(kept))
+    filters = _zeros(len(kept), 3, 3)
     given = [formula.scale, formula.shift, formula.filters]
     scale, shift, filters = (
         default if tensor is None else tensor.detach().float().cpu()[kept]

@@ -42,10 +42,10 @@ class NodeFunction(nn.Module):
         ValueError: A stride that the function cannot have.
     """
 
-    #: Multiply-adds a node and output pixel, normalisation not counted.
-    macs_per_pixel: ClassVar[int] = 0
-    #: Parameters a node, normalisation not counted.
-    parameters_per_node: ClassVar[int] = 0
+    #: Multiply-adds per node and output pixel, without normalisation; None if unknown.
+    macs_per_pixel: ClassVar[int | None] = None
+    #: Parameters per node, without normalisation; None for all parameters that the module has.
+    parameters_per_node: ClassVar[int | None] = None
 
     def __init__(self, num_nodes: int, stride: int = 1) -> None:
         super().__init__()

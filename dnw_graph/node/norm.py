@@ -73,6 +73,8 @@ class Norm(NodeFunction):
         ValueError: Another norm, a stride, no steps, or an eps that is not above 0.
     """
 
+    macs_per_pixel = parameters_per_node = 0
+
     def __init__(
         self,
         num_nodes: int,

@@ -6,6 +6,8 @@ from dnw_graph.node.base import NODES, Formula, NodeFunction
 
 
 class _Pointwise(NodeFunction):
+    macs_per_pixel = parameters_per_node = 0
+
     def __init__(self, num_nodes: int, stride: int = 1) -> None:
         if stride != 1:
             raise ValueError(

@@ -5,6 +5,7 @@ from dnw_graph.sparse.layers import (
     Layer,
     SparseWeight,
     evaluation_weight,
+    num_real_weights,
     sparse_layers_of,
     stored_weight,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "Spread",
     "bake",
     "evaluation_weight",
+    "num_real_weights",
     "sparse_layers_of",
     "sparsify",
     "sparsity",

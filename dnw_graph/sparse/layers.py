@@ -96,6 +96,21 @@ def evaluation_weight(layer: Layer) -> Tensor:
     return weight
 
 
+def num_real_weights(layer: Layer) -> int:
+    """Return how many weights of a layer are real.
+
+    Those that its rule chooses, which may weigh 0 just after they have grown; of a layer without a
+    rule, those other than 0.
+    """
+    if parametrize.is_parametrized(layer, "weight"):
+        parts: Any = layer.parametrizations
+        for part in parts.weight:
+            if isinstance(part, SparseWeight):
+                stored = whole(stored_weight(layer).detach())
+                return len(part.choice.select(stored, training=False).edge_id)
+    return int(torch.count_nonzero(evaluation_weight(layer)))
+
+
 def matches(name: str, patterns: Sequence[str]) -> bool:
     """Return whether a name is one of these, or fits a pattern."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

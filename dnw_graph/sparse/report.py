@@ -1,11 +1,11 @@
 """How sparse a network is, layer by layer."""
 
+import math
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
-from dnw_graph.sparse.layers import evaluation_weight, layers_of, stored_weight
+from dnw_graph.sparse.layers import layers_of, num_real_weights, stored_weight
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class LayerSparsity:
     Attributes:
         name: Of the layer.
         shape: Of its weight.
-        nonzero: Number of weights other than 0.
+        nonzero: Number of real weights: those that a rule chose, or other than 0 without a rule.
         total: Number of weights.
     """
 
@@ -26,7 +26,7 @@ class LayerSparsity:
 
     @property
     def density(self) -> float:
-        """Share of weights other than 0."""
+        """Share of real weights."""
         return self.nonzero / self.total if self.total else 0.0
 
 
@@ -38,7 +38,7 @@ class Sparsity:
 
     @property
     def nonzero(self) -> int:
-        """Number of weights other than 0."""
+        """Number of real weights."""
         return sum(layer.nonzero for layer in self.layers)
 
     @property
@@ -48,7 +48,7 @@ class Sparsity:
 
     @property
     def density(self) -> float:
-        """Share of weights other than 0."""
+        """Share of real weights."""
         return self.nonzero / self.total if self.total else 0.0
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ class Sparsity:
 
 
 def sparsity(module: nn.Module) -> Sparsity:
-    """Return how many weights of each convolution and linear layer are not 0, in evaluation.
+    """Return how many weights of each convolution and linear layer are real, in evaluation.
 
     Sparse, baked and dense modules alike. A weight that layers share counts once, by the name of
     the first of them.
@@ -72,7 +72,6 @@ def sparsity(module: nn.Module) -> Sparsity:
         if id(stored_weight(layer)) in seen:
             continue
         seen.add(id(stored_weight(layer)))
-        weight = evaluation_weight(layer)
-        count = int(torch.count_nonzero(weight))
-        found.append(LayerSparsity(name, tuple(weight.shape), count, weight.numel()))
+        shape, count = tuple(stored_weight(layer).shape), num_real_weights(layer)
+        found.append(LayerSparsity(name, shape, count, math.prod(shape)))
     return Sparsity(tuple(found))

@@ -71,7 +71,7 @@ class Topology(Builders):
         self._set_nodes(block.long().cpu(), role.long().cpu(), names, inputs, outputs)
         source, target = _order.sorted_edges(edge_index, self.num_nodes, self.describe)
         counts = torch.bincount(target, minlength=self.num_nodes)
-        per_block = torch.zeros(int(self.block[-1]) + 1, dtype=torch.int64)
+        per_block = torch.zeros(int(self.block[-1]) + 1, dtype=torch.int64, device="cpu")
         per_block.index_add_(0, self.block, counts)
         self._set_edges(counts, list(source.split(per_block.tolist())))
 
@@ -80,13 +80,15 @@ class Topology(Builders):
         cls, sizes: Sequence[int], roles: Sequence[Role], fed_by: Sequence[Tensor]
     ) -> "Topology":
         """Return blocks of which every node is fed by the same sources, given for each block."""
-        repeats = torch.tensor(list(sizes))
+        repeats = torch.tensor(list(sizes), device="cpu")
         made = cls.__new__(cls)
         made._set_nodes(
-            torch.arange(len(sizes)).repeat_interleave(repeats),
-            torch.tensor(list(roles)).repeat_interleave(repeats),
+            torch.arange(len(sizes), device="cpu").repeat_interleave(repeats),
+            torch.tensor(list(roles), device="cpu").repeat_interleave(repeats),
         )
-        counts = torch.tensor([len(sources) for sources in fed_by]).repeat_interleave(repeats)
+        counts = torch.tensor([len(sources) for sources in fed_by], device="cpu").repeat_interleave(
+            repeats
+        )
         made._set_edges(counts, fed_by)
         return made
 
@@ -132,13 +134,13 @@ class Topology(Builders):
         for kind, nodes in (("input", inputs), ("output", outputs)):
             if outside := [v for v in nodes if not 0 <= v < num_nodes]:
                 raise ValueError(f"{kind}s {outside[:5]} are not among the {num_nodes} nodes")
-        role = torch.full((num_nodes,), Role.HIDDEN)
+        role = torch.full((num_nodes,), Role.HIDDEN, device="cpu")
         role[inputs], role[outputs] = Role.INPUT, Role.OUTPUT
         level = _order.levels(edge_index, num_nodes)
         key = role.clone() if level is None else level * len(Role) + role
         order = torch.argsort(key, stable=True)
         number = torch.empty_like(order)
-        number[order] = torch.arange(num_nodes)
+        number[order] = torch.arange(num_nodes, device="cpu")
         _, block = torch.unique(key[order], return_inverse=True)
         return cls(
             number[edge_index],
@@ -173,9 +175,9 @@ class Topology(Builders):
         names, ends = given["names"], (given["inputs"], given["outputs"])
         if given["blocks"] is None:
             return cls.from_edges(given["edges"], *ends, num_nodes=len(names), names=names)
-        role = torch.full((len(names),), Role.HIDDEN)
+        role = torch.full((len(names),), Role.HIDDEN, device="cpu")
         role[ends[0]], role[ends[1]] = Role.INPUT, Role.OUTPUT
-        block = torch.tensor(given["blocks"], dtype=torch.int64)
+        block = torch.tensor(given["blocks"], dtype=torch.int64, device="cpu")
         order = torch.argsort(block, stable=True)
         number = order.argsort()
         return cls(
@@ -228,7 +230,7 @@ class Topology(Builders):
         """Return the number of candidates out of each node ``[V]`` on a device."""
         name = f"out-degree on {device}"
         if name not in self._copies:
-            degree = torch.zeros(self.num_nodes, dtype=torch.int64)
+            degree = torch.zeros(self.num_nodes, dtype=torch.int64, device="cpu")
             lists = self.source_lists_on(torch.device("cpu"))
             for block, sources in zip(self.blocks, lists, strict=True):
                 times = len(block.nodes) if block.complete else 1
@@ -244,10 +246,10 @@ class Topology(Builders):
         """
         name = f"block {block.index} by source on {device}"
         if name not in self._copies:
-            every = torch.arange(block.edges.start, block.edges.stop)
+            every = torch.arange(block.edges.start, block.edges.stop, device="cpu")
             sources = self.edges(every)[0]
             ordered, order = sources.sort(stable=True)
-            ends = torch.searchsorted(ordered, torch.arange(self.num_nodes + 1))
+            ends = torch.searchsorted(ordered, torch.arange(self.num_nodes + 1, device="cpu"))
             self._copies[name] = order.to(device), ends.to(device)
         order, ends = self._copies[name]
         return order, ends
@@ -340,8 +342,8 @@ class Topology(Builders):
         ]
         # The edge with id e into block b comes from table[first + (e - first_edge) % length].
         self._table = torch.cat([fed_by.int() for fed_by in lists])
-        lengths = torch.tensor([len(fed_by) for fed_by in lists])
-        first_edge = torch.tensor([block.edges.start for block in self.blocks])
+        lengths = torch.tensor([len(fed_by) for fed_by in lists], device="cpu")
+        first_edge = torch.tensor([block.edges.start for block in self.blocks], device="cpu")
         self._lists = torch.stack([first_edge, lengths.cumsum(0) - lengths, lengths.clamp_min(1)])
 
     def _check_nodes(self, block: Tensor, role: Tensor) -> None:
@@ -393,7 +395,7 @@ class Topology(Builders):
     def _blocks(self, given: Sequence[Tensor]) -> Iterable[Block]:
         _, sizes = torch.unique_consecutive(self.block, return_counts=True)
         starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-        member = torch.arange(len(sizes)).repeat_interleave(sizes)
+        member = torch.arange(len(sizes), device="cpu").repeat_interleave(sizes)
         for j in range(len(sizes)):
             nodes = range(int(starts[j]), int(starts[j + 1]))
             edges = range(int(self.rowptr[nodes.start]), int(self.rowptr[nodes.stop]))

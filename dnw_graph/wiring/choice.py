@@ -299,7 +299,7 @@ class _Forget:
     def __call__(self, which: Tensor) -> None:
         for value in self._optimizer.state.get(self._weight, {}).values():
             if isinstance(value, Tensor) and value.shape == self._weight.shape:
-                kept = torch.ones(value.numel(), device=value.device)
+                kept = value.new_ones(value.numel())
                 kept[which] = 0
                 value.mul_(_sharded(self._choice.shaped(kept, value), value))
 

@@ -163,7 +163,7 @@ class Wiring:
                 f"edge_weight must be [{len(ids)}], one a real edge, got "
                 f"{list(self.edge_weight.shape)}"
             )
-        every = torch.arange(len(ids))
+        every = torch.arange(len(ids), device="cpu")
         if self.slot is not None and not torch.equal(self.slot.cpu().sort().values, every):
             raise ValueError(f"slot must hold each of 0 to {len(ids) - 1} once")
         return self

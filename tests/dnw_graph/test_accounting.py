@@ -1,10 +1,22 @@
 """What a network costs, counted by hand."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
-from dnw_graph import Cost, NeuralGraph, Topology, cost, freeze
+from dnw_graph import (
+    Cost,
+    NeuralGraph,
+    Topology,
+    attach,
+    bake,
+    cost,
+    freeze,
+    sparsify,
+    sparsity,
+)
 from models import create_model
 
 
@@ -170,7 +182,7 @@ def test_a_node_function_at_the_outputs_counts_outputs_with_an_edge_in() -> None
 
 
 def test_layers_it_cannot_count_are_named() -> None:
-    with pytest.warns(UserWarning, match="does not know how to count Bilinear"):
+    with pytest.warns(UserWarning, match="does not know how many multiply-adds Bilinear takes"):
         assert cost(_Squared(), example=torch.zeros(1, 4)).macs == 0
 
 
@@ -186,3 +198,97 @@ class _Squared(nn.Module):
 def test_an_image_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match="too small for stride 2"):
         cost(graph_with([0, 2, 8], stride=2), image_size=1)
+
+
+class Mixed(nn.Module):
+    """A node function with parameters of each node, and some that all nodes share."""
+
+    def __init__(self, num_nodes: int) -> None:
+        super().__init__()
+        self.own = nn.Parameter(torch.ones(num_nodes, 1, 3))
+        self.shared = nn.Linear(7, 7, bias=False)
+
+    def forward(self, x: torch.Tensor, t: float = 0.0) -> torch.Tensor:
+        return x * self.own.sum() * self.shared.weight.sum()
+
+
+class Told(Mixed):
+    macs_per_pixel, parameters_per_node = 4, 5
+
+
+def test_parameters_of_any_node_function_count_and_what_is_unknown_is_named() -> None:
+    # Real: 0 -> 2, 0 -> 3, 2 -> 5; node 2 alone has an edge out besides input 0.
+    with pytest.warns(UserWarning, match="how many multiply-adds Mixed takes, and leaves"):
+        counted = cost(graph_with([0, 2, 8], node=Mixed))
+    assert counted.parameters == 3 + (1 + 1) * 3 + 2 * 49
+    assert counted.macs == 3
+    counted = cost(graph_with([0, 2, 8], node=Told))
+    assert (counted.parameters, counted.macs) == (3 + 2 * 5, 3 + 2 * 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cost(graph_with([0, 2, 8], node=lambda _: Timeless())).macs == 3
+
+
+class Timeless(nn.GELU):
+    def forward(self, x: torch.Tensor, t: float = 0.0) -> torch.Tensor:
+        return super().forward(x)
+
+
+def test_layers_of_unknown_cost_count_their_parameters() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    with pytest.warns(UserWarning, match="MultiheadAttention"):
+        counted = cost(layer, example=torch.zeros(1, 3, 8))
+    expected = sum(p.numel() for p in layer.parameters() if p.dim() > 1)
+    assert counted.parameters == expected
+    assert cost(nn.Embedding(7, 3), example=torch.zeros(1, 2, dtype=torch.int64)).parameters == 21
+
+
+@pytest.mark.parametrize("node", ["relu", "identity"])
+def test_graphs_and_linear_networks_are_given_features(node: str) -> None:
+    graph = NeuralGraph(Topology.layered([6, 5, 3]), num_edges=20, node=node)
+    assert cost(graph).macs == 20
+    assert cost(graph, image_size=4).macs == 20 * 16
+    assert cost(nn.Sequential(nn.Linear(5, 6, bias=False), graph)).macs <= 30 + 20
+    network = nn.Sequential(graph, nn.Linear(3, 2, bias=False))
+    assert cost(network).macs == 20 + 6
+
+
+def test_graphs_of_maps_ask_for_their_size() -> None:
+    with pytest.raises(ValueError, match=r"cannot be run on an input \[1, 2\] .* give image_size"):
+        cost(graph_with([0, 2, 8]))
+
+
+@pytest.mark.parametrize("rule", ["set(every=2)", "rigl(every=2)"])
+def test_edges_that_have_just_grown_count(rule: str) -> None:
+    torch.manual_seed(0)
+    layer = sparsify(nn.Sequential(nn.Linear(20, 10, bias=False)), 0.2, rule=rule)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    attach(layer, optimizer, total_steps=20)
+    for _ in range(2):
+        optimizer.zero_grad()
+        layer(torch.randn(4, 20)).square().mean().backward()
+        optimizer.step()
+    assert int(layer[0].weight.count_nonzero()) < 40
+    assert sparsity(layer).nonzero == 40
+    assert cost(layer) == Cost(macs=40, parameters=40, real_edges=40, candidate_edges=200)
+    assert sparsity(bake(layer)).nonzero < 40  # plain layers have no edges but other weights
+
+
+def test_freezing_never_adds_multiply_adds_and_counts_them_the_same_way() -> None:
+    torch.manual_seed(0)
+    for density in (0.02, 0.3, 0.9):
+        topology = Topology.layered([8, 40, 40, 16])
+        graph = NeuralGraph(
+            topology,
+            num_edges=int(density * topology.num_candidates),
+            node="norm_relu_conv",
+            stride=2,
+        )
+        tail = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3))
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), graph, *tail).eval()
+        before, frozen = cost(model, image_size=20), freeze(model)
+        report = frozen.report(20)
+        assert 0.5 * before.macs < report.macs <= before.macs
+        assert report.parameters <= before.parameters
+        counted = cost(frozen, image_size=20)
+        assert (counted.macs, counted.parameters) == (report.macs, report.parameters)
