@@ -25,6 +25,11 @@ def _note_fork() -> None:
 os.register_at_fork(after_in_child=_note_fork)
 
 
+def can_compile() -> bool:
+    """Return whether Numba compiles; with ``NUMBA_DISABLE_JIT=1`` it does not."""
+    return not numba.config.DISABLE_JIT
+
+
 def threads() -> int:
     """Return how many threads a kernel uses: as many as PyTorch does."""
     return max(1, min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS)))

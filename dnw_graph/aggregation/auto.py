@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dnw_graph import _jit
 from dnw_graph.aggregation.base import BACKENDS, Aggregation, Pull
 from dnw_graph.aggregation.dense import Dense
 from dnw_graph.aggregation.reference import Reference
@@ -21,11 +22,15 @@ From benchmarks/layout_spike.md: 12 ms for 72,991 edges sparse, 155 ms for 4,718
 
 @BACKENDS.register("auto")
 class Auto(Aggregation):
-    """Sparse on a CPU unless most candidates are real; dense on a GPU where the block allows it."""
+    """Sparse on a CPU unless most candidates are real; dense on a GPU where the block allows it.
+
+    Where Numba's compiler is disabled, a CPU is treated as a GPU is.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._dense, self._sparse, self._reference = Dense(), Sparse(), Reference()
+        self._dense, self._reference = Dense(), Reference()
+        self._sparse = Sparse() if _jit.can_compile() else self._reference
 
     def choose(self, pull: Pull, weight: Tensor) -> Aggregation:
         """Return the backend for one block."""
@@ -33,7 +38,7 @@ class Auto(Aggregation):
             return self._sparse
         if self._dense.supports(pull.block):
             return self._dense
-        return self._sparse if weight.device.type == "cpu" else self._reference
+        return self._sparse if weight.is_cpu else self._reference
 
     def prepare(self, wiring: Wiring) -> Any:
         """See :meth:`Aggregation.prepare`."""
@@ -50,7 +55,7 @@ class Auto(Aggregation):
         """Return whether sums over real edges cost less than dense products."""
         share = len(wiring.edge_id) / wiring.topology.num_candidates
         few = share < DENSE_FROM or wiring.slot is not None  # nothing of the size of candidates
-        return wiring.edge_id.device.type == "cpu" and few
+        return wiring.edge_id.is_cpu and few and _jit.can_compile()
 
     def forward(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
         """See :meth:`Aggregation.forward`."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dnw_graph import _jit
 from dnw_graph.aggregation import _kernels, _matmul
 from dnw_graph.aggregation.base import BACKENDS, Aggregation, Pull
 from dnw_graph.aggregation.whole import SparseWholeGraph, WholeGraph
@@ -18,7 +19,18 @@ class Sparse(Aggregation):
     The gradient to all candidates of a complete block is one dense product; that of any other
     block, and that to real edges alone, a sum per edge. Memory beyond states and weights is of the
     order of ``k``. Types narrower than float32 are computed in float32.
+
+    Raises:
+        ValueError: Numba's compiler is disabled.
     """
+
+    def __init__(self) -> None:
+        if not _jit.can_compile():
+            raise ValueError(
+                "the sparse backend needs Numba's compiler, which NUMBA_DISABLE_JIT=1 disables: "
+                'unset that variable, or take backend="auto", "dense" or "reference"'
+            )
+        super().__init__()
 
     def message_and_aggregate(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
         """See :meth:`Aggregation.message_and_aggregate`; a message is added as it is formed."""

@@ -437,4 +437,5 @@ def usable(x: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not _jit._in_forked_child
+        and _jit.can_compile()
     )

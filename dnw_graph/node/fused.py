@@ -20,7 +20,8 @@ _ON_GPU = (torch.float32, torch.bfloat16, torch.float16)
 def available(x: Tensor, scale: Tensor) -> bool:
     """Return whether there are kernels for inputs and scales like these."""
     if x.is_cpu:
-        return accepted(x) in _ON_CPU and scale.dtype in (torch.float32, torch.float64)
+        known = accepted(x) in _ON_CPU and scale.dtype in (torch.float32, torch.float64)
+        return known and _jit.can_compile()
     return x.is_cuda and accepted(x) in _ON_GPU and scale.dtype == torch.float32 and _has_triton()
 
 

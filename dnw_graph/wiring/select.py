@@ -40,9 +40,9 @@ def _top_k(weight: Tensor, k: int) -> Tensor:
     bits = np.from_dlpack(values.view(torch.int32 if narrow else torch.int64))
     # The bits of a positive float order like the float, those of infinity and NaN come last.
     infinity = 0x7F800000 if narrow else 0x7FF0000000000000
-    among = _candidates(bits, k)
+    among = _candidates(bits, k) if _jit.can_compile() else None
     given = bits if among is None else bits[among]
-    if len(given) <= _FEW:
+    if len(given) <= _FEW or not _jit.can_compile():
         ids = _largest_of_few(given, k, infinity)
     else:
         ids = np.empty(k, dtype=np.int64)

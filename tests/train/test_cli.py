@@ -1,5 +1,6 @@
 """Flags and recipes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -153,3 +154,15 @@ def test_help_groups_options_and_shows_defaults_and_units() -> None:
     text = " ".join(done.stdout.replace("│", " ").split())
     for part in ("network options", "data options", "--recipe", "in pixels. (default: 224)"):
         assert part in text
+
+
+@pytest.mark.parametrize("rank", ["", "0"])
+def test_commands_start_whatever_rank_says(rank: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "train.imagenet", "--help"],
+        env={**os.environ, "RANK": rank, "SLURM_PROCID": rank, "TORCHELASTIC_RESTART_COUNT": ""},
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr
