@@ -10,9 +10,10 @@ import numpy as np
 import scipy.sparse
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.topology import Role, Topology
+from dnw_graph.wiring import Wiring, choices, whole
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -105,27 +106,30 @@ class Structure:
 
 
 def structure_of(
-    graph: "NeuralGraph | nx.DiGraph | Structure", candidates: Topology | None = None
+    graph: "nn.Module | nx.DiGraph | Structure", candidates: Topology | None = None
 ) -> Structure:
     """Return the real edges of a graph as arrays.
 
     Args:
-        graph: A graph, or what its ``to_networkx`` gives, edited or not. Edges with ``real=False``
-            are candidates only; an edge without ``weight`` counts as 1.
+        graph: A graph, a layer made sparse (a bipartite graph from input channels times filter
+            places to output channels), or what ``to_networkx`` gives, edited or not. Edges with
+            ``real=False`` are candidates only; an edge without ``weight`` counts as 1.
         candidates: Which edges might have been real. Of a networkx graph, unless given: the edges
             with ``real``, where there are such; otherwise all from any block to any other that some
             edge leads to directly or not, as in a topology of complete blocks.
 
     Raises:
-        ValueError: A graph that is no topology, or edges that are no candidates.
+        ValueError: A graph that is not a topology, edges that are not candidates, or a network with
+            another number of graphs than one.
     """
     if isinstance(graph, Structure):
         return graph
-    if isinstance(graph, NeuralGraph):
-        wiring = graph.wiring()
-        source, target = graph.topology.edges(wiring.edge_id.cpu()).numpy()
-        weight = wiring.edge_weight.detach().double().cpu().numpy()
-        return Structure(graph.topology, source, target, weight)
+    if isinstance(graph, nn.Module):
+        found = structures_of(graph)
+        if len(found) != 1:
+            names = ", ".join(list(found)[:5]) or "none"
+            raise ValueError(f"the network has {len(found)} graphs ({names}); give one of them")
+        return next(iter(found.values()))
     given = Topology.from_networkx(graph)
     if candidates is None:
         marked = any("real" in data for _, _, data in graph.edges(data=True))
@@ -145,6 +149,19 @@ def structure_of(
     made = Structure(candidates, source[order], target[order], rows[order, 2])
     _check_candidates(made)
     return made
+
+
+def structures_of(model: nn.Module) -> dict[str, Structure]:
+    """Return the real edges of each graph and sparse layer of a network, by name of the module."""
+    found = {}
+    for name, choice, weight in choices(model):
+        flat = choice.flat(whole(weight.detach()))
+        wiring = Wiring.of(choice.select(flat, training=False), flat, choice.topology)
+        source, target = choice.topology.edges(wiring.edge_id.cpu()).numpy()
+        values = wiring.edge_weight.detach().double().cpu().numpy()
+        layer = name.removesuffix("parametrizations.weight").removesuffix(".")
+        found[layer] = Structure(choice.topology, source, target, values)
+    return found
 
 
 def _check_candidates(made: Structure) -> None:

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import Parameter, signature
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -73,7 +74,29 @@ class NodeFunction(nn.Module):
 
 
 NodeFactory = Callable[..., nn.Module]
-"""Called as ``factory(num_nodes)``, or ``factory(num_nodes, stride=s)`` where ``s`` is not 1."""
+"""Called as ``factory(num_nodes)``, or ``factory(num_nodes, stride=s)`` where ``s`` is not 1.
+
+A class such as ``torch.nn.GELU``, which requires no argument and has no ``num_nodes``, is called
+without a number.
+"""
+
+
+class WithoutTime(nn.Module):
+    """A node function that takes no time.
+
+    Args:
+        function: Called with the inputs alone.
+    """
+
+    def __init__(self, function: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, t: float = 0.0) -> Tensor:
+        """Return the states ``Z`` of the inputs ``I``, at any time."""
+        states: Tensor = self.function(x)
+        return states
+
 
 NODES: Registry[type[NodeFunction]] = Registry("node function")
 
@@ -83,7 +106,8 @@ def make_node(node: str | NodeFactory, num_nodes: int, stride: int = 1) -> nn.Mo
 
     Args:
         node: A name, a class, or anything that returns a module when called with a number of
-            nodes, such as ``functools.partial(NormReluConv, norm="instance")``.
+            nodes, such as ``functools.partial(NormReluConv, norm="instance")``. The module is
+            called with inputs and time, or with inputs alone where it takes one argument.
         num_nodes: Number of nodes of the block.
         stride: Pixels between the outputs.
 
@@ -99,13 +123,41 @@ def make_node(node: str | NodeFactory, num_nodes: int, stride: int = 1) -> nn.Mo
             f"to build one a block, got {node!r}"
         )
     options = {} if stride == 1 else {"stride": stride}
+    numbers = [num_nodes] if _takes_number(node) else []
     try:
-        made = node(num_nodes, **options)
+        made = node(*numbers, **options)
     except TypeError as error:
-        asked = f"{num_nodes}" + "".join(f", {k}={v}" for k, v in options.items())
+        asked = ", ".join([*map(str, numbers), *(f"{k}={v}" for k, v in options.items())])
         raise TypeError(
             f"node function {node!r} cannot be called with ({asked}): {error}"
         ) from error
     if not isinstance(made, nn.Module):
         raise TypeError(f"node function {node!r} must build an nn.Module, got {made!r}")
-    return made
+    return made if _takes_time(made) else WithoutTime(made)
+
+
+def _takes_number(factory: NodeFactory) -> bool:
+    """Return whether a factory takes a number of nodes."""
+    if getattr(factory, "__init__", None) is nn.Module.__init__:  # a class without a constructor
+        return False
+    try:
+        parameters = list(signature(factory).parameters.values())
+    except (TypeError, ValueError):  # a builtin, for example
+        return True
+    if any(p.name == "num_nodes" or p.kind == p.VAR_POSITIONAL for p in parameters):
+        return True
+    return any(p.kind in _POSITIONAL and p.default is p.empty for p in parameters)
+
+
+def _takes_time(module: nn.Module) -> bool:
+    """Return whether a module can be called with inputs and a time."""
+    try:
+        signature(module.forward).bind(None, 0.0)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return True
+    return True
+
+
+_POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)

@@ -16,6 +16,7 @@ from torch import nn
 from dnw_graph import NeuralGraph, Topology, sparsify
 from dnw_graph.analysis import (
     HistoryWriter,
+    Measures,
     Record,
     Statistic,
     Structure,
@@ -401,3 +402,30 @@ def test_flipped_bits_are_noticed_or_harmless(
     with contextlib.suppress(ValueError):
         for wiring in load_history(folder).values():
             assert (wiring.real() < wiring.candidates).all()
+
+
+def test_networks_and_sparse_layers_are_measured() -> None:
+    torch.manual_seed(0)
+    graph = NeuralGraph(Topology.layered([4, 6, 3]), num_edges=20)
+    layers = nn.Sequential(nn.Conv2d(2, 4, 3, bias=False), nn.Linear(10, 5, bias=False))
+    sparsify(layers, 0.5)
+    found = measure(nn.ModuleDict({"graph": graph, "layers": layers}), random=3)
+    assert list(found) == ["graph", "layers.0", "layers.1"]
+    alone = measure(graph, random=3)
+    assert found["graph"].statistics == alone.statistics
+    of_layer = measure(layers[1], random=3)
+    assert isinstance(of_layer, Measures)
+    kept = layers[1].weight.detach() != 0
+    assert of_layer.structure.in_degree[10:].tolist() == kept.sum(1).tolist()
+    assert of_layer.structure.out_degree[:10].tolist() == kept.sum(0).tolist()
+    weights = np.sort(of_layer.structure.weight)
+    assert np.allclose(weights, np.sort(layers[1].weight.detach()[kept].numpy()))
+    filters = measure(layers[0], random=3).structure  # an edge is a number of a filter
+    assert (filters.num_nodes, filters.num_edges) == (2 * 9 + 4, 36)
+
+
+def test_modules_without_a_graph_are_not_measured() -> None:
+    with pytest.raises(ValueError, match="has no NeuralGraph and no sparse layer"):
+        measure(nn.Sequential(nn.ReLU()))
+    with pytest.raises(ValueError, match=r"has 0 graphs \(none\)"):
+        measure(nn.Linear(3, 3))

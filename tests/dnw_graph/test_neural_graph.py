@@ -5,6 +5,7 @@ import itertools
 import subprocess
 import sys
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -540,3 +541,48 @@ def test_inputs_of_another_type(x: object) -> None:
     graph = NeuralGraph(Topology.layered([4, 6, 3]), num_edges=20)
     with pytest.raises((ValueError, TypeError), match="expected"):
         graph(x)
+
+
+class Doubled(nn.Module):
+    """A node function that knows neither nodes nor time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+class TimedAndSized(nn.Module):
+    """One that knows both, with a default for the number."""
+
+    def __init__(self, num_nodes: int = 1) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(num_nodes, 1))
+
+    def forward(self, x: Tensor, t: float) -> Tensor:
+        return x + self.shift
+
+
+@pytest.mark.parametrize(
+    ("node", "function"),
+    [
+        (nn.GELU, nn.functional.gelu),
+        (nn.ReLU, torch.relu),
+        (nn.Tanh, torch.tanh),
+        (Doubled, lambda x: 2 * x),
+        (lambda _: nn.SiLU(), nn.functional.silu),
+        (partial(nn.LeakyReLU, 0.5), lambda x: nn.functional.leaky_relu(x, 0.5)),
+        (TimedAndSized, lambda x: x),
+    ],
+)
+def test_modules_that_take_no_time_can_be_node_functions(node: Any, function: Any) -> None:
+    torch.manual_seed(0)
+    topology = Topology.layered([3, 4, 2], skip=False)
+    graph = NeuralGraph(topology, rule="complete", node=node)
+    x = torch.randn(5, 3)
+    first, second = graph.weight.detach().split([12, 8])
+    expected = function(function(x) @ first.view(4, 3).T) @ second.view(2, 4).T
+    torch.testing.assert_close(graph(x), expected)
+    in_time = NeuralGraph(
+        Topology.complete(3, 4, 2), num_edges=20, node=node, schedule="discrete(steps=2)"
+    )
+    assert in_time(x).shape == (5, 2)
+    assert copy.deepcopy(graph)(x).equal(graph(x))
