@@ -12,6 +12,7 @@ import itertools
 import math
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import torch
 import tyro
 
 from dnw_graph import Cost, cost
+from dnw_graph.wiring import NeverActsWarning
 from train.checkpoint import Checkpoints
 from train.cli import load_recipe, run_command
 from train.files import atomically
@@ -127,6 +129,7 @@ def plan(args: Arguments, table: Table) -> list[Cell]:
         if "epochs" in changes:
             warmup = recipe.optimization.warmup_epochs
             given["warmup_epochs"] = max(0, min(warmup, changes["epochs"] - 1))
+        given |= row.smoke if args.preset == "smoke" else {}
         cells.append(Cell(row, recipe.replace(**changes, **given)))
     return cells
 
@@ -172,7 +175,7 @@ def train_cell(cell: Cell, deadline: float) -> dict[str, Any] | None:
 
     Raises:
         Interrupted: A signal asked it to stop; it saved before.
-        ValueError: Its folder holds a run of other options.
+        ValueError: Its folder holds a run of other options, or its rule would never act.
     """
     folder, options = cell.folder, cell.options
     if _stopping is not None and _stopping.received:
@@ -189,7 +192,15 @@ def train_cell(cell: Cell, deadline: float) -> dict[str, Any] | None:
         options = past.replace(resume=str(folder.path), **given)
     else:
         options = options.replace(overwrite=folder.path.exists())
-    training, epochs = Training(options, _stopping), options.optimization.epochs
+    epochs = options.optimization.epochs
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", NeverActsWarning)
+            training = Training(options, _stopping)
+    except NeverActsWarning as warning:
+        raise ValueError(
+            f"row {cell.row.name} would not be what it is called: {warning}, or train longer"
+        ) from None
     with training.interrupts:
         while training.epoch < epochs:
             if time.time() > deadline:

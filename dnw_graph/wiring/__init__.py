@@ -1,6 +1,14 @@
 """Which edges exist now: rules that choose the real edges from the candidate weights."""
 
-from dnw_graph.wiring.base import RULES, Candidates, Forget, Moment, Rule, RuleState
+from dnw_graph.wiring.base import (
+    RULES,
+    Candidates,
+    Forget,
+    Moment,
+    NeverActsWarning,
+    Rule,
+    RuleState,
+)
 from dnw_graph.wiring.choice import Choice, Wired, choices, whole
 from dnw_graph.wiring.complete import Complete
 from dnw_graph.wiring.dnw import DNW, NoUpdate
@@ -35,6 +43,7 @@ __all__ = [
     "Lottery",
     "Moment",
     "NOfM",
+    "NeverActsWarning",
     "NoUpdate",
     "Random",
     "RigL",

@@ -71,6 +71,10 @@ class Candidates:
     sampled: tuple[Tensor, Tensor] | None = None
 
 
+class NeverActsWarning(UserWarning):
+    """A training is so short that its rule never does what it is called after."""
+
+
 class Rule(ABC):
     """Decides which candidate edges are real.
 

@@ -8,7 +8,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dnw_graph.wiring.base import RULES, Candidates, Forget, Moment, RuleState, check_steps
+from dnw_graph.wiring.base import (
+    RULES,
+    Candidates,
+    Forget,
+    Moment,
+    NeverActsWarning,
+    RuleState,
+    check_steps,
+)
 from dnw_graph.wiring.fixed import Fixed, Random
 from dnw_graph.wiring.gradual import check_until
 from dnw_graph.wiring.select import top_k
@@ -54,6 +62,7 @@ class Rewire(Fixed):
             warnings.warn(
                 f"rule {RULES.name_of(self)} changes edges every {self.every} steps of the first "
                 f"{self.until:.0%}, so never within {total_steps}: give it a smaller every",
+                NeverActsWarning,
                 stacklevel=3,
             )
 

@@ -40,7 +40,8 @@ def attach(
             still scaled for mixed precision.
 
     Warns:
-        UserWarning: A rule that would never act in so few steps; clocks that were set to 0 while
+        NeverActsWarning: A rule that would never act in so few steps.
+        UserWarning: Clocks that were set to 0 while
             ``restart`` is None; in training, weights that change without a step of the optimizer.
     """
     check_steps(total_steps=total_steps)

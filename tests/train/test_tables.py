@@ -6,20 +6,23 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 import train.tables
 from benchmarks.kills import environment
+from dnw_graph.wiring import NeverActsWarning, choices
 from tests.train.test_data import small
 from train.checkpoint import Checkpoints
 from train.loop import Training
 from train.options import Options
 from train.results import Results, as_markdown
-from train.run import RunFolder
+from train.run import RunFolder, build_network
 from train.table_rows import TABLES
 from train.tables import Arguments, main, plan
 
@@ -228,3 +231,31 @@ def test_a_study_of_ones_own_has_no_column_for_the_paper(
     out = capsys.readouterr().out
     assert "| row | top-1, % | n | parameters | MACs |" in out
     assert "| 5 % of weights, random | not run | 0 | 558,601 * | 7,404,012 * |" in out
+
+
+@pytest.mark.parametrize("row", ["set", "rigl", "gse"])
+def test_a_row_whose_rule_would_never_act_is_not_trained(
+    tmp_path: Path, cifar: Path, row: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"row {row} would not be what it is called: rule {row}"):
+        run(tmp_path, cifar, "--rows", row)
+    assert not (tmp_path / "results" / "table2-e1-s16.csv").exists()
+
+
+def test_the_preset_smoke_lets_every_rule_act() -> None:
+    for name, table in TABLES.items():
+        rows = tuple(row.name for row in table.rows)
+        for cell in plan(Arguments(table=name, preset="smoke", data="digits", rows=rows), table):
+            fit, data = cell.options.optimization, cell.options.data
+            steps = fit.epochs * (data.train_images // fit.batch_size)
+            with torch.device("meta"):
+                network = build_network(cell.options, num_classes=10)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", NeverActsWarning)
+                for use in choices(network):
+                    use.choice.rule.check_length(steps)
+
+
+def test_other_presets_keep_the_rules_of_the_recipes() -> None:
+    cells = plan(Arguments(table="2", rows=("rigl",)), TABLES["2"])
+    assert {cell.options.network.rule for cell in cells} == {"rigl"}
