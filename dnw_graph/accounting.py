@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dnw_graph import _trace
+from dnw_graph._wrapped import unwrapped
 from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.sparse import Layer, num_real_weights, sparse_layers_of, stored_weight
 from dnw_graph.topology import Role
@@ -77,6 +78,7 @@ def cost(model: nn.Module, image_size: int | None = None, *, example: Tensor | N
     Warns:
         UserWarning: Layers or node functions whose multiply-adds are unknown, and left out.
     """
+    model = unwrapped(model)
     if example is None:
         example = _example(model, image_size)
     try:

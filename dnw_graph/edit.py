@@ -7,6 +7,7 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
+from dnw_graph._wrapped import unwrapped
 from dnw_graph.aggregation import Aggregation
 from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.schedule import Schedule
@@ -45,6 +46,10 @@ def edited(
             cannot run; a weight that is not a number; a copy of a graph whose node functions were
             built by a local function.
     """
+    inner = unwrapped(graph)
+    if not isinstance(inner, NeuralGraph):
+        raise TypeError(f"edited() takes a NeuralGraph, got a {type(inner).__name__}")
+    graph = inner
     if len(graph.functions) < 4:
         raise ValueError(
             "this graph is a copy, and copies do not know node functions that a lambda or a local "

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from dnw_graph._wrapped import unwrapped_names
 from models.mbv1_dnw import STAGES, MobileNetV1DNW, MobileNetV1DNWConfig, Stage
 from models.tiny import EDGES, INPUTS, NODES, OUTPUTS, TinyClassifier, TinyConfig, in_time
 
@@ -75,7 +76,7 @@ def read_allenai(
         raise ValueError(f"unknown kind {kind!r} (known: {', '.join(get_args(Kind))})")
     if not 0 <= prune_rate < 1:
         raise ValueError(f"prune_rate must be a share, 0 or more and below 1, got {prune_rate}")
-    state = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    state = unwrapped_names(state_dict)
     for name, value in state.items():
         single = not value.dim() and not name.endswith("num_batches_tracked")
         if value.layout != torch.strided or single:

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ["dnw_graph", "models", "train"]  # later ones may import earlier ones
 LIBRARY = [  # likewise, inside dnw_graph
     "_registry",
+    "_wrapped",
     "_jit",
     "_arena",
     "topology",

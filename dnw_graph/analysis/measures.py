@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from dnw_graph._wrapped import unwrapped
 from dnw_graph.analysis.structure import Floats, Ints, Structure, structure_of, structures_of
 from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.topology import Role, Topology
@@ -355,6 +356,7 @@ def measure(
     """
     if random < 2:
         raise ValueError(f"a deviation needs two random wirings or more, got {random}")
+    graph = unwrapped(graph) if isinstance(graph, nn.Module) else graph
     single = NeuralGraph | nn.Linear | nn.modules.conv._ConvNd
     if isinstance(graph, nn.Module) and not isinstance(graph, single):
         structures = structures_of(graph)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from dnw_graph._wrapped import unwrapped
 from dnw_graph.topology import Role, Topology
 from dnw_graph.wiring import Wiring, choices, whole
 
@@ -154,7 +155,7 @@ def structure_of(
 def structures_of(model: nn.Module) -> dict[str, Structure]:
     """Return the real edges of each graph and sparse layer of a network, by name of the module."""
     found = {}
-    for name, choice, weight in choices(model):
+    for name, choice, weight in choices(unwrapped(model)):
         flat = choice.flat(whole(weight.detach()))
         wiring = Wiring.of(choice.select(flat, training=False), flat, choice.topology)
         source, target = choice.topology.edges(wiring.edge_id.cpu()).numpy()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from dnw_graph._wrapped import unwrapped
 from dnw_graph.frozen.engine import usable
 from dnw_graph.frozen.graph import FrozenGraph, Part
 from dnw_graph.frozen.report import Report, counts, report
@@ -103,7 +104,8 @@ def freeze(model: nn.Module) -> FrozenModel:
 
     Args:
         model: A :class:`NeuralGraph`, or a network of modules that follow one another, with graphs
-            among them; it stays as it is.
+            among them; it stays as it is. It may be compiled, averaged or wrapped for training by
+            several processes.
 
     Returns:
         The frozen network, on the CPU, in float32. Its outputs equal those of ``model.eval()`` to
@@ -131,11 +133,14 @@ def freeze(model: nn.Module) -> FrozenModel:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, NeuralGraph) or not list(module.children())
+        if isinstance(module, NeuralGraph) or not list(module.children()):
+            return True
+        return unwrapped(module) is not module
 
 
 def _chain(model: nn.Module) -> list[nn.Module]:
     """Return the modules of a network in the order in which they are called."""
+    model = unwrapped(model)
     if isinstance(model, NeuralGraph) or not list(model.children()):
         return [model]
     try:
@@ -152,7 +157,7 @@ def _chain(model: nn.Module) -> list[nn.Module]:
                 f"here {node.name} ({node.op.replace('_', ' ')}) does something else"
             )
         if node.op == "call_module":
-            found.append(model.get_submodule(str(node.target)))
+            found += _chain(model.get_submodule(str(node.target)))
         last = node
     return found
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from dnw_graph._wrapped import unwrapped
 from dnw_graph.sparse.layers import layers_of, num_real_weights, stored_weight
 
 
@@ -68,7 +69,7 @@ def sparsity(module: nn.Module) -> Sparsity:
     the first of them.
     """
     found, seen = [], set()
-    for name, layer in layers_of(module):
+    for name, layer in layers_of(unwrapped(module)):
         if id(stored_weight(layer)) in seen:
             continue
         seen.add(id(stored_weight(layer)))

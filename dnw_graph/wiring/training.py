@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dnw_graph._wrapped import unwrapped, unwrapped_names
 from dnw_graph.wiring.base import RULES, Rule, check_steps
 from dnw_graph.wiring.choice import Use, choices, whole
 
@@ -230,19 +231,21 @@ def inherit(
 
     Args:
         model: The model, whose graphs, or layers made sparse, keep the largest trained weights.
-        initial: ``state_dict`` of the complete model, or the dense one, before its training.
+        initial: ``state_dict`` of the complete model, or the dense one, before its training; also
+            of one that was compiled, averaged or wrapped.
         trained: Likewise after it.
 
     Raises:
         ValueError: A rule that starts from itself, or the state of another model.
     """
+    model = unwrapped(model)
     uses = list(choices(model))
     sources = {use.choice.rule.starts_from for use in uses}
     if len(sources) != 1 or sources == {"itself"}:
         raise ValueError("only models with rule lottery or fine_tune inherit a wiring")
     mine = {id(use.choice) for use in uses}
     remembered = tuple(f"{n}.".lstrip(".") for n, m in model.named_modules() if id(m) in mine)
-    initial, trained = (_as_stored(model, state) for state in (initial, trained))
+    initial, trained = (_as_stored(model, unwrapped_names(s)) for s in (initial, trained))
     given = {"initial": initial, "trained": trained}
     taken = {k: v for k, v in given[sources.pop()].items() if not k.startswith(remembered)}
     expected = {k: v for k, v in model.state_dict().items() if not k.startswith(remembered)}

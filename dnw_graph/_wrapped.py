@@ -1,0 +1,41 @@
+"""Networks inside of wrappers: compiled, averaged, or trained by several processes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+_COMPILED = "_orig_mod"
+_MODULE = "module."
+_AVERAGED = "n_averaged"
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside of wrappers, or the network itself.
+
+    Wrappers are what ``torch.compile`` returns, ``DataParallel``, ``DistributedDataParallel``,
+    ``AveragedModel``, and the modules that Lightning Fabric sets up.
+    """
+    while True:
+        inner: Any = getattr(model, _COMPILED, None)
+        wraps = isinstance(model, DataParallel | DistributedDataParallel | AveragedModel)
+        if inner is None and (wraps or type(model).__name__ == "_FabricModule"):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def unwrapped_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the ``state_dict`` of a wrapped network with the names of the network itself."""
+    plain = {
+        ".".join(part for part in name.split(".") if part != _COMPILED): value
+        for name, value in state.items()
+    }
+    while True:
+        inner = {name: value for name, value in plain.items() if name != _AVERAGED}
+        if not inner or not all(name.startswith(_MODULE) for name in inner):
+            return inner
+        plain = {name.removeprefix(_MODULE): value for name, value in inner.items()}
