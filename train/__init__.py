@@ -1,6 +1,10 @@
-"""The commands: ``python -m train.imagenet``, ``train.evaluate``, ``train.predict``."""
+"""The commands: ``python -m train.imagenet``, ``train.evaluate``, ``train.predict``.
+
+``dnw-graph imagenet``, ``dnw-graph evaluate`` and so on are the same from any folder.
+"""
 
 import os
+from importlib import import_module
 from importlib.util import find_spec
 
 _NEEDED = ("lightning", "psutil", "safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro")
@@ -8,6 +12,13 @@ if missing := [name for name in _NEEDED if find_spec(name) is None]:
     raise ImportError(
         f"the training commands need {', '.join(missing)}: pip install 'dnw-graph[train]', "
         "or in a clone pip install '.[train]'"
+    )
+
+if not hasattr(import_module("models"), "list_models"):
+    raise ImportError(
+        f"'models' is {import_module('models').__file__ or 'a folder'}, not the package that comes "
+        "with dnw-graph: leave the folder that holds it, or run the command as dnw-graph "
+        "imagenet, dnw-graph evaluate, ..., which does not look into the current folder"
     )
 
 for _name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):

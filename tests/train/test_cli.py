@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
+import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import train
+from train.__main__ import COMMANDS
+from train.__main__ import main as run_named
 from train.cli import parse_options
 from train.options import Options
 from train.run import build_network
@@ -166,3 +170,52 @@ def test_commands_start_whatever_rank_says(rank: str) -> None:
         cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def crowded(tmp_path: Path) -> Path:
+    """Return a folder with a train.py and a models package of someone else's."""
+    (tmp_path / "train.py").write_text("raise SystemExit('the wrong train.py')\n")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").write_text("")
+    return tmp_path
+
+
+def start(folder: Path, *args: str) -> "subprocess.CompletedProcess[str]":
+    path = str(Path(train.__file__).parents[1])
+    env = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(
+        [sys.executable, *args], cwd=folder, env=env, capture_output=True, text=True
+    )
+
+
+def test_the_console_command_ignores_the_current_folder(crowded: Path) -> None:
+    project = tomllib.loads((Path(train.__file__).parents[1] / "pyproject.toml").read_text())
+    module, _, function = project["project"]["scripts"]["dnw-graph"].partition(":")
+    script = f"import sys; from {module} import {function}; {function}()"  # what pip installs
+    flags = ["--data=digits", "--graph=tiny_static", "--image-size=8", "--batch-size=64"]
+    flags += ["--epochs=1", "--train-images=128", "--out=run", "--no-report"]
+    done = start(crowded, "-P", "-c", script, "imagenet", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "next: python -m train.evaluate run" in done.stdout
+    done = start(crowded, "-P", "-c", script, "evaluate", "run")
+    assert done.returncode == 0, done.stderr
+    assert "top1" in done.stdout
+
+
+def test_a_models_package_in_the_way_is_named(crowded: Path) -> None:
+    (crowded / "train.py").unlink()
+    done = start(crowded, "-m", "train.imagenet", "--help")
+    assert done.returncode == 1
+    assert f"'models' is {crowded / 'models' / '__init__.py'}, not the package" in done.stderr
+    assert "run the command as dnw-graph imagenet" in done.stderr
+
+
+def test_the_console_command_lists_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in COMMANDS:
+        assert find_spec(f"train.{name}") is not None
+    run_named([])
+    assert "import-allenai  make a run" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        run_named(["tarin"])
+    assert "unknown command 'tarin'" in capsys.readouterr().err
