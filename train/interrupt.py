@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _END = b"\0"  # no signal
@@ -32,6 +32,7 @@ class Interrupts:
     """Notes signals instead of ending the process, within a ``with``.
 
     A thread does so, since Python's own handlers wait for the end of whatever is being computed.
+    Signals are passed on to whoever else waits for them, such as handlers of an asyncio event loop.
     Outside the main thread, where Python handles no signals, it does nothing.
 
     Args:
@@ -67,21 +68,26 @@ class Interrupts:
         """Let the thread hear of signals, and return what undoes it."""
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
-        thread = threading.Thread(target=self._note_all, args=(ours,), daemon=True)
+        other = signal.set_wakeup_fd(theirs.fileno())
+        thread = threading.Thread(target=self._note_all, args=(ours, other), daemon=True)
         thread.start()
         undo = ExitStack()
         undo.callback(ours.close)
         undo.callback(theirs.close)
         undo.callback(thread.join)
         undo.callback(theirs.send, _END)  # its closing would not do: forked processes hold it too
-        undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(theirs.fileno()))
+        undo.callback(signal.set_wakeup_fd, other)
         for number in SIGNALS:
             undo.callback(signal.signal, number, signal.signal(number, lambda *_: None))
         return undo
 
-    def _note_all(self, signals: socket.socket) -> None:
+    def _note_all(self, signals: socket.socket, other: int) -> None:
+        """Note signals until the end, and write each to the file descriptor ``other``, if any."""
         while (heard := signals.recv(1)) not in (_END, b""):
             number = heard[0]
+            if other >= 0:
+                with suppress(OSError):  # closed, or full of signals that nobody reads
+                    os.write(other, heard)
             if number in SIGNALS and not self.received:
                 self.received = number
                 if not self._patient:
