@@ -29,6 +29,7 @@ from train.data import (
     open_source,
     read_image,
 )
+from train.data.batches import workers_that_fit
 from train.data.images import FileImages, MemoryImages
 from train.data.source import Source
 from train.data.transforms import moves, random_part, shift, training_transform
@@ -658,3 +659,55 @@ def test_batches_that_are_kept_stay_as_they_are(root: Path) -> None:
     kept.append(gathered(list(ours.train(3))))
     one_by_one = batches(source, batch_size=1)
     assert kept == [gathered(one_by_one.train(epoch)) for epoch in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"), [(64, 1), (110, 2), (200, 4), (10_000, 4), (40, 0), (0, 0)]
+)
+def test_there_are_as_many_workers_as_shared_memory_allows(
+    free: int,
+    expected: int,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    batch = 3 * 224 * 224 * 48  # 7.2 MB
+    usage = shutil.disk_usage(tmp_path)._replace(free=free * 10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert workers_that_fit(4, batch) == expected
+    said = f"{free} MB free, but 4 worker processes need 145 MB: {expected or 'no'} load images"
+    assert (said in caplog.text) == (expected < 4)
+    assert workers_that_fit(0, batch) == 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+    loaded = batches(open_source(str(root)), batch_size=3, workers=2)  # without them it works too
+    assert len(gathered(loaded.train(0))) == 6
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="this system has no /dev/shm")
+def test_batches_within_shared_memory_of_64_mb(tmp_path: Path) -> None:
+    """Run in a container's 64 MB, where a new mount is allowed, with pictures that fill it."""
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            for i in range(60):
+                picture(tmp_path / "images" / split / name / f"{i}.png", size=(64, 64))
+    code = f"""
+from train.data import Batches, open_source
+import train.data.folders
+train.data.folders.MEMORY_SHARE = 0.0
+source = open_source({str(tmp_path / "images")!r})
+loaded = Batches(source, image_size=224, batch_size=48, workers=4)
+print(sum(len(x) for x, _ in loaded.train(0)), sum(len(x) for x, _ in loaded.validation()))
+"""
+    script = 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$0" -W ignore -c "$1"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, sys.executable, code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip(f"no mount of its own here: {done.stderr.splitlines()[0]}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["96", "120"]
+    assert "but 4 worker processes need 145 MB" in done.stderr

@@ -5,10 +5,13 @@ processes, sees what it would have seen; and processes that train together see, 
 one would.
 """
 
+import logging
 import os
+import shutil
 import signal
 from collections.abc import Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from threading import Thread
 from typing import Any, Literal, cast
 
@@ -25,6 +28,13 @@ from train.data.transforms import evaluation_transform, training_transform
 
 PREFETCH = 2
 """Batches that each worker process has loaded ahead, or is loading."""
+
+SPARE = 3
+"""Batches kept besides: the one that is trained on, the one before and the one after it."""
+
+SHARED_MEMORY = Path("/dev/shm")
+
+_log = logging.getLogger(__name__)
 
 
 class Batches:
@@ -67,7 +77,8 @@ class Batches:
         self.steps = self.num_train // batch_size
         idle = on_cpu and isinstance(source.train, MemoryImages)
         automatic = 0 if idle else min(8, os.cpu_count() or 1)
-        self._workers = automatic if workers == "auto" else workers
+        wanted = automatic if workers == "auto" else workers
+        self._workers = workers_that_fit(wanted, 3 * image_size**2 * batch_size)
         self._pinned, self._image_size = not on_cpu, image_size
         train = training_transform(source.augmentation, image_size)
         held_out = partial(as_ever, evaluation_transform(source.augmentation, image_size))
@@ -108,8 +119,7 @@ class Batches:
         self._order.epoch, self._order.first_step = epoch, first_step
         if self._workers and self._order.slots is None:
             batch = len(range(self.batch_size)[self._part])
-            # Three more than are on their way: what is done here, one before and one behind it.
-            slots = Slots(PREFETCH * self._workers + 3, batch, self._image_size)
+            slots = Slots(PREFETCH * self._workers + SPARE, batch, self._image_size)
             self._order.slots = self._loaded.slots = slots
         for images, labels in self._good(self._train):
             if not len(labels):
@@ -141,6 +151,29 @@ class Batches:
                 assert self._loaded.slots is not None
                 images = self._loaded.slots.take(batch.slot, len(batch.labels))
             yield images.pin_memory() if self._pinned else images, batch.labels
+
+
+def workers_that_fit(workers: int, batch_bytes: int) -> int:
+    """Return how many processes can load images within the shared memory there is.
+
+    Args:
+        workers: The number that is wanted; fewer are reported.
+        batch_bytes: Bytes of a batch, over all processes that train together.
+    """
+    if not workers or not SHARED_MEMORY.is_dir():
+        return workers
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    # Batches of training and of validation that are on their way, and those kept here.
+    batches = [2 * PREFETCH * number + SPARE + 1 for number in range(1, workers + 1)]
+    fitting = sum(number * batch_bytes <= free for number in batches)
+    if fitting < workers:
+        _log.warning(
+            "%s has %.0f MB free, but %d worker processes need %.0f MB: %s load images; give a "
+            "container more (docker run --shm-size 8g)",
+            *(SHARED_MEMORY, free / 1e6, workers, batches[-1] * batch_bytes / 1e6),
+            fitting or "no",
+        )
+    return fitting
 
 
 def _as_it_is(batch: Any) -> Any:
