@@ -14,6 +14,7 @@ from train.curves import Curves, check_curves
 from train.data import open_source
 from train.interrupt import Interrupted, Interrupts
 from train.learner import LOOK_EVERY, Learner, NotFiniteError
+from train.lock import RunLock
 from train.meter import EpochMeter
 from train.metrics import as_line, evaluations_of, progress, show
 from train.options import Options
@@ -59,6 +60,9 @@ class Training:
         network = check_network(options)
         past = check_resume(options)
         self.folder = past.folder if past else check_new(options, network, self.world.first)
+        self.lock = RunLock(self.folder.path)
+        if self.world.first and self.folder.path.exists():
+            self.lock.acquire()
         self.world.wait()  # from here on the folder may change
         source = open_source(**options.data.source())
         if past:
@@ -101,7 +105,10 @@ class Training:
 
     def _begin(self, overwrite: bool) -> None:
         if self.world.first:
+            is_new = not self.folder.path.exists()
             self.folder.create(self.config, overwrite)
+            if is_new:
+                self.lock.acquire()
             self.folder.save_weights("initial", self.plain_model, self.config)
             self.history.record(0)
         self.checkpoint()
@@ -145,22 +152,27 @@ class Training:
 
         Raises:
             Interrupted: A signal asked it to stop; it saved before.
-            ValueError: A loss that is not finite, or an image that cannot be read.
+            ValueError: A loss that is not finite, an image that cannot be read, or another process
+                that took over the folder.
         """
         epochs = self.options.optimization.epochs
         if self.epoch == epochs and self.world.first:
             print(f"{self.folder.path} is finished already: {epochs} of {epochs} epochs")
         with self.interrupts:
-            while self.epoch < epochs:
-                self.advance()
-                if self.world.first:
-                    print(as_line(self.rows[-1], epochs), flush=True)
-            return self.finish()
+            try:
+                while self.epoch < epochs:
+                    self.advance()
+                    if self.world.first:
+                        print(as_line(self.rows[-1], epochs), flush=True)
+                return self.finish()
+            finally:
+                self.lock.release()
 
     def finish(self) -> dict[str, Any]:
         """Write the summary of a run that has had its last epoch, and return it."""
         summary = self.summary()
         if self.world.first:
+            self.lock.check()
             self.folder.save_summary(summary)
             if self.options.run.report:
                 report_of(self.folder.path, self.config)
@@ -185,6 +197,7 @@ class Training:
         self.epoch, self.done = self.epoch + 1, 0
         self.meter = self._new_meter()
         if self.world.first:
+            self.lock.check()
             self.curves.add(row)
             self.folder.save_weights("last", self.plain_model, self.config)
             if row is self.best:
@@ -220,6 +233,7 @@ class Training:
         self._gather_bad_images()
         with self.meter.summed():
             if self.world.first:
+                self.lock.check()
                 self.checkpoints.save(self.state_dict(), self.learner.steps)
         self.saved_at = time.monotonic()
 
@@ -276,6 +290,7 @@ class Training:
         every = self.options.run.history_every
         within = self.done < self.batches.steps
         if self.world.first and every and self.done % every == 0 and within:
+            self.lock.check()
             self.history.record(self.learner.steps)
 
     def _row(self) -> dict[str, Any]:
@@ -288,6 +303,7 @@ class Training:
         measured = self.learner.measure(self._validation)
         self._gather_bad_images()
         if self.world.first:
+            self.lock.check()
             self.history.record((self.epoch + 1) * self.batches.steps)
         trained = meter.seconds["training"]
         return {

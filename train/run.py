@@ -11,6 +11,7 @@
     report.html              all of it to look at
     summary.json             the result
     tensorboard/             the same curves for TensorBoard
+    lock, owner.json         which process trains in the folder
 """
 
 import csv
@@ -31,6 +32,7 @@ from models import create_model
 from train.checkpoint import Checkpoints
 from train.data import Augmentation, Source
 from train.files import atomically
+from train.lock import LOCK, OWNER
 from train.options import Options
 from train.provenance import versions
 
@@ -134,7 +136,7 @@ class RunFolder:
             )
         if not path.is_dir() or path.is_symlink():
             raise ValueError(f"{path} is not overwritten: it is no run folder; choose --out")
-        names = {entry.name for entry in path.iterdir()}
+        names = {entry.name for entry in path.iterdir()} - {LOCK, OWNER}
         known = _OWN | {f".{name}.half" for name in _OWN}
         foreign = sorted(n for n in names - known if not n.startswith("history-damaged-"))
         if foreign:
@@ -148,12 +150,18 @@ class RunFolder:
                 raise ValueError(f"{path} is not overwritten: {error}; choose --out") from error
 
     def create(self, config: RunConfig, overwrite: bool) -> None:
-        """Make the folder, with nothing but ``config.yaml``; see :meth:`check_free`."""
+        """Make the folder, with nothing but ``config.yaml``; see :meth:`check_free`.
+
+        A lock in it stays.
+        """
         self.check_free(overwrite)
         text = _as_yaml(config)  # nothing is deleted before what takes its place is there
-        if self.path.exists():
-            shutil.rmtree(self.path)
-        self.path.mkdir(parents=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name not in (LOCK, OWNER):
+                entry.unlink()
         atomically(self.path / "config.yaml", lambda path: path.write_text(text))
 
     def save_config(self, config: RunConfig) -> None:
@@ -240,6 +248,8 @@ class RunFolder:
 
 
 _OWN = {
+    LOCK,
+    OWNER,
     "config.yaml",
     "initial.safetensors",
     "last.safetensors",

@@ -202,12 +202,15 @@ def train_cell(cell: Cell, deadline: float) -> dict[str, Any] | None:
             f"row {cell.row.name} would not be what it is called: {warning}, or train longer"
         ) from None
     with training.interrupts:
-        while training.epoch < epochs:
-            if time.time() > deadline:
-                return None
-            training.advance()
-            print(f"{folder.path.name}: {as_line(training.rows[-1], epochs)}", flush=True)
-        return training.finish()
+        try:
+            while training.epoch < epochs:
+                if time.time() > deadline:
+                    return None
+                training.advance()
+                print(f"{folder.path.name}: {as_line(training.rows[-1], epochs)}", flush=True)
+            return training.finish()
+        finally:
+            training.lock.release()
 
 
 def train_cells(
