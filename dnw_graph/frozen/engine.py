@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from dnw_graph.frozen.graph import FrozenGraph, Part
 
 PIXELS_AT_ONCE = 1024  # images go through together up to so many pixels of a state
-PLANS = 4  # sizes of input that are remembered
+PLANS = 64  # sizes of input that are remembered
+PLAN_BYTES = 2**28  # memory of their plans, but for the last one
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,18 @@ class Choice:
     """How the inputs of a part are summed.
 
     Attributes:
+        at: Index of the part.
         part: The part.
+        kind: The kernel that is taken.
         edges: Edges into it.
         candidates: Pairs of a node before it and one of it.
         sparse: Seconds by the sparse kernel.
         dense: Seconds with sums by a dense product.
     """
 
+    at: int
     part: "Part"
+    kind: int
     edges: int
     candidates: int
     sparse: float
@@ -46,7 +51,7 @@ class Choice:
     @property
     def is_dense(self) -> bool:
         """Whether the dense product is taken."""
-        return self.dense < self.sparse
+        return self.kind == kernels.SUMMED
 
 
 class Engine:
@@ -62,6 +67,8 @@ class Engine:
     def __init__(self, graph: "FrozenGraph") -> None:
         self.graph = graph
         self._plans: dict[tuple[int, ...], _Plan] = {}
+        self._choices: dict[tuple[int, int], list[Choice]] = {}
+        self._matrices: dict[int, tuple[Tensor, slice]] = {}
         self._lock = threading.Lock()
         self.parts, self.nodes = _live_parts(graph)
         number = torch.full((graph.num_nodes,), -1, device="cpu")
@@ -79,6 +86,8 @@ class Engine:
         self.num_rows: list[int] = []
         edges, weights = [torch.stack([self.row[:0], self.row[:0]])], [graph.edge_weight[live]]
         fed = target[constant].unique()
+        #: Edges from constants to what is not constant, by the level that their maps have.
+        self.constant_edges: list[Tensor] = []
         for each in range(len(graph.strides) + 1):
             senders = (sends & (level == each)).nonzero().flatten()
             here = fed[reads[fed] == each]
@@ -86,6 +95,7 @@ class Engine:
             rows = torch.arange(len(here), device="cpu")
             self.row[senders] = torch.arange(len(senders), device="cpu") + len(here)
             self.fed.append((here, rows))
+            self.constant_edges.append((constant & (reads[target] == each)).nonzero().flatten())
             self.num_rows.append(len(senders) + len(here))
             edges.append(torch.stack([rows, number[here]]))
             weights.append(torch.ones(len(here), dtype=torch.float32, device="cpu"))
@@ -122,12 +132,13 @@ class Engine:
         """
         flat = x.detach().reshape(*x.shape[:2], -1).contiguous()
         with self._lock:
-            first = self._plan(x[:1], 1, stem)
-            at_once = max(1, PIXELS_AT_ONCE // max(1, math.prod(first.sizes[0])))
+            stride = 1 if stem is None else int(stem.stride[0])
+            sizes = self.graph.sizes([-(-n // stride) for n in _maps(x)])
+            at_once = max(1, PIXELS_AT_ONCE // max(1, math.prod(sizes[0])))
             parts = flat.split(at_once)
             outputs = [self._plan(x[:1], len(part), stem).run(part) for part in parts]
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        size = first.sizes[-1] if x.dim() == 4 else x.shape[2:]
+        size = sizes[-1] if x.dim() == 4 else x.shape[2:]
         return out.view(*out.shape[:2], *size)
 
     def takes(self, layer: nn.Module) -> bool:
@@ -154,12 +165,44 @@ class Engine:
 
     def _plan(self, x: Tensor, batch: int, stem: nn.Conv2d | None = None) -> "_Plan":
         key = (batch, *x.shape, id(stem), torch.get_num_threads())
-        if key not in self._plans:
-            while len(self._plans) >= PLANS:
-                del self._plans[next(iter(self._plans))]
+        plan = self._plans.pop(key, None)
+        if plan is None:
             with torch.inference_mode(False), torch.no_grad():
-                self._plans[key] = _Plan(self, self._known(x), batch, stem)
-        return self._plans[key]
+                plan = _Plan(self, self._known(x), batch, stem)
+        total = sum(other.nbytes for other in self._plans.values())
+        while self._plans and (len(self._plans) >= PLANS or total > PLAN_BYTES):
+            total -= self._plans.pop(next(iter(self._plans))).nbytes  # that was used least recently
+        self._plans[key] = plan
+        return plan
+
+    def matrix(self, at: int) -> tuple[Tensor, slice]:
+        """Return the weights into a part as a dense matrix, and the rows of states it reads."""
+        if at not in self._matrices:
+            first = sum(len(part) for part in self.parts[:at])
+            edges = slice(int(self.ptr[first]), int(self.ptr[first + len(self.parts[at])]))
+            source = torch.from_numpy(self.source[edges]).long()
+            rows = slice(int(source.min()), int(source.max()) + 1)
+            matrix = _zeros(len(self.parts[at]), rows.stop - rows.start)
+            place = self.target[edges] - first, source - rows.start
+            matrix[place] = torch.from_numpy(self.weight[edges])
+            self._matrices[at] = matrix, rows
+        return self._matrices[at]
+
+    def known_choices(self, positions: int) -> list[Choice] | None:
+        """Return how sums are best formed for about so many pixels, if that was measured.
+
+        Args:
+            positions: Pixels of the input, of all images that go through together.
+        """
+        return self._choices.get(self._scale(positions))
+
+    def remember(self, positions: int, choices: list[Choice]) -> None:
+        """Keep what was measured for :meth:`known_choices`."""
+        self._choices[self._scale(positions)] = choices
+
+    def _scale(self, positions: int) -> tuple[int, int]:
+        """Return the power of four that a number of pixels lies at, and the number of threads."""
+        return positions.bit_length() // 2, torch.get_num_threads()
 
     def _known(self, x: Tensor) -> Tensor:
         """Return an input of which only channels that do not depend on images are kept."""
@@ -197,7 +240,6 @@ class _Plan:
         if not bool(graph.reached.all()):
             self._constants(x)
         self.dense: dict[int, tuple[Tensor, slice]] = {}
-        self.choices: list[Choice] = []
         self._choose(given)
 
     def _levels(self) -> None:
@@ -336,50 +378,59 @@ class _Plan:
         engine, graph = self.engine, self.engine.graph
         states = [s[0].reshape(s.shape[1], -1) for s in graph.states(x.detach())]
         source, target = graph.edge_index
-        used = ~graph.reached[source] & graph.reached[target]
+        known = _zeros(0)
         for level, (fed, rows) in enumerate(engine.fed):
-            given = [part.level == level for part in graph.parts]
-            known = _zeros(graph.num_nodes, math.prod(self.sizes[level]))
-            known[graph.of_parts(given).bool()] = torch.cat(
-                [known[:0], *(s for s, here in zip(states, given, strict=True) if here)]
-            )
-            edges = used & torch.isin(target, fed)
-            sums = torch.zeros_like(known)
-            sent = graph.edge_weight[edges, None] * known[source[edges]]
-            sums.index_add_(0, target[edges], sent)
+            here = [s for part, s in zip(graph.parts, states, strict=True) if part.level == level]
+            known = torch.cat(here) if here else known[:0]  # by place of the node in its level
+            if not len(fed):
+                continue
+            edges = engine.constant_edges[level]
+            sent = graph.edge_weight[edges, None] * known[graph.places[source[edges]]]
+            sums = _zeros(len(fed), known.shape[1])
+            sums.index_add_(0, torch.searchsorted(fed, target[edges]), sent)
             maps = self._images(self._rows(level), level)
-            maps[rows] = sums[fed].view(len(fed), 1, *maps.shape[2:])
-        self.constants = known[graph.outputs[self.constant]]
+            maps[rows] = sums.view(len(fed), 1, *maps.shape[2:])
+        self.constants = known[graph.places[graph.outputs[self.constant]]]
 
     def _choose(self, x: Tensor) -> None:
-        """Time the sums of each part by both ways, and keep the faster."""
-        engine = self.engine
+        """Form the sums of each part in the way that is fastest for inputs of about this size."""
+        positions = self.batch * math.prod(self.sizes[0])
+        choices = self.engine.known_choices(positions)
+        if choices is None:
+            choices = self._measured(x)
+            self.engine.remember(positions, choices)
+        self.choices = choices
+        for choice in choices:
+            self.blocks[choice.at, kernels.KIND] = choice.kind
+        self.dense = {c.at: self.engine.matrix(c.at) for c in choices if c.is_dense}
+
+    def _measured(self, x: Tensor) -> list[Choice]:
+        """Time the sums of each part by every kernel, and return the fastest ones."""
+        engine, choices = self.engine, []
         out = np.zeros((len(x), *self.outputs), dtype=np.float32)
-        dense: dict[int, tuple[Tensor, slice]] = {}
         for at, part in enumerate(engine.parts):
-            if part.role == Role.INPUT:
-                continue
             first, past = self.blocks[at, :2]
-            edges = slice(int(engine.ptr[first]), int(engine.ptr[past]))
-            source = torch.from_numpy(engine.source[edges]).long()
-            if not len(source):
+            edges = int(engine.ptr[past] - engine.ptr[first])
+            if part.role == Role.INPUT or not edges:
                 continue
-            rows = slice(int(source.min()), int(source.max()) + 1)
-            matrix = _zeros(len(part), rows.stop - rows.start)
-            place = engine.target[edges] - first, source - rows.start
-            matrix[place] = torch.from_numpy(engine.weight[edges])
+            matrix, rows = engine.matrix(at)
             seconds = {}
             for kind in (kernels.BY_TILE, kernels.BY_NODE, kernels.SUMMED):
                 self.blocks[at, kernels.KIND] = kind
                 self.dense = {at: (matrix, rows)} if kind == kernels.SUMMED else {}
                 seconds[kind] = _seconds(partial(self._fire, x.numpy(), out, at, at + 1))
-            self.blocks[at, kernels.KIND] = kind = min(seconds, key=lambda kind: seconds[kind])
+            kind = min(seconds, key=lambda kind: seconds[kind])
+            self.blocks[at, kernels.KIND] = kind
             sparse = min(seconds[kernels.BY_TILE], seconds[kernels.BY_NODE])
-            choice = Choice(part, len(source), matrix.numel(), sparse, seconds[kernels.SUMMED])
-            self.choices.append(choice)
-            if kind == kernels.SUMMED:
-                dense[at] = matrix, rows
-        self.dense = dense
+            dense = seconds[kernels.SUMMED]
+            choices.append(Choice(at, part, kind, edges, matrix.numel(), sparse, dense))
+        return choices
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory for states, sums and tables."""
+        arrays = self.mask, self.planes, self.stem_taps, self.filters
+        return self.z.nbytes + self.total.nbytes + sum(array.nbytes for array in arrays)
 
 
 def _zeros(*shape: int) -> Tensor:

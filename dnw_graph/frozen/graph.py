@@ -86,7 +86,7 @@ class FrozenGraph(nn.Module):
     shift: Tensor
     filters: Tensor
     reached: Tensor
-    _place: Tensor
+    places: Tensor
 
     def __init__(self, parts: Sequence[Part], strides: Sequence[int], **tensors: Tensor) -> None:
         super().__init__()
@@ -94,7 +94,8 @@ class FrozenGraph(nn.Module):
         for name in TENSORS:
             self.register_buffer(name, tensors[name])
         self._check()
-        self.register_buffer("_place", self._places(), persistent=False)
+        #: Place of each node among those of its level ``[V]``.
+        self.register_buffer("places", self._places(), persistent=False)
         #: How many channels an input must have, at least.
         self.least_channels = int(self.inputs.max()) + 1 if len(self.inputs) else 0
         self._matrices: dict[int, Tensor] = {}
@@ -144,7 +145,7 @@ class FrozenGraph(nn.Module):
         """Return the states of the outputs, by PyTorch's layers alone."""
         last = len(self.strides)
         ends = [s for p, s in zip(self.parts, self.states(x), strict=True) if p.level == last]
-        return torch.cat(ends, 1)[:, self._place[self.outputs]]
+        return torch.cat(ends, 1)[:, self.places[self.outputs]]
 
     def sizes(self, features: Sequence[int]) -> list[list[int]]:
         """Return the size of the states of each level, given that of the input."""
@@ -284,6 +285,6 @@ class FrozenGraph(nn.Module):
             into = (target >= part.first) & (target < part.past)
             before = sum(len(p) for p in self.parts[:at] if p.level == part.reads)
             weight = self.edge_weight.new_zeros(len(part), before)
-            weight[target[into] - part.first, self._place[source[into]]] = self.edge_weight[into]
+            weight[target[into] - part.first, self.places[source[into]]] = self.edge_weight[into]
             self._matrices[at] = weight
         return weight

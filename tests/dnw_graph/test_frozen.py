@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dnw_graph import NeuralGraph, Topology
 from dnw_graph.frozen import (
     FrozenGraph,
+    engine,
     freeze,
     load_frozen,
     save_frozen,
@@ -473,3 +474,50 @@ def test_sums_are_the_same_both_ways_and_the_report_says_which(
     assert halved.report(example=x).macs == 49 * (9 * 6 + 6 * 6)
     assert f"{2 * (faster == 'sparse')} sums sparse, {2 * (faster == 'dense')} dense" in str(report)
     assert report.milliseconds > 0
+
+
+@pytest.mark.parametrize("number", [6, 20])
+def test_sizes_in_turn_are_planned_once(number: int) -> None:
+    torch.manual_seed(0)
+    graph = NeuralGraph(Topology.layered([3, 12, 5]), num_edges=40, node="norm_relu_conv").eval()
+    frozen = freeze(graph)
+    inputs = [torch.randn(1 + i % 3, 3, 5 + i, 4 + i) for i in range(number)]
+    expected = [graph(x).detach() for x in inputs]
+    planned: list[object] = []
+    plan = engine._Plan.__init__
+
+    def note(self: object, *args: object) -> None:
+        planned.append(self)
+        plan(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine._Plan, "__init__", note)
+        for _ in range(3):
+            for x, y in zip(inputs, expected, strict=True):
+                torch.testing.assert_close(frozen(x), y, rtol=1e-4, atol=1e-4)
+    assert len(planned) == number
+
+
+def test_plans_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = NeuralGraph(Topology.layered([3, 12, 5]), num_edges=40, node="norm_relu_conv").eval()
+    frozen = freeze(graph).graphs[0]
+    frozen(torch.randn(1, 3, 8, 8))
+    one = next(iter(frozen.engine._plans.values())).nbytes
+    monkeypatch.setattr(engine, "PLAN_BYTES", 5 * one)
+    for size in range(8, 28):
+        frozen(torch.randn(1, 3, size, 8))
+    plans = list(frozen.engine._plans.values())
+    assert 1 <= len(plans) < 8
+    assert sum(plan.nbytes for plan in plans[:-1]) <= 5 * one
+
+
+def test_sums_are_timed_once_for_inputs_of_about_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = NeuralGraph(Topology.layered([3, 12, 5]), num_edges=40, node="relu").eval()
+    frozen = freeze(graph)
+    timed: list[object] = []
+    seconds = engine._seconds
+    monkeypatch.setattr(engine, "_seconds", lambda f: timed.append(f) or seconds(f))
+    for batch in range(1, 17):
+        x = torch.randn(batch, 3)
+        torch.testing.assert_close(frozen(x), graph(x).detach(), rtol=1e-4, atol=1e-5)
+    assert 0 < len(timed) <= 3 * 3 * len(frozen.graphs[0].parts)
