@@ -488,12 +488,19 @@ def test_predict_names_the_likeliest_classes(
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
-def test_a_compiled_network_learns_the_same(finished: Path, tmp_path: Path) -> None:
-    summary = train(options(tmp_path / "run", compile=True))
-    plain = json.loads((finished / "summary.json").read_text())
-    assert summary["macs"] == plain["macs"]
-    assert abs(summary["top1"] - plain["top1"]) < 0.05
-    assert evaluate(tmp_path / "run")["top1"] == pytest.approx(summary["top1"], abs=0.01)
+def test_a_compiled_network_learns_the_same(tmp_path: Path) -> None:
+    # Edges that stay, and maps of more than a pixel: else rounding grows from step to step.
+    fixed = {"graph": "mbv1_dnw", "width": 0.1, "rule": "random", "epochs": 1}
+    plain = train(options(tmp_path / "plain", **fixed))
+    compiled = train(options(tmp_path / "compiled", compile=True, **fixed))
+    assert compiled["macs"] == plain["macs"]
+    losses = [
+        float(next(csv.DictReader((tmp_path / name / "metrics.csv").open()))["train_loss"])
+        for name in ("plain", "compiled")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    measured = evaluate(tmp_path / "compiled")["top1"]
+    assert measured == pytest.approx(compiled["top1"], abs=0.01)
 
 
 def test_mixed_precision_trains(tmp_path: Path) -> None:
