@@ -93,8 +93,9 @@ def edges_changed(before: RealEdges, now: RealEdges) -> int:
 def as_line(row: Mapping[str, Any], epochs: int) -> str:
     """Return what was measured in an epoch, as it is printed."""
     return (
-        f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.3f}, top-1 {row['top1']:.2%} "
-        f"(training {row['train_top1']:.2%}), edges changed {row['edges_changed']:,}, "
+        f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.3f} (training "
+        f"{row['train_loss']:.3f}), top-1 {row['top1']:.2%} (training {row['train_top1']:.2%}), "
+        f"edges changed {row['edges_changed']:,}, "
         f"{row['images_per_second']:,.0f} images/s, {row['seconds']:,.1f} s"
     )
 
@@ -108,6 +109,6 @@ def progress(title: str, images: int, shown: bool = True) -> "tqdm[Any]":
 def show(bar: "tqdm[Any]", loss: MeanMetric, accuracy: Metric, changed: int) -> None:
     """Write the state of an epoch beside its progress bar."""
     bar.set_postfix_str(
-        f"loss {float(loss.compute()):.3f}, top-1 {float(accuracy.compute()):.1%}, "
+        f"training loss {float(loss.compute()):.3f}, top-1 {float(accuracy.compute()):.1%}, "
         f"edges changed {changed:,}"
     )
