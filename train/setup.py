@@ -1,5 +1,6 @@
 """What has to be right before training starts: device, folder, images, what a run begins from."""
 
+import logging
 import math
 import re
 from dataclasses import dataclass, replace
@@ -15,6 +16,8 @@ from train.options import OptimizationOptions, Options
 from train.run import RunConfig, RunFolder, build_network
 from train.start import check_classes, check_from, network_weights
 from train.world import restarted
+
+_log = logging.getLogger(__name__)
 
 FREE_ON_RESUME = {
     *("data", "validation_data", "workers", "bad_images", "device", "resume", "auto_resume"),
@@ -166,8 +169,8 @@ def _differences(theirs: Options, ours: Options) -> dict[str, tuple[Any, Any]]:
     return {name: both for name, both in apart.items() if name not in FREE_ON_RESUME}
 
 
-def _listed(apart: dict[str, tuple[Any, Any]]) -> str:
-    return ", ".join(f"{k} {theirs!r} (asked: {ours!r})" for k, (theirs, ours) in apart.items())
+def _listed(apart: dict[str, tuple[Any, Any]], which: str = "asked") -> str:
+    return ", ".join(f"{k} {theirs!r} ({which}: {ours!r})" for k, (theirs, ours) in apart.items())
 
 
 def check_network(options: Options) -> nn.Module:
@@ -199,6 +202,22 @@ def check_new(options: Options, network: nn.Module, first: bool = True) -> RunFo
         if folder.path.resolve() == Path(run.init).resolve():
             raise ValueError(f"--init {run.init} would be overwritten by the run; choose --out")
         network_weights(RunFolder(run.init), network)
+        _report_changes(RunFolder(run.init), options)
     if first:
         folder.check_free(run.overwrite)
     return folder
+
+
+def _report_changes(folder: RunFolder, options: Options) -> None:
+    """Log the options by which a network computes something else with the same weights."""
+    theirs, ours = folder.load_config().options.network, options.network.resolved()
+    changes = {
+        name: (getattr(theirs, name), getattr(ours, name))
+        for name in ("rule", "num_edges", "width", "density", "schedule", "norm_eps", "stem_stride")
+        if getattr(theirs, name) != getattr(ours, name)
+    }
+    if changes:
+        _log.warning(
+            "--init %s is a network with %s: with the same weights it computes something else",
+            *(folder.path, _listed(changes, "here")),
+        )

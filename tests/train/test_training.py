@@ -519,3 +519,18 @@ def test_every_model_can_be_trained_and_loaded_again(tmp_path: Path) -> None:
 
 def test_auto_finds_a_device() -> None:
     assert make_fabric("auto", "32").device.type in ("cpu", "cuda")
+
+
+@pytest.mark.parametrize("change", [{"num_edges": None, "width": 0.2}, {"norm_eps": 1e-5}])
+def test_a_network_that_is_begun_from_another_one_says_what_differs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: dict[str, object]
+) -> None:
+    graph = {"graph": "mbv1_dnw", "width": 0.1, "epochs": 1, "train_images": 128}
+    train(options(tmp_path / "first", **graph))
+    begun = {**graph, "init": str(tmp_path / "first")}
+    train(options(tmp_path / "same", **begun))
+    assert "computes something else" not in caplog.text
+    train(options(tmp_path / "other", **{**begun, **change}))
+    name, value = next((n, v) for n, v in change.items() if v is not None)
+    assert f"{name} " in caplog.text
+    assert f"(here: {value!r}): with the same weights" in caplog.text
