@@ -6,7 +6,6 @@ Every command that takes a run takes it then: train.evaluate, train.predict, --i
 read without executing code.
 """
 
-import pickle
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +60,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"there is no checkpoint {path}") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # PyTorch raises errors of many types for files that are damaged
         raise ValueError(
             f"{path} is not read: it is damaged, or holds more than tensors and plain values (as "
             "init.pt and epoch_*.pt of that implementation do; best.pt does not)"

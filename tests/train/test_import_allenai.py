@@ -1,6 +1,7 @@
 """Checkpoints of the published implementation as runs."""
 
 import pickle
+import random
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +16,7 @@ from tests.models.test_allenai import SMALL, by_hand, checkpoint, tiny
 from tests.train.test_data import small
 from train.evaluate import evaluate
 from train.imagenet import train
-from train.import_allenai import main
+from train.import_allenai import main, read_checkpoint
 from train.options import Options
 from train.run import RunFolder
 
@@ -105,3 +106,18 @@ def test_errors(
     with pytest.raises(ValueError, match=message):
         main([str(place / file), *flags(place, **changes), f"--out={tmp_path / 'run'}"])
     assert not (tmp_path / "run").exists()
+
+
+def test_damaged_checkpoints_are_refused_or_read(tmp_path: Path) -> None:
+    torch.save({"model": {"a": torch.randn(3, 3), "b": torch.randn(2)}}, tmp_path / "best.pt")
+    data, chance, refused = (tmp_path / "best.pt").read_bytes(), random.Random(1), 0
+    for _ in range(500):
+        damaged = bytearray(data)
+        for _ in range(chance.choice([1, 2, 8])):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        (tmp_path / "damaged.pt").write_bytes(damaged)
+        try:
+            read_checkpoint(tmp_path / "damaged.pt")
+        except ValueError:
+            refused += 1
+    assert 100 < refused < 500
