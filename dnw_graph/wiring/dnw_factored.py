@@ -23,8 +23,7 @@ class DNWFactored(Rule):
         c_v^2 = \operatorname{mean}_u (g_{uv} / r_u)^2
 
         m_{uv} \leftarrow \beta m_{uv} + (1 - \beta) \hat g_{uv}, \qquad
-        w_{uv} \leftarrow w_{uv} - \text{rate} \cdot \tfrac{1}{2} (1 + \cos \pi t)
-            \cdot \theta \, m_{uv}
+        w_{uv} \leftarrow w_{uv} - \text{rate} \cdot \cos(\tfrac{\pi}{2} t) \cdot \theta \, m_{uv}
 
     where means are over the candidates out of ``u`` and into ``v``, :math:`\theta` is the smallest
     real ``|w|`` and :math:`t` the share of the training that is done. What is left of
@@ -82,6 +81,6 @@ class DNWFactored(Rule):
         factored = grad.clone()
         divide_by_factors(factored, candidates.topology, torch.ones_like(grad[0]))
         average.lerp_(factored, 1 - self.momentum)
-        rate = self.rate * (1 + math.cos(math.pi * candidates.moment.progress)) / 2
+        rate = self.rate * math.cos(math.pi / 2 * candidates.moment.progress)
         step = -rate * weight[edge_id].abs().amin()
         return torch.addcmul(weight, average, step, out=factored)
