@@ -160,13 +160,16 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
             yield from _layers(child)
 
 
-def unknown_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the modules with weights that are not counted, each once.
+def unknown_layers(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules with parameters of their own that are not counted.
 
     Multi-head attention is among them: it multiplies by its weights past the layers in it.
     """
-    known = (*COUNTED, *NORMS, nn.Embedding)
-    leaves = [layer for layer in _layers(model) if not isinstance(layer, (*known, Counted))]
-    attention = [module for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
-    with_weights = {id(m): m for m in (*leaves, *attention) if any(True for _ in m.parameters())}
-    return list(with_weights.values())
+    if isinstance(module, (*COUNTED, Counted)):
+        return
+    known = isinstance(module, (*NORMS, nn.Embedding))
+    if not known and any(True for _ in module.parameters(recurse=False)):
+        yield module
+    if not isinstance(module, nn.MultiheadAttention):
+        for child in module.children():
+            yield from unknown_layers(child)

@@ -1,6 +1,6 @@
 """Networks inside of wrappers: compiled, averaged, or trained by several processes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,14 +28,28 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def unwrapped_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the ``state_dict`` of a wrapped network with the names of the network itself."""
+def unwrapped_names(state: Mapping[str, Tensor], expected: Iterable[str] = ()) -> dict[str, Tensor]:
+    """Return the ``state_dict`` of a wrapped network with the names of the network itself.
+
+    Args:
+        state: The state.
+        expected: Names of the network itself, if known: some may begin with ``module.``.
+    """
+    depth = min((_depth(name) for name in expected), default=0)
     plain = {
         ".".join(part for part in name.split(".") if part != _COMPILED): value
         for name, value in state.items()
     }
     while True:
         inner = {name: value for name, value in plain.items() if name != _AVERAGED}
-        if not inner or not all(name.startswith(_MODULE) for name in inner):
+        if not inner or min(map(_depth, inner)) <= depth:
             return inner
         plain = {name.removeprefix(_MODULE): value for name, value in inner.items()}
+
+
+def _depth(name: str) -> int:
+    """Return how often a name begins with ``module.``."""
+    depth = 0
+    while name.startswith(_MODULE, depth * len(_MODULE)):
+        depth += 1
+    return depth

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dnw_graph import _trace
 from dnw_graph._wrapped import unwrapped
 from dnw_graph.neural_graph import NeuralGraph
+from dnw_graph.node import WithoutTime
 from dnw_graph.sparse import Layer, num_real_weights, sparse_layers_of, stored_weight
 from dnw_graph.topology import Role
 from dnw_graph.topology._order import distances
@@ -123,7 +124,7 @@ def cost(model: nn.Module, image_size: int | None = None, *, example: Tensor | N
         own = stored_weight(module) if isinstance(module, Layer) else module
         total += Cost(macs=entry.macs) if id(own) in seen else entry
         seen.add(id(own))
-    unknown = _trace.unknown_layers(model)
+    unknown = list({id(m): m for m in _trace.unknown_layers(model)}.values())
     total += Cost(parameters=sum(map(_num_weights, unknown)))
     _warn_of_unknown([*unknown, *(m for graph in wirings for m in _uncounted_functions(graph))])
     return total
@@ -131,7 +132,10 @@ def cost(model: nn.Module, image_size: int | None = None, *, example: Tensor | N
 
 def _example(model: nn.Module, image_size: int | None) -> Tensor:
     """Return zeros of the size that the first layer of a network reads."""
-    first = next((m for m in model.modules() if isinstance(m, _FIRST)), None)
+    layers = [m for m in model.modules() if isinstance(m, _FIRST)]
+    if image_size is not None or any(isinstance(m, nn.Conv2d) for m in layers):
+        layers = [m for m in layers if not isinstance(m, nn.Linear)]
+    first: nn.Module | None = next(iter(layers), None)
     if isinstance(first, NeuralGraph):
         channels = first.topology.num_inputs
     elif isinstance(first, nn.Linear):
@@ -148,8 +152,9 @@ _FIRST = NeuralGraph, nn.Conv2d, nn.Linear
 
 
 def _num_weights(module: nn.Module) -> int:
-    """Return how many parameters a module has, biases and other vectors not counted."""
-    return sum(p.numel() for p in module.parameters() if p.dim() > 1)
+    """Return how many parameters a module has itself, biases and other vectors not counted."""
+    parameters = module.parameters(recurse=isinstance(module, nn.MultiheadAttention))
+    return sum(p.numel() for p in parameters if p.dim() > 1)
 
 
 def _uncounted_functions(graph: NeuralGraph) -> list[nn.Module]:
@@ -164,7 +169,8 @@ def _uncounted_functions(graph: NeuralGraph) -> list[nn.Module]:
 
 
 def _warn_of_unknown(modules: Sequence[nn.Module]) -> None:
-    names = sorted({type(module).__name__ for module in modules})
+    inner = (m.function if isinstance(m, WithoutTime) else m for m in modules)
+    names = sorted({type(module).__name__ for module in inner})
     if names:
         warnings.warn(
             f"cost() does not know how many multiply-adds {', '.join(names)} takes, and leaves "

@@ -86,17 +86,20 @@ def _with_names_of(topology: Topology, wiring: nx.DiGraph, allow_new_names: bool
     """
     known = set(topology.names)
     by_text = {str(name): name for name in topology.names}
-    best: dict[Hashable, Hashable] = {}
-    for attribute in (None, "name", "id", "label"):
-        names = {
-            node: node
-            if node in known
-            else by_text.get(str(node if attribute is None else data.get(attribute)))
-            for node, data in wiring.nodes(data=True)
-        }
-        matches = {node: name for node, name in names.items() if name is not None}
-        if len(set(matches.values())) == len(matches) and len(matches) > len(best):
-            best = matches
+    best = {}
+    for node in wiring:
+        if node in known or str(node) in by_text:
+            best[node] = node if node in known else by_text[str(node)]
+    for attribute in ("name", "id", "label"):  # a program may have numbered the nodes anew
+        texts = {node: str(data.get(attribute)) for node, data in wiring.nodes(data=True)}
+        named = {node: by_text[text] for node, text in texts.items() if text in by_text}
+        if len(named) == len(wiring) == len(set(named.values())):
+            best = named
+            break
+    if len(set(best.values())) < len(best):
+        raise ValueError(
+            "two nodes stand for the same name of the graph, such as 1 and '1'; rename one of them"
+        )
     if 2 * len(best) < min(len(known), len(wiring)) and not allow_new_names:
         example = next(node for node in wiring if node not in best)
         raise ValueError(

@@ -53,7 +53,7 @@ class RunLock:
                 os.close(file)
                 raise ValueError(
                     f"{self.folder} is being trained by {self._owner_text()}: wait for it, stop "
-                    "it, or choose another folder with --out"
+                    f"it, or take another folder. If its machine is gone, remove {path}"
                 )
             if _is_at(file, path):
                 _open_files[path] = file
@@ -68,12 +68,20 @@ class RunLock:
         }
         text = json.dumps(owner, indent=2) + "\n"
         atomically(self.folder / OWNER, lambda path: path.write_text(text))
-        self._finalizer = weakref.finalize(self, _release, self.folder, path, self._token)
+        given = self.folder, path, self._token, os.getpid()
+        self._finalizer = weakref.finalize(self, _release, *given)
 
     def check(self) -> None:
         """Raise a ``ValueError`` if the folder now belongs to another process, or is gone."""
-        if self._token is None or self._token == _owner(self.folder).get("token"):
+        if not self.is_held:
             return
+        try:
+            if json.loads((self.folder / OWNER).read_text())["token"] == self._token:
+                return
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, LookupError, TypeError):
+            return  # it cannot be read, which tells nothing of another process
         if not self.folder.exists():
             raise ValueError(f"{self.folder} was removed while it was trained in; training stops")
         owner = "another process, which has ended"
@@ -83,6 +91,11 @@ class RunLock:
             f"{self.folder} was taken over by {owner}, while this process did not answer; this one "
             "stops, and leaves the folder as it is"
         )
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this has been the owner, and has not ended it."""
+        return self._token is not None
 
     def release(self) -> None:
         """End being the owner, if this is."""
@@ -123,8 +136,13 @@ def _is_at(file: int, path: str) -> bool:
         return False
 
 
-def _release(folder: Path, path: str, token: str) -> None:
-    """Remove and close the lock file, if the folder belongs to whoever has this token."""
+def _release(folder: Path, path: str, token: str, process: int) -> None:
+    """Remove and close the lock file, if the folder belongs to whoever has this token.
+
+    A process that was forked from the one that locked it leaves it alone.
+    """
+    if os.getpid() != process:
+        return
     if _owner(folder).get("token") != token and (folder / OWNER).exists():
         return
     for name in (OWNER, LOCK):

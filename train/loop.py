@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from lightning.fabric import seed_everything
@@ -52,17 +53,19 @@ class Training:
     def __init__(self, options: Options, interrupts: Interrupts | None = None) -> None:
         if options.run.resume is None and options.run.out is None:
             options = options.replace(out=default_folder(options))
-        options = go_on(options).resolved()
         fabric = make_fabric(options.run.device, options.run.precision, many=True)
         fabric.launch()
         self.world, self.device = World(fabric), fabric.device
+        # Nobody else writes to the folder from here on, so all processes see the same in it.
+        self.lock = RunLock(Path(options.run.resume or str(options.run.out)))
+        if self.world.first and self.lock.folder.is_dir():
+            self.lock.acquire()
+        self.world.wait()
+        options = go_on(options).resolved()
         check_curves(options)
         network = check_network(options)
         past = check_resume(options)
         self.folder = past.folder if past else check_new(options, network, self.world.first)
-        self.lock = RunLock(self.folder.path)
-        if self.world.first and self.folder.path.exists():
-            self.lock.acquire()
         self.world.wait()  # from here on the folder may change
         source = open_source(**options.data.source())
         if past:
@@ -105,10 +108,10 @@ class Training:
 
     def _begin(self, overwrite: bool) -> None:
         if self.world.first:
-            is_new = not self.folder.path.exists()
-            self.folder.create(self.config, overwrite)
-            if is_new:
+            if not self.lock.is_held:
+                self.folder.path.mkdir(parents=True, exist_ok=True)
                 self.lock.acquire()
+            self.folder.create(self.config, overwrite)
             self.folder.save_weights("initial", self.plain_model, self.config)
             self.history.record(0)
         self.checkpoint()

@@ -128,6 +128,8 @@ class RunFolder:
         path = self.path
         if not path.exists() and not path.is_symlink():
             return
+        if path.is_dir() and {entry.name for entry in path.iterdir()} <= {LOCK, OWNER}:
+            return
         if not overwrite:
             begun = f"continue it with --resume {path}, " if Checkpoints(path) else ""
             raise ValueError(

@@ -202,7 +202,8 @@ def check_new(options: Options, network: nn.Module, first: bool = True) -> RunFo
         if folder.path.resolve() == Path(run.init).resolve():
             raise ValueError(f"--init {run.init} would be overwritten by the run; choose --out")
         network_weights(RunFolder(run.init), network)
-        _report_changes(RunFolder(run.init), options)
+        if first:
+            _report_changes(RunFolder(run.init), options)
     if first:
         folder.check_free(run.overwrite)
     return folder
@@ -218,6 +219,6 @@ def _report_changes(folder: RunFolder, options: Options) -> None:
     }
     if changes:
         _log.warning(
-            "--init %s is a network with %s: with the same weights it computes something else",
+            "--init %s is a network with %s: with the same weights it may compute something else",
             *(folder.path, _listed(changes, "here")),
         )

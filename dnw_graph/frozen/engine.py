@@ -199,6 +199,8 @@ class Engine:
     def remember(self, positions: int, choices: list[Choice]) -> None:
         """Keep what was measured for :meth:`known_choices`."""
         self._choices[self._scale(positions)] = choices
+        dense = {c.at for known in self._choices.values() for c in known if c.is_dense}
+        self._matrices = {at: found for at, found in self._matrices.items() if at in dense}
 
     def _scale(self, positions: int) -> tuple[int, int]:
         """Return the power of four that a number of pixels lies at, and the number of threads."""

@@ -1,6 +1,6 @@
 """What a node computes from its input: Z = f(I, t)."""
 
-from dnw_graph.node.base import NODES, Formula, NodeFunction, make_node
+from dnw_graph.node.base import NODES, Formula, NodeFunction, WithoutTime, make_node
 from dnw_graph.node.norm import Norm
 from dnw_graph.node.norm_relu_conv import NormReluConv
 from dnw_graph.node.pointwise import Identity, Relu
@@ -17,6 +17,7 @@ __all__ = [
     "Relu",
     "ReluConv",
     "SyncBatchNorm2d",
+    "WithoutTime",
     "make_node",
     "synchronize_norms",
 ]

@@ -76,8 +76,8 @@ class NodeFunction(nn.Module):
 NodeFactory = Callable[..., nn.Module]
 """Called as ``factory(num_nodes)``, or ``factory(num_nodes, stride=s)`` where ``s`` is not 1.
 
-A class such as ``torch.nn.GELU``, which requires no argument and has no ``num_nodes``, is called
-without a number.
+A class that takes no argument, or one of PyTorch that requires none, such as ``torch.nn.GELU``, is
+called without a number.
 """
 
 
@@ -91,6 +91,9 @@ class WithoutTime(nn.Module):
     def __init__(self, function: nn.Module) -> None:
         super().__init__()
         self.function = function
+        for name in ("macs_per_pixel", "parameters_per_node"):
+            if hasattr(function, name):
+                setattr(self, name, getattr(function, name))
 
     def forward(self, x: Tensor, t: float = 0.0) -> Tensor:
         """Return the states ``Z`` of the inputs ``I``, at any time."""
@@ -144,8 +147,9 @@ def _takes_number(factory: NodeFactory) -> bool:
         parameters = list(signature(factory).parameters.values())
     except (TypeError, ValueError):  # a builtin, for example
         return True
-    if any(p.name == "num_nodes" or p.kind == p.VAR_POSITIONAL for p in parameters):
-        return True
+    own = getattr(factory, "func", factory)  # of functools.partial
+    if not str(getattr(own, "__module__", "")).startswith("torch."):
+        return any(p.kind in (*_POSITIONAL, p.VAR_POSITIONAL) for p in parameters)
     return any(p.kind in _POSITIONAL and p.default is p.empty for p in parameters)
 
 

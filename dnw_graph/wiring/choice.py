@@ -205,7 +205,8 @@ class Choice(nn.Module):
         if not self.rule.timed:
             return None
         step, total, _ = self.clock.tolist()
-        keeps = not restart and (restart is False or self._clock_is_loaded) and step < total_steps
+        unfinished = self._clock_is_loaded and step < (total or total_steps)
+        keeps = not restart and (restart is False or unfinished) and step < total_steps
         self._clock_is_loaded = False
         with torch.no_grad():
             self.clock[0], self.clock[1] = step if keeps else 0, total_steps
@@ -243,6 +244,7 @@ class Choice(nn.Module):
         else:
             moment = Moment(training=True)
         passing, self._passing = self._passing, _Passing()
+        self._clock_is_loaded = False
         if passing.moved is not None:
             self._move(weight, *passing.moved)
         if not weight.requires_grad or not self.rule.acts(moment):
@@ -299,7 +301,7 @@ class _Forget:
     def __call__(self, which: Tensor) -> None:
         for value in self._optimizer.state.get(self._weight, {}).values():
             if isinstance(value, Tensor) and value.shape == self._weight.shape:
-                kept = value.new_ones(value.numel())
+                kept = torch.ones(value.numel(), dtype=value.dtype, device=value.device)
                 kept[which] = 0
                 value.mul_(_sharded(self._choice.shaped(kept, value), value))
 

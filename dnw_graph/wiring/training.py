@@ -29,7 +29,7 @@ def attach(
             ``step`` is called instead of its own (SAM, for example), the inner one.
         total_steps: Number of steps of the whole training, those before a checkpoint included.
         restart: Whether clocks start at 0. If None, they do so unless they were loaded from a
-            checkpoint before step ``total_steps``.
+            checkpoint of a training that was not finished.
 
     Returns:
         Something whose ``remove()`` undoes it, as leaving its ``with`` block does.
@@ -136,11 +136,11 @@ class Attachment:
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         for use in [] if _skips(optimizer) else self._uses:
             use.choice.after_step(self, use.weight, optimizer)
-        self._missed_steps.restart()
+        self._missed_steps.end()
 
 
 class _MissedSteps:
-    """Warns of weights that change from one backward pass to the next without a step.
+    """Warns of weights that change from one backward pass to the next before the first step.
 
     An optimizer that calls another one's step in a method of its own is such a case.
 
@@ -169,11 +169,10 @@ class _MissedSteps:
         """Expect changes: a step has begun, which may evaluate a closure more than once."""
         self._in_step = True
 
-    def restart(self) -> None:
-        """Forget the changes so far: a step is done."""
-        self._in_step = False
-        self._versions.clear()
-        self._changes.clear()
+    def end(self) -> None:
+        """Look no further: a step is done."""
+        for handle in self.handles:
+            handle.remove()
 
     def _after_backward(self, use: Use) -> Callable[[Tensor], None]:
         def check(weight: Tensor) -> None:
@@ -245,7 +244,10 @@ def inherit(
         raise ValueError("only models with rule lottery or fine_tune inherit a wiring")
     mine = {id(use.choice) for use in uses}
     remembered = tuple(f"{n}.".lstrip(".") for n, m in model.named_modules() if id(m) in mine)
-    initial, trained = (_as_stored(model, unwrapped_names(s)) for s in (initial, trained))
+    initial, trained = (
+        _as_stored(model, unwrapped_names(state, model.state_dict()))
+        for state in (initial, trained)
+    )
     given = {"initial": initial, "trained": trained}
     taken = {k: v for k, v in given[sources.pop()].items() if not k.startswith(remembered)}
     expected = {k: v for k, v in model.state_dict().items() if not k.startswith(remembered)}

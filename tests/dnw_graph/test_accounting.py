@@ -292,3 +292,41 @@ def test_freezing_never_adds_multiply_adds_and_counts_them_the_same_way() -> Non
         assert report.parameters <= before.parameters
         counted = cost(frozen, image_size=20)
         assert (counted.macs, counted.parameters) == (report.macs, report.parameters)
+
+
+class Halved(nn.Module):
+    macs_per_pixel, parameters_per_node = 1, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / 2
+
+
+class Embedded(nn.Module):
+    """A module with weights of its own beside a child."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.act = nn.Parameter(torch.ones(4, 5)), nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(x @ self.weight)
+
+
+def test_functions_without_time_and_modules_with_children_count() -> None:
+    assert cost(graph_with([0, 2, 8], node=Halved)).macs == 3 + 2
+    with pytest.warns(UserWarning, match="how many multiply-adds Embedded takes"):
+        counted = cost(nn.Sequential(Embedded(), nn.Linear(5, 2)), example=torch.zeros(1, 4))
+    assert counted.parameters == 20 + 10
+
+
+def test_the_first_convolution_says_how_many_channels_an_image_has() -> None:
+    class HeadFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.conv = nn.Linear(8, 10), nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.conv(x).mean((2, 3)))
+
+    assert cost(HeadFirst(), image_size=5).macs == 27 * 8 * 9 + 80
+    assert cost(HeadFirst()).macs > cost(HeadFirst(), image_size=32).macs

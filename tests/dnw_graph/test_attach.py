@@ -116,6 +116,8 @@ def loaded(steps: int) -> NeuralGraph:
         (lambda: loaded(12), STEPS, None, 12, None),
         (lambda: loaded(12), 30, None, 12, None),
         (lambda: loaded(STEPS), STEPS, None, 0, "step 20 of 20 and are set to 0"),
+        (lambda: loaded(STEPS), 30, None, 0, "step 20 of 20 and are set to 0"),
+        (lambda: loaded(STEPS), 30, False, STEPS, None),
         (lambda: loaded(12), 10, None, 0, "step 12 of 20 and are set to 0"),
         (lambda: loaded(12), STEPS, True, 0, None),
         (lambda: loaded(0), STEPS, None, 0, None),
@@ -248,3 +250,27 @@ def test_what_is_removed_looks_at_nothing() -> None:
     graph = make("rigl(every=2)")
     attach(graph, sgd(graph), total_steps=STEPS).remove()
     assert not graph.weight._post_accumulate_grad_hooks
+
+
+def test_a_clock_that_was_loaded_long_ago_is_not_kept() -> None:
+    graph = loaded(12)
+    optimizer = sgd(graph)
+    first = attach(graph, optimizer, total_steps=STEPS)
+    step(graph, optimizer)
+    first.remove()
+    with pytest.warns(UserWarning, match="step 13 of 20 and are set to 0"):
+        attach(graph, optimizer, total_steps=STEPS)
+
+
+@pytest.mark.filterwarnings("error")
+def test_weights_may_be_perturbed_several_times_between_steps() -> None:
+    graph = make()
+    optimizer = sgd(graph)
+    attach(graph, optimizer, total_steps=STEPS)
+    step(graph, optimizer)
+    for _ in range(5):
+        graph(torch.randn(4, 6)).square().mean().backward()
+        with torch.no_grad():
+            graph.weight.add_(0.01 * torch.randn_like(graph.weight))
+    optimizer.step()
+    assert int(graph.choice.clock[0]) == 2

@@ -392,7 +392,7 @@ def without_graph_attributes(wiring: nx.DiGraph, path: Path) -> nx.DiGraph:
 
 def through_cytoscape(wiring: nx.DiGraph, path: Path) -> nx.DiGraph:
     """Return what is exported again: other ids, and the names as an attribute."""
-    renamed = {name: 100 + i for i, name in enumerate(wiring)}
+    renamed = {name: (i + 4) % len(wiring) for i, name in enumerate(wiring)}
     export = nx.relabel_nodes(wiring, renamed)
     for name, number in renamed.items():
         export.nodes[number]["name"] = str(name)

@@ -676,7 +676,7 @@ def test_there_are_as_many_workers_as_shared_memory_allows(
     usage = shutil.disk_usage(tmp_path)._replace(free=free * 10**6)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert workers_that_fit(4, batch) == expected
-    said = f"{free} MB free, but 4 worker processes need 145 MB: {expected or 'no'} load images"
+    said = f"{free} MB free, but 4 worker processes need 145 MB, so {expected} are started"
     assert (said in caplog.text) == (expected < 4)
     assert workers_that_fit(0, batch) == 0
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))

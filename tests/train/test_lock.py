@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import train.lock
+import train.loop
 from tests.train.test_resume import SMALL, TINY
 from train.checkpoint import Checkpoints
 from train.imagenet import train as fit
@@ -221,3 +222,60 @@ def test_a_folder_that_was_removed_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run was removed while it was trained in"):
         lock.check()
     lock.release()
+
+
+def test_a_forked_process_takes_no_lock_away(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from train.lock import RunLock
+lock = RunLock(Path(sys.argv[1]))
+lock.acquire()
+if os.fork() == 0:
+    sys.exit()
+os.wait()
+lock.check()
+print(sorted(os.listdir(sys.argv[1])))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == f"{[LOCK, OWNER]}\n", done.stderr
+
+
+def test_an_owner_that_cannot_be_read_is_no_takeover(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    text = (tmp_path / OWNER).read_text()
+    (tmp_path / OWNER).write_text(text[:10])
+    lock.check()
+    (tmp_path / OWNER).write_text(text)
+    lock.release()
+
+
+def test_a_run_that_began_meanwhile_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holder: Holder
+) -> None:
+    run, open_source = tmp_path / "run", train.loop.open_source
+
+    def begun_meanwhile(**kwargs: object) -> object:
+        run.mkdir()
+        assert said(holder(run)) == "owner"
+        return open_source(**kwargs)
+
+    monkeypatch.setattr(train.loop, "open_source", begun_meanwhile)
+    with pytest.raises(ValueError, match="run is being trained by process"):
+        Training(options(run, overwrite=True))
+    assert sorted(p.name for p in run.iterdir()) == [LOCK, OWNER]
+
+
+def test_a_run_is_read_after_its_folder_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    Training(options(run)).lock.release()
+    order = []
+    acquire, load = RunLock.acquire, Checkpoints.load
+    monkeypatch.setattr(RunLock, "acquire", lambda self: order.append("lock") or acquire(self))
+    monkeypatch.setattr(Checkpoints, "load", lambda self: order.append("read") or load(self))
+    Training(resumed(run)).lock.release()
+    assert order == ["lock", "read"]

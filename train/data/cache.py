@@ -57,7 +57,7 @@ def folder() -> Path | None:
 def entry_of(kind: str, paths: Sequence[Path]) -> Path | None:
     """Return where something made from some files, as they are now, is cached.
 
-    A file is identified by path, device, inode, size, and the times at which its content and its
+    A file is identified by path, inode, size, and the times at which its content and its
     inode changed. The latter cannot be set, so files of equal size and time that changed places
     are told apart. Take the entry before reading the files: if they change meanwhile, the entry is
     not found again.
@@ -77,7 +77,7 @@ def entry_of(kind: str, paths: Sequence[Path]) -> Path | None:
     except OSError:  # named by whoever reads the file
         return None
     identities = [
-        f"{path.absolute()} {s.st_dev} {s.st_ino} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}"
+        f"{path.absolute()} {s.st_ino} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}"
         for path, s in zip(paths, stats, strict=True)
     ]
     digest = hashlib.sha256(json.dumps([kind, *identities]).encode()).hexdigest()

@@ -27,9 +27,10 @@ def _readable_suffixes() -> frozenset[str]:
     def decodes(name: str) -> bool:
         opens = Image.OPEN[name][0] if name in Image.OPEN else None
         is_stub = isinstance(opens, type) and issubclass(opens, ImageFile.StubImageFile)
-        return opens is not None and not is_stub and name not in ("EPS", "MPEG")
+        return opens is not None and not is_stub and name not in ("EPS", "MPEG", "FITS", "IPTC")
 
-    return frozenset(suffix for suffix, name in Image.EXTENSION.items() if decodes(name))
+    suffixes = {suffix for suffix, name in Image.EXTENSION.items() if decodes(name)}
+    return frozenset(suffixes - {".pcd", ".pfm"})  # point clouds, depth maps
 
 
 SUFFIXES = _readable_suffixes()
@@ -134,5 +135,7 @@ def naming(name: Callable[[], str]) -> Iterator[None]:
         raise BadImage(name(), "there is no such file") from None
     except UnidentifiedImageError as error:  # its message names an object in memory
         raise BadImage(name(), "unknown format, or damaged at its beginning") from error
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise errors of many types for damaged files
         raise BadImage(name(), str(error) or type(error).__name__) from error
