@@ -24,7 +24,7 @@ import torch
 import tyro
 
 from dnw_graph import Cost, cost
-from dnw_graph.wiring import NeverActsWarning
+from dnw_graph.wiring import NeverActsWarning, choices
 from train.checkpoint import Checkpoints
 from train.cli import load_recipe, run_command
 from train.files import atomically
@@ -99,7 +99,7 @@ def plan(args: Arguments, table: Table) -> list[Cell]:
     """Return the cells of a table, in the order in which they are trained.
 
     Raises:
-        ValueError: An unknown row, or numbers out of range.
+        ValueError: An unknown row, numbers out of range, or a rule that would never act.
     """
     known = {row.name: row for row in table.rows}
     for name in args.rows:
@@ -131,7 +131,32 @@ def plan(args: Arguments, table: Table) -> list[Cell]:
             given["warmup_epochs"] = max(0, min(warmup, changes["epochs"] - 1))
         given |= row.smoke if args.preset == "smoke" else {}
         cells.append(Cell(row, recipe.replace(**changes, **given)))
+    for cell in cells[: len(chosen)]:
+        _check_acts(cell)
     return cells
+
+
+def _check_acts(cell: Cell) -> None:
+    """Raise a ``ValueError`` if the rule of a row would never act, as far as can be told."""
+    fit, images = cell.options.optimization, cell.options.data.train_images
+    if images is None or not fit.epochs * (images // fit.batch_size):
+        return
+    with torch.device("meta"):
+        network = build_network(cell.options, num_classes=2)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", NeverActsWarning)
+            for use in choices(network):
+                use.choice.rule.check_length(fit.epochs * (images // fit.batch_size))
+    except NeverActsWarning as warning:
+        raise _never_acts(cell.row, warning) from None
+
+
+def _never_acts(row: Row, warning: Warning) -> ValueError:
+    return ValueError(
+        f"row {row.name} would not be what it is called ({warning}): train longer or on more "
+        "images, or leave the row out"
+    )
 
 
 def cut(args: Arguments) -> dict[str, Any]:
@@ -198,9 +223,7 @@ def train_cell(cell: Cell, deadline: float) -> dict[str, Any] | None:
             warnings.simplefilter("error", NeverActsWarning)
             training = Training(options, _stopping)
     except NeverActsWarning as warning:
-        raise ValueError(
-            f"row {cell.row.name} would not be what it is called: {warning}, or train longer"
-        ) from None
+        raise _never_acts(cell.row, warning) from None
     with training.interrupts:
         try:
             while training.epoch < epochs:

@@ -61,7 +61,7 @@ class Rewire(Fixed):
         if not self.acts(Moment(self.every, total_steps)):
             warnings.warn(
                 f"rule {RULES.name_of(self)} changes edges every {self.every} steps of the first "
-                f"{self.until:.0%}, so never within {total_steps}: give it a smaller every",
+                f"{self.until:.0%}, so never within {total_steps}; give it a smaller every",
                 NeverActsWarning,
                 stacklevel=3,
             )
