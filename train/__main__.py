@@ -8,6 +8,8 @@ import runpy
 import sys
 from collections.abc import Sequence
 
+from train.provenance import started_by
+
 COMMANDS = {
     "imagenet": "train on ImageNet, or on any folder of images by class",
     "cifar10": "train on CIFAR-10",
@@ -30,6 +32,7 @@ def main(args: Sequence[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else list(args)
     name = args[0].replace("-", "_") if args else ""
     if name in COMMANDS:
+        started_by("dnw-graph")
         sys.argv = [f"dnw-graph {args[0]}", *args[1:]]
         runpy.run_module(f"train.{name}", run_name="__main__", alter_sys=True)
         return

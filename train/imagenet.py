@@ -13,6 +13,7 @@ from typing import Any
 from train.cli import as_text, parse_options, run_command
 from train.loop import Training
 from train.options import Options
+from train.provenance import how_to_run
 from train.run import RunFolder
 
 
@@ -66,7 +67,7 @@ def run_training(
         return
     for name, value in summary.items():
         print(f"{name:>18}  {as_text(name, value)}")
-    print(f"\nnext: python -m train.evaluate {training.folder.path}")
+    print(f"\nnext: {how_to_run('evaluate')} {training.folder.path}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from models.allenai import Kind, read_allenai
 from train.cli import run_command
 from train.data import Dataset, open_source
 from train.options import Options
+from train.provenance import how_to_run
 from train.run import RunConfig, RunFolder
 
 
@@ -112,7 +113,7 @@ def import_allenai(args: Arguments) -> RunFolder:
     folder.create(config, args.overwrite)
     folder.save_weights("last", found.model, config)
     print(f"{folder.path}: {costs}")
-    print(f"\nnext: python -m train.evaluate {folder.path}")
+    print(f"\nnext: {how_to_run('evaluate')} {folder.path}")
     return folder
 
 

@@ -19,6 +19,7 @@ from train.lock import RunLock
 from train.meter import EpochMeter
 from train.metrics import as_line, evaluations_of, progress, show
 from train.options import Options
+from train.provenance import how_to_run
 from train.report.page import report_of
 from train.run import RunConfig
 from train.setup import (
@@ -260,7 +261,7 @@ class Training:
         raise Interrupted(
             signal,
             f"{self.folder.path} is saved at step {self.done:,} of {self.batches.steps:,} in epoch "
-            f"{self.epoch + 1}; go on with: python -m train.imagenet --resume {self.folder.path}",
+            f"{self.epoch + 1}; go on with: {how_to_run('imagenet')} --resume {self.folder.path}",
         )
 
     def _train(self) -> None:

@@ -12,6 +12,7 @@ import tyro
 from train.cli import run_command
 from train.data import evaluation_transform, read_image
 from train.metrics import Normalize
+from train.provenance import how_to_run
 from train.run import RunFolder, Weights
 from train.world import make_fabric
 
@@ -74,7 +75,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command; a file that is no picture is said and skipped, and the exit status is 1."""
     arguments = tyro.cli(Arguments, args=args, prog="python -m train.predict")
     if not arguments.images:
-        raise ValueError(f"no pictures given: python -m train.predict {arguments.run} IMAGE…")
+        raise ValueError(f"no images given: {how_to_run('predict')} {arguments.run} IMAGE…")
     predict = Predictor(arguments.run, arguments.weights, arguments.device)
     failed = False
     for path in arguments.images:

@@ -58,3 +58,17 @@ def _processor() -> str:
         return platform.processor()
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+_start = "python -m train."
+
+
+def started_by(console: str) -> None:
+    """Note that commands are run by a console command, which is given their names."""
+    global _start
+    _start = f"{console} "
+
+
+def how_to_run(command: str) -> str:
+    """Return how to run a command, in the way in which this one was started."""
+    return f"{_start}{command}"

@@ -197,7 +197,7 @@ def test_the_console_command_ignores_the_current_folder(crowded: Path) -> None:
     flags += ["--epochs=1", "--train-images=128", "--out=run", "--no-report"]
     done = start(crowded, "-P", "-c", script, "imagenet", *flags)
     assert done.returncode == 0, done.stderr
-    assert "next: python -m train.evaluate run" in done.stdout
+    assert "next: dnw-graph evaluate run" in done.stdout
     done = start(crowded, "-P", "-c", script, "evaluate", "run")
     assert done.returncode == 0, done.stderr
     assert "top1" in done.stdout
