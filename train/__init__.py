@@ -14,9 +14,10 @@ if missing := [name for name in _NEEDED if find_spec(name) is None]:
         "or in a clone pip install '.[train]'"
     )
 
-if not hasattr(import_module("models"), "list_models"):
+_models = import_module("models")
+if not hasattr(_models, "list_models"):
     raise ImportError(
-        f"'models' is {import_module('models').__file__ or 'a folder'}, not the package that comes "
+        f"'models' is {_models.__file__ or 'a folder'}, not the package that comes "
         "with dnw-graph: leave the folder that holds it, or run the command as dnw-graph "
         "imagenet, dnw-graph evaluate, ..., which does not look into the current folder"
     )

@@ -169,11 +169,15 @@ class Engine:
         if plan is None:
             with torch.inference_mode(False), torch.no_grad():
                 plan = _Plan(self, self._known(x), batch, stem)
-        total = sum(other.nbytes for other in self._plans.values())
-        while self._plans and (len(self._plans) >= PLANS or total > PLAN_BYTES):
-            total -= self._plans.pop(next(iter(self._plans))).nbytes  # that was used least recently
-        self._plans[key] = plan
+            self._make_room()
+        self._plans[key] = plan  # the last one is the one that was used last
         return plan
+
+    def _make_room(self) -> None:
+        """Forget the plans that were used least recently, as far as they take too much memory."""
+        total = sum(plan.nbytes for plan in self._plans.values())
+        while self._plans and (len(self._plans) >= PLANS or total > PLAN_BYTES):
+            total -= self._plans.pop(next(iter(self._plans))).nbytes
 
     def matrix(self, at: int) -> tuple[Tensor, slice]:
         """Return the weights into a part as a dense matrix, and the rows of states it reads."""

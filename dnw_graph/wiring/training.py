@@ -42,8 +42,8 @@ def attach(
 
     Warns:
         NeverActsWarning: A rule that would never act in so few steps.
-        UserWarning: Clocks that were set to 0 while
-            ``restart`` is None; in training, weights that change without a step of the optimizer.
+        UserWarning: Clocks that were set to 0 while ``restart`` is None; in training, weights that
+            change without a step of the optimizer.
     """
     check_steps(total_steps=total_steps)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}

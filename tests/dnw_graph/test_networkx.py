@@ -1,6 +1,7 @@
 """Graphs to networkx and back, in memory and in files."""
 
 import copy
+import itertools
 import json
 import pickle
 import re
@@ -428,14 +429,18 @@ def as_igraph_writes(wiring: nx.DiGraph, path: Path) -> nx.DiGraph:
 
 
 @pytest.mark.parametrize(
-    "way", [through_gexf, without_graph_attributes, through_cytoscape, as_igraph_writes]
+    ("way", "names"),
+    [
+        (without_graph_attributes, None),  # text names need no attribute
+        *itertools.product(
+            [through_gexf, through_cytoscape, as_igraph_writes],
+            [None, lambda v: f"unit {v}", lambda v: f"n{(v + 1) % 9}"],
+        ),
+    ],
 )
-@pytest.mark.parametrize("names", [None, lambda v: f"unit {v}", lambda v: f"n{(v + 1) % 9}"])
 def test_graphs_that_went_through_other_programs_compute_the_same(
     way: Any, names: Any, tmp_path: Path
 ) -> None:
-    if way is without_graph_attributes and names is not None:
-        pytest.skip("text names need no attribute")
     graph = small_graph(names)
     wiring = way(graph.to_networkx(), tmp_path)
     x = torch.randn(5, 3, 4, 4)

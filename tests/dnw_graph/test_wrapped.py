@@ -94,7 +94,7 @@ def test_compiled_graphs_are_edited() -> None:
     again = edited(torch.compile(graph), graph.to_networkx())
     assert torch.equal(again.wiring().edge_weight, graph.wiring().edge_weight)
     with pytest.raises(TypeError, match="takes a NeuralGraph, got a Linear"):
-        edited(nn.Linear(2, 2), graph.to_networkx())  # type: ignore[arg-type]
+        edited(nn.Linear(2, 2), graph.to_networkx())
 
 
 def test_compiled_sparse_layers_are_reported_by_their_names() -> None:
