@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import overload
+from typing import Literal, get_args, overload
 
 import networkx as nx
 import numpy as np
@@ -18,6 +18,9 @@ from dnw_graph.analysis.structure import Floats, Ints, Structure, structure_of, 
 from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.topology import Role, Topology
 
+Null = Literal["budget", "degrees"]
+"""What random wirings share with the one that is measured; see :func:`measure`."""
+
 SAMPLE = 256  # nodes from which shortest paths go, where there are more
 DIRECT = 10**10  # nodes times edges up to which every node counts for betweenness
 
@@ -28,7 +31,7 @@ class Statistic:
 
     Attributes:
         value: Of the wiring.
-        mean: Of random wirings with the same blocks and budget.
+        mean: Of random wirings; see ``null`` of :func:`measure`.
         std: Their standard deviation.
     """
 
@@ -318,13 +321,19 @@ def measure(
     candidates: Topology | None = None,
     *,
     random: int = 20,
+    null: Null = "budget",
     seed: int = 0,
 ) -> Measures: ...
 
 
 @overload
 def measure(
-    graph: nn.Module, candidates: None = None, *, random: int = 20, seed: int = 0
+    graph: nn.Module,
+    candidates: None = None,
+    *,
+    random: int = 20,
+    null: Null = "budget",
+    seed: int = 0,
 ) -> dict[str, Measures]: ...
 
 
@@ -333,9 +342,10 @@ def measure(
     candidates: Topology | None = None,
     *,
     random: int = 20,
+    null: Null = "budget",
     seed: int = 0,
 ) -> Measures | dict[str, Measures]:
-    """Measure a wiring, and as many random ones with the same blocks and budget.
+    """Measure a wiring, and random ones with the same blocks and budget.
 
     At 20,000 nodes it takes a minute; where it takes more than two seconds, progress is shown on a
     terminal.
@@ -345,15 +355,20 @@ def measure(
             of which each graph and sparse layer is measured.
         candidates: Which edges might have been real; see :func:`structure_of`.
         random: Number of random wirings that ``mean`` and ``std`` are taken over, 2 or more.
+        null: What random wirings share: ``"budget"``, the number of edges, drawn from all
+            candidates alike; ``"degrees"``, also the numbers of edges into and out of every node,
+            by double-edge swaps (:meth:`Structure.rewired`).
         seed: Of the random wirings, and of samples.
 
     Returns:
         Measures of the graph; of a network, measures by name of the module.
 
     Raises:
-        ValueError: A graph that is not a topology, a network without a graph or sparse layer, or
-            fewer than two random wirings.
+        ValueError: A graph that is not a topology, a network without a graph or sparse layer,
+            fewer than two random wirings, or an unknown null model.
     """
+    if null not in get_args(Null):
+        raise ValueError(f"unknown null model {null!r} (known: {', '.join(get_args(Null))})")
     if random < 2:
         raise ValueError(f"a deviation needs two random wirings or more, got {random}")
     graph = unwrapped(graph) if isinstance(graph, nn.Module) else graph
@@ -362,13 +377,14 @@ def measure(
         structures = structures_of(graph)
         if not structures:
             raise ValueError("the network has no NeuralGraph and no sparse layer to measure")
-        return {name: _measured(s, random, seed) for name, s in structures.items()}
-    return _measured(structure_of(graph, candidates), random, seed)
+        return {name: _measured(s, random, null, seed) for name, s in structures.items()}
+    return _measured(structure_of(graph, candidates), random, null, seed)
 
 
-def _measured(s: Structure, random: int, seed: int) -> Measures:
+def _measured(s: Structure, random: int, null: Null, seed: int) -> Measures:
     generator = np.random.default_rng(seed)
-    drawn = [s.random(generator) for _ in range(random)]
+    draw = s.random if null == "budget" else s.rewired
+    drawn = [draw(generator) for _ in range(random)]
     with tqdm(
         total=len(STATISTICS) + 1, desc="measuring", delay=2, leave=False, disable=None
     ) as bar:

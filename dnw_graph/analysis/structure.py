@@ -105,6 +105,66 @@ class Structure:
         source, target = self.topology.edges(torch.from_numpy(ids)).numpy()
         return replace(self, source=source, target=target)
 
+    def rewired(self, generator: np.random.Generator, rounds: int = 50) -> "Structure":
+        """Return candidates drawn at random with as many edges into and out of every node.
+
+        By double-edge swaps (Maslov and Sneppen 2002): of two edges, ``a -> b`` and ``c -> d``
+        become ``a -> d`` and ``c -> b`` where these are candidates and not there yet. In each round
+        all edges are paired anew. (Those of networkx do not know candidates.)
+
+        Args:
+            generator: Random numbers.
+            rounds: How often.
+        """
+        source, target, half = self.source, self.target.copy(), self.num_edges // 2
+        for _ in range(rounds):
+            first, second = generator.permutation(self.num_edges)[: 2 * half].reshape(2, half)
+            old = np.sort(self._keys(source, target))
+            new = np.stack(
+                [
+                    self._keys(source[first], target[second]),
+                    self._keys(source[second], target[first]),
+                ]
+            )
+            _, place, times = np.unique(new, return_inverse=True, return_counts=True)
+            allowed = times[place.reshape(new.shape)] == 1
+            allowed &= old[np.searchsorted(old, new).clip(max=len(old) - 1)] != new
+            allowed &= self.are_candidates(new % self.num_nodes, new // self.num_nodes)
+            # Some are left out, else few edges would be an even or an odd permutation for ever.
+            swapped = allowed.all(0) & (generator.random(half) < 0.75)
+            first, second = first[swapped], second[swapped]
+            target[first], target[second] = target[second], target[first]
+        order = np.lexsort((source, target))
+        return replace(self, source=source[order], target=target[order], weight=self.weight[order])
+
+    def _keys(self, source: Ints, target: Ints) -> Ints:
+        """Return a number for each pair of nodes, ascending with target and then source."""
+        keys: Ints = target * self.num_nodes + source
+        return keys
+
+    def are_candidates(self, source: Ints, target: Ints) -> NDArray[np.bool_]:
+        """Return which pairs of nodes are candidates."""
+        blocks = self.topology.blocks
+        fed = np.zeros((len(blocks), len(blocks)), dtype=bool)
+        for block in blocks:
+            fed[list(block.sources), block.index] = True
+        found: NDArray[np.bool_] = fed[self.block[source], self.block[target]]
+        listed = np.array([not block.complete for block in blocks])[self.block[target]] & found
+        if listed.any():
+            known, asked = self._listed, self._keys(source[listed], target[listed])
+            found[listed] = known[np.searchsorted(known, asked).clip(max=len(known) - 1)] == asked
+        return found
+
+    @cached_property
+    def _listed(self) -> Ints:
+        """The candidates into blocks that are not complete, as :meth:`_keys`, ascending."""
+        every = [
+            torch.arange(block.edges.start, block.edges.stop, device="cpu")
+            for block in self.topology.blocks
+            if not block.complete
+        ]
+        return self._keys(*self.topology.edges(torch.cat(every)).numpy())
+
 
 def structure_of(
     graph: "nn.Module | nx.DiGraph | Structure", candidates: Topology | None = None
@@ -166,22 +226,12 @@ def structures_of(model: nn.Module) -> dict[str, Structure]:
 
 
 def _check_candidates(made: Structure) -> None:
-    blocks = made.topology.blocks
-    for j, block in enumerate(blocks):
-        inside = made.block[made.target] == j
-        sources = np.unique(made.block[made.source[inside]])
-        if block.complete and set(sources.tolist()) <= set(block.sources):
-            continue
-        edges = made.topology.edges(
-            torch.arange(block.edges.start, block.edges.stop, device="cpu")
-        ).numpy()
-        known = set(zip(*edges.tolist(), strict=True))
-        ends = zip(made.source[inside].tolist(), made.target[inside].tolist(), strict=True)
-        for u, v in ends:
-            if (u, v) not in known:
-                raise ValueError(
-                    f"edge {made.names[u]!r} -> {made.names[v]!r} is no candidate of the topology"
-                )
+    strange = np.flatnonzero(~made.are_candidates(made.source, made.target))
+    if len(strange):
+        u, v = made.source[strange[0]], made.target[strange[0]]
+        raise ValueError(
+            f"edge {made.names[u]!r} -> {made.names[v]!r} is no candidate of the topology"
+        )
 
 
 def _complete(given: Topology) -> Topology:

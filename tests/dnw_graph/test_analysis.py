@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -429,3 +430,46 @@ def test_modules_without_a_graph_are_not_measured() -> None:
         measure(nn.Sequential(nn.ReLU()))
     with pytest.raises(ValueError, match=r"has 0 graphs \(none\)"):
         measure(nn.Linear(3, 3))
+
+
+@pytest.mark.parametrize(
+    "topology",
+    [
+        Topology.layered([6, 8, 8, 4]),
+        Topology.random_dag("erdos_renyi", 40, 5, 4, p=0.3),
+        Topology.complete(4, 12, 3),
+    ],
+)
+def test_random_wirings_with_the_same_degrees(topology: Topology) -> None:
+    torch.manual_seed(0)
+    number = topology.num_candidates // 3
+    graph = NeuralGraph(topology, num_edges=number, node="relu", schedule="discrete(input='held')")
+    s = structure_of(graph)
+    generator = np.random.default_rng(0)
+    candidates = set(map(tuple, topology.edge_index.t().tolist()))
+    edges = set(zip(s.source.tolist(), s.target.tolist(), strict=True))
+    for _ in range(5):
+        drawn = s.rewired(generator)
+        assert np.array_equal(drawn.in_degree, s.in_degree)
+        assert np.array_equal(drawn.out_degree, s.out_degree)
+        other = set(zip(drawn.source.tolist(), drawn.target.tolist(), strict=True))
+        assert len(other) == s.num_edges
+        assert other <= candidates
+        assert other != edges
+    found = measure(graph, random=3, null="degrees")
+    assert found.statistics["deviation of in-degrees"].z == 0
+    assert found.statistics["clustering"].std > 0
+    assert measure(graph, random=3).statistics["deviation of in-degrees"].std > 0
+    with pytest.raises(ValueError, match=r"unknown null model 'degree' \(known: budget, degrees\)"):
+        measure(graph, null="degree")  # type: ignore[call-overload]
+
+
+def test_every_wiring_with_the_same_degrees_is_as_likely() -> None:
+    """Three sources of one edge each and three targets of one: the six permutations."""
+    topology = Topology.bipartite(3, 3)
+    s = Structure(topology, np.array([0, 1, 2]), np.array([3, 4, 5]), np.ones(3))
+    generator = np.random.default_rng(1)
+    drawn = [tuple(s.rewired(generator).source.tolist()) for _ in range(1200)]
+    counts = Counter(drawn)
+    assert len(counts) == 6
+    assert all(150 < count < 250 for count in counts.values())
