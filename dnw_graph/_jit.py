@@ -70,6 +70,11 @@ class Kernel:
             return self._parallel(*args)
 
 
+def inline(function: Callable[..., Any]) -> Any:
+    """Compile a function that kernels of the same file call."""
+    return numba.njit(fastmath={"contract", "reassoc"}, error_model="numpy")(function)
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def pointer(typing_context: Any, address: Any, like: Any) -> tuple[Signature, Any]:
     """Turn an address into a pointer to the type of ``like``, for ``numba.carray`` in a kernel."""

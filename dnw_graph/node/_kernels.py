@@ -8,9 +8,6 @@ padding is left out afterwards. A stride is taken the same way, from the outputs
 Maps of 16-bit integers hold bfloat16; sums are formed in the type of the scales.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import numba
 import numpy as np
 
@@ -24,11 +21,7 @@ _AT_ONCE = 4096  # padded pixels that go through the filter together: they fit i
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 
-def _inline(function: Callable[..., Any]) -> Any:
-    return numba.njit(fastmath={"contract", "reassoc"}, error_model="numpy")(function)
-
-
-@_inline
+@_jit.inline
 def _statistics(maps, start, n, eps, mean, rstd, g):
     """Write mean and ``1 / sqrt(variance + eps)`` of some images ``[B, H, W]`` at ``g``."""
     B, H, W = maps.shape
@@ -49,7 +42,7 @@ def _statistics(maps, start, n, eps, mean, rstd, g):
     rstd[g] = 1 / np.sqrt(total / (n * H * W) + eps)
 
 
-@_inline
+@_jit.inline
 def _normalize(maps, start, n, a, b, padded):
     """Write ``max(a I + b, 0)`` inside the padding."""
     _, H, W = maps.shape
@@ -63,7 +56,7 @@ def _normalize(maps, start, n, a, b, padded):
                 to[j] = zero if value < zero else value  # NaN stays
 
 
-@_inline
+@_jit.inline
 def _centre(maps, start, n, mean, padded):
     """Write ``I - mean`` inside the padding."""
     _, H, W = maps.shape
@@ -75,7 +68,7 @@ def _centre(maps, start, n, mean, padded):
                 to[j] = load(row, j) - mean
 
 
-@_inline
+@_jit.inline
 def _put(maps, start, n, padded, pitch, plane, stride):
     """Write gradients inside the padding, ``stride`` apart; the zeros between stay."""
     _, H, W = maps.shape
@@ -86,7 +79,7 @@ def _put(maps, start, n, padded, pitch, plane, stride):
                 padded[at + j * stride] = load(row, j)
 
 
-@_inline
+@_jit.inline
 def _take(out, maps, start, n, pitch, plane, stride):
     """Read the outputs that are not padding, ``stride`` apart."""
     _, H, W = maps.shape
@@ -97,7 +90,7 @@ def _take(out, maps, start, n, pitch, plane, stride):
                 store(row, j, out[at + j * stride])
 
 
-@_inline
+@_jit.inline
 def _filter(padded, taps, out, length, pitch, flipped):
     """``out[i] = sum over a, b of taps[a, b] padded[i + a pitch + b]``, or with taps turned."""
     k = taps.copy().reshape(9)
@@ -115,7 +108,7 @@ def _filter(padded, taps, out, length, pitch, flipped):
         )  # fmt: skip
 
 
-@_inline
+@_jit.inline
 def _correlate(upstream, padded, taps, length, pitch):
     """``taps[a, b] += sum over i of upstream[i] padded[i + a pitch + b]``."""
     for a in range(3):
@@ -130,7 +123,7 @@ def _correlate(upstream, padded, taps, length, pitch):
         taps[a, 2] += s2
 
 
-@_inline
+@_jit.inline
 def _through_relu(rectified, centred, grad, length):
     """Zero gradients where ReLU did; return their sum, and that of ``g (I - mean)``."""
     zero = grad.dtype.type(0)
@@ -143,7 +136,7 @@ def _through_relu(rectified, centred, grad, length):
     return total, along
 
 
-@_inline
+@_jit.inline
 def _to_input(maps, start, n, passed, a, slope, base, to):
     """``to = a passed + slope I + base``."""
     _, H, W = maps.shape
@@ -156,6 +149,85 @@ def _to_input(maps, start, n, passed, a, slope, base, to):
                 store(out, j, a * g[j] + slope * load(row, j) + base)
 
 
+@_jit.inline
+def node_forward(x, z, scale, shift, filters, mean, rstd, stride, given, eps, padded, out):
+    """Write the states ``z [B, Ho, Wo]`` of one node with inputs ``x [B, H, W]``.
+
+    ``mean`` and ``rstd`` ``[G]`` are read where ``given``, else written; ``padded`` and ``out`` are
+    scratch of :func:`scratch` numbers, the former with zeros in the padding.
+    """
+    B, H, W = x.shape
+    G = len(mean)
+    together = B // G
+    plane = (H + 2) * (W + 2)
+    at_once = images_at_once(B, G, H, W)
+    for g in range(G):
+        if not given:
+            _statistics(x, g * together, together, eps, mean, rstd, g)
+        a = scale * rstd[g]
+        b = shift - mean[g] * a
+        for start in range(g * together, (g + 1) * together, at_once):
+            n = min(at_once, (g + 1) * together - start)
+            _normalize(x, start, n, a, b, padded)
+            _filter(padded, filters, out, n * plane - 2 * W - 6, W + 2, False)
+            _take(out, z, start, n, W + 2, plane, stride)
+
+
+@_jit.inline
+def node_backward(
+    grad, x, scale, shift, filters, mean, rstd, dx, dfilters, z, stride, given, scratch, passed
+):
+    """Write the gradients to inputs and filters of one node; return those to scale and shift.
+
+    And the states ``z`` again, unless that is empty: their inputs are at hand anyway. ``scratch``
+    is three times that of :func:`node_forward`, with zeros, and ``passed`` as large as the padded
+    maps of the images that share statistics.
+    """
+    B, H, W = x.shape
+    G = len(mean)
+    together = B // G
+    P, plane = W + 2, (H + 2) * (W + 2)
+    at_once = images_at_once(B, G, H, W)
+    padded, centred, upstream = scratch
+    dfilters[:] = 0
+    dscale = dshift = np.float64(0)
+    for g in range(G):
+        a = scale * rstd[g]
+        b = shift - mean[g] * a
+        total, along = np.float64(0), np.float64(0)
+        for start in range(g * together, (g + 1) * together, at_once):
+            n = min(at_once, (g + 1) * together - start)
+            length = n * plane - 2 * P - 2
+            out = passed[(start - g * together) * plane :]
+            _normalize(x, start, n, a, b, padded)
+            if len(z):
+                _filter(padded, filters, out, length, P, False)
+                _take(out, z, start, n, P, plane, stride)
+            _centre(x, start, n, mean[g], centred)
+            _put(grad, start, n, upstream, P, plane, stride)
+            _correlate(upstream[P + 1 :], padded, dfilters, length, P)
+            _filter(upstream, filters, out, length, P, True)
+            part, part_along = _through_relu(padded[P + 1 :], centred[P + 1 :], out, length)
+            total += part
+            along += part_along
+        along *= rstd[g]
+        dshift += total
+        dscale += along
+        # With n the normalised input: dL/dI = a (g - mean(g) - n mean(g n)).
+        slope, base = np.float64(0), np.float64(0)
+        if not given:
+            slope = -a * rstd[g] * along / (together * H * W)
+            base = -a * total / (together * H * W) - slope * mean[g]
+        _to_input(x, g * together, together, passed, a, slope, base, dx)
+    return dscale, dshift
+
+
+@_jit.inline
+def images_at_once(B, G, H, W):
+    """Return how many of the ``B`` images, in ``G`` groups, go through the filter together."""
+    return max(1, min(B // G, _AT_ONCE // ((H + 2) * (W + 2))))
+
+
 @_jit.Kernel
 def forward(x, scale, shift, filters, mean, rstd, z, stride, given, eps, chunks):
     """Write states ``z [V, B, Ho, Wo]`` of ``x [V, B, H, W]``; see :mod:`dnw_graph.node.fused`.
@@ -164,24 +236,13 @@ def forward(x, scale, shift, filters, mean, rstd, z, stride, given, eps, chunks)
     where ``G`` is 1, of each where it is ``B``.
     """
     V, B, H, W = x.shape
-    G = mean.shape[1]
-    together = B // G
-    plane = (H + 2) * (W + 2)
-    at_once = max(1, min(together, _AT_ONCE // plane))
+    size = images_at_once(B, mean.shape[1], H, W) * (H + 2) * (W + 2)
     for c in numba.prange(chunks):
-        padded = np.zeros(at_once * plane, dtype=scale.dtype)
-        out = np.empty(at_once * plane, dtype=scale.dtype)
+        padded = np.zeros(size, dtype=scale.dtype)
+        out = np.empty(size, dtype=scale.dtype)
         for v in range(c * V // chunks, (c + 1) * V // chunks):
-            for g in range(G):
-                if not given:
-                    _statistics(x[v], g * together, together, eps, mean[v], rstd[v], g)
-                a = scale[v] * rstd[v, g]
-                b = shift[v] - mean[v, g] * a
-                for start in range(g * together, (g + 1) * together, at_once):
-                    n = min(at_once, (g + 1) * together - start)
-                    _normalize(x[v], start, n, a, b, padded)
-                    _filter(padded, filters[v], out, n * plane - 2 * W - 6, W + 2, False)
-                    _take(out, z[v], start, n, W + 2, plane, stride)
+            affine = scale[v], shift[v], filters[v]
+            node_forward(x[v], z[v], *affine, mean[v], rstd[v], stride, given, eps, padded, out)
 
 
 @_jit.Kernel
@@ -204,48 +265,19 @@ def backward(
 ):
     """Write the gradients to ``x [V, B, H, W]``, scales, shifts and filters ``[V, 3, 3]``.
 
-    And the states ``z`` again, unless that is empty: their inputs are at hand anyway.
+    And the states ``z`` again, unless that is empty.
     """
     V, B, H, W = x.shape
     G = mean.shape[1]
-    together = B // G
-    P, plane = W + 2, (H + 2) * (W + 2)
-    at_once = max(1, min(together, _AT_ONCE // plane))
-    size = at_once * plane
+    plane = (H + 2) * (W + 2)
+    size = images_at_once(B, G, H, W) * plane
     for c in numba.prange(chunks):
-        padded = np.zeros(size, dtype=scale.dtype)
-        centred = np.zeros(size, dtype=scale.dtype)
-        upstream = np.zeros(size, dtype=scale.dtype)
-        passed = np.empty(together * plane, dtype=scale.dtype)  # gradient to the normalised maps
+        scratch = np.zeros((3, size), dtype=scale.dtype)
+        passed = np.empty(B // G * plane, dtype=scale.dtype)
         for v in range(c * V // chunks, (c + 1) * V // chunks):
-            dfilters[v] = 0
-            dscale[v] = 0
-            dshift[v] = 0
-            for g in range(G):
-                a = scale[v] * rstd[v, g]
-                b = shift[v] - mean[v, g] * a
-                total, along = np.float64(0), np.float64(0)
-                for start in range(g * together, (g + 1) * together, at_once):
-                    n = min(at_once, (g + 1) * together - start)
-                    length = n * plane - 2 * P - 2
-                    out = passed[(start - g * together) * plane :]
-                    _normalize(x[v], start, n, a, b, padded)
-                    if len(z):
-                        _filter(padded, filters[v], out, length, P, False)
-                        _take(out, z[v], start, n, P, plane, stride)
-                    _centre(x[v], start, n, mean[v, g], centred)
-                    _put(grad[v], start, n, upstream, P, plane, stride)
-                    _correlate(upstream[P + 1 :], padded, dfilters[v], length, P)
-                    _filter(upstream, filters[v], out, length, P, True)
-                    part, part_along = _through_relu(padded[P + 1 :], centred[P + 1 :], out, length)
-                    total += part
-                    along += part_along
-                along *= rstd[v, g]
-                dshift[v] += total
-                dscale[v] += along
-                # With n the normalised input: dL/dI = a (g - mean(g) - n mean(g n)).
-                slope, base = np.float64(0), np.float64(0)
-                if not given:
-                    slope = -a * rstd[v, g] * along / (together * H * W)
-                    base = -a * total / (together * H * W) - slope * mean[v, g]
-                _to_input(x[v], g * together, together, passed, a, slope, base, dx[v])
+            affine = scale[v], shift[v], filters[v]
+            states = z[v] if len(z) else z[:0].reshape(0, 0, 0)
+            dscale[v], dshift[v] = node_backward(
+                grad[v], x[v], *affine, mean[v], rstd[v], dx[v], dfilters[v], states,
+                stride, given, scratch, passed,
+            )  # fmt: skip
