@@ -188,6 +188,7 @@ def _ends(graph: NeuralGraph, nodes: Tensor, role: Role) -> Tensor:
 def _graph(graph: NeuralGraph, edge_index: Tensor, call: _trace.Call) -> Cost:
     """Count a graph: its maps are those of its outputs, in time those of its states."""
     topology, edges, schedule = graph.topology, edge_index.shape[1], graph.schedule
+    groups = graph.grouping.topology.blocks
     firings = schedule.firings(graph.evaluations)
     like = call.x if schedule.keeps_size else call.out
     pixels = firings * like.shape[2 + schedule.takes_sequence :].numel()
@@ -200,10 +201,11 @@ def _graph(graph: NeuralGraph, edge_index: Tensor, call: _trace.Call) -> Cost:
         candidate_edges=topology.num_candidates,
         dead_nodes=int((~has_out & (topology.role != Role.OUTPUT)).sum()),
     )
-    for block, node, message in zip(topology.blocks, graph.nodes, graph.messages, strict=True):
+    for block, node, message in zip(groups, graph.nodes, graph.messages, strict=True):
         fires = has_in if block.role == Role.OUTPUT else has_out
+        own = torch.arange(block.nodes.start, block.nodes.stop, device="cpu")
         for module, alive in ((node, fires), (message, has_out)):
-            number = int(alive[block.nodes.start : block.nodes.stop].sum())
+            number = int(alive[graph.grouping.original(own)].sum())
             macs = number * (getattr(module, "macs_per_pixel", None) or 0) * pixels
             parameters = _function_parameters(module, number, len(block.nodes))
             total += Cost(macs=macs, parameters=parameters)

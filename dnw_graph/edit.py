@@ -64,6 +64,7 @@ def edited(
         num_edges=sum(real) if num_edges is None else num_edges,
         schedule=graph.schedule,
         stride=graph.stride,
+        init=graph.init,
         backend=graph.aggregation if backend is None else backend,
         **graph.functions,
     ).to(graph.weight)
@@ -74,7 +75,7 @@ def edited(
         new.choice.set_weights_of_candidates(new.weight, weights)
         new.weight.requires_grad_(graph.weight.requires_grad)
         for ours, theirs in ((new.nodes, graph.nodes), (new.messages, graph.messages)):
-            _keep_functions(ours, new.topology, theirs, graph.topology)
+            _keep_functions(ours, new.grouping.topology, theirs, graph.grouping.topology)
     return new.train(graph.training)
 
 
@@ -116,8 +117,8 @@ def _weights(new: NeuralGraph, wiring: nx.DiGraph, graph: NeuralGraph) -> tuple[
     names, ids = new.topology.names, []
     drawn = new.choice.weights_of_candidates(new.weight)
     if new.rule.compact:  # one for each edge that may become real
-        bound = 1 / math.sqrt(new.topology.num_sources)
-        drawn.uniform_(-bound, bound)
+        bound = new.bounds().repeat_interleave(new.topology.rowptr.diff())
+        drawn.uniform_(-1, 1).mul_(bound.to(drawn))
     weights = drawn.tolist()
     before: dict[tuple[Hashable, Hashable], float] = {}
     if any("weight" not in data for _, _, data in wiring.edges(data=True)):

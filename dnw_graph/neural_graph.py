@@ -1,6 +1,7 @@
 """The graph as a layer: composes topology, rule, backend, node functions and schedule."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import networkx as nx
@@ -8,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from dnw_graph import whole_graph
 from dnw_graph.aggregation import BACKENDS, Aggregation
+from dnw_graph.init import Init, Start, gain_of, resolve
 from dnw_graph.node import make_node
 from dnw_graph.node.base import NodeFactory
 from dnw_graph.schedule import SCHEDULES, Flow, Schedule
@@ -50,6 +51,9 @@ class NeuralGraph(Wired):
         output_node: Node function of outputs.
         message: Function of a node's state that goes along its edges in place of the state, built
             like a node function.
+        init: How large weights are at the start: ``"uniform"`` as in the paper, ``"fan_in"``, which
+            keeps the scale of states, an object, or a function (see docs/wirings.md). ``fan_in``
+            unless given where no node function normalises or filters maps, else ``uniform``.
         backend: How messages are summed: ``"auto"``, ``"reference"``, ``"dense"``, ``"sparse"``, or
             an object.
 
@@ -82,6 +86,7 @@ class NeuralGraph(Wired):
         input_node: str | NodeFactory | None = None,
         output_node: str | NodeFactory = "identity",
         message: str | NodeFactory = "identity",
+        init: str | Init | type[Init] | Callable[[Start], Tensor | float] | None = None,
         backend: str | Aggregation | type[Aggregation] = "auto",
     ) -> None:
         super().__init__()
@@ -97,8 +102,10 @@ class NeuralGraph(Wired):
         self.schedule = SCHEDULES.resolve(schedule)
         self.aggregation = BACKENDS.resolve(backend)
         self.schedule.check(topology)
+        #: The blocks in which nodes fire, and in which node functions are built.
+        self.grouping = self.schedule.group(topology)
         self._check_backend()
-        self.choice = Choice(rule, topology, rule.budget(num_edges, topology.num_candidates))
+        self.choice = Choice(rule, topology, rule.budget(num_edges, topology))
         self.weight = nn.Parameter(torch.empty(self.choice.num_weights))
         #: What node functions and messages were asked for, by argument.
         self.functions: dict[str, Any] = {
@@ -110,11 +117,21 @@ class NeuralGraph(Wired):
         functions = {Role.INPUT: input_node or node, Role.HIDDEN: node, Role.OUTPUT: output_node}
         self.nodes = nn.ModuleList(
             make_node(functions[b.role], len(b.nodes), stride if b.role == Role.INPUT else 1)
-            for b in topology.blocks
+            for b in self.grouping.topology.blocks
         )
-        self.messages = nn.ModuleList(make_node(message, len(b.nodes)) for b in topology.blocks)
+        self.messages = nn.ModuleList(
+            make_node(message, len(b.nodes)) for b in self.grouping.topology.blocks
+        )
+        self.init = resolve(init, self.nodes)  # type: ignore[arg-type]
         self.evaluations: dict[str, int] = {}
         self._reset_wiring()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.grouping.topology is not self.topology:
+            for kind, own in (("nodes", self.nodes), ("messages", self.messages)):
+                shapes = {f"{prefix}{kind}.{n}": v.shape for n, v in own.state_dict().items()}
+                _merge_functions(state_dict, f"{prefix}{kind}.", shapes, self)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __getstate__(self) -> dict[str, Any]:
         named = {
@@ -123,24 +140,40 @@ class NeuralGraph(Wired):
         return {**self.__dict__, "functions": named}  # local functions cannot be pickled
 
     def reset_parameters(self) -> None:
-        r"""Draw everything anew: weights, what the rule remembers, node functions.
-
-        Weights come from :math:`U(-1/\sqrt n, 1/\sqrt n)` for ``n`` source nodes.
-        """
+        """Draw everything anew: weights, what the rule remembers, node functions."""
         self._reset_wiring()
         _reset(self.nodes)
         _reset(self.messages)
 
     def _reset_wiring(self) -> None:
-        bound = 1 / math.sqrt(self.topology.num_sources)
-        nn.init.uniform_(self.weight, -bound, bound)
+        bound = self.bounds()
+        largest = float(bound.max())
+        nn.init.uniform_(self.weight, -largest, largest)
+        equal = bool((bound == largest).all())
+        if not equal and not self.rule.compact:
+            factor = (bound / largest).repeat_interleave(self.topology.rowptr.diff())
+            self.weight.detach().mul_(factor.to(self.weight))
         self.choice.reset(self.weight)
+        if not equal and self.rule.compact:  # whose edges are known now
+            wiring = self.wiring()
+            factor = (bound / largest).repeat_interleave(wiring.rowptr.diff().cpu())
+            self.weight.detach()[wiring.slot] *= factor.to(self.weight)
         # Schedules go by number of the node: channel of each input, place of each output channel.
-        inputs, outputs = self.topology.inputs.argsort(), self.topology.outputs.argsort().argsort()
+        topology = self.grouping.topology
+        inputs, outputs = topology.inputs.argsort(), topology.outputs.argsort().argsort()
         for name, order in (("input_order", inputs), ("output_order", outputs)):
             ordered = bool((order.diff() > 0).all())
             channels = None if ordered else order.to(self.weight.device)
             self.register_buffer(name, channels, persistent=False)
+
+    def bounds(self) -> Tensor:
+        """Return the largest weight at the start of the edges into each node ``[V]``, float64."""
+        topology = self.grouping.topology
+        gain = torch.empty(topology.num_nodes, dtype=torch.float64, device="cpu")
+        for block, node in zip(topology.blocks, self.nodes, strict=True):
+            own = torch.arange(block.nodes.start, block.nodes.stop, device="cpu")
+            gain[self.grouping.original(own)] = gain_of(node)
+        return self.init.bound(Start(self.topology, self.rule, self.num_edges, gain))
 
     @property
     def rule(self) -> Rule:
@@ -165,7 +198,7 @@ class NeuralGraph(Wired):
         """Return the states of the output nodes; see the class for shapes."""
         self._check_input(x)
         self.evaluations = {}
-        wiring = self.wiring(self.training)
+        wiring = self.wiring(self.training).regrouped(self.grouping)
         flow = Flow(
             wiring=wiring,
             weight=wiring.trained(self.weight),
@@ -177,9 +210,7 @@ class NeuralGraph(Wired):
         frames = [
             self._node_major(f) for f in (x.unbind(1) if self.schedule.takes_sequence else [x])
         ]
-        whole = whole_graph.run(flow, self.schedule, frames[0])
-        outputs = self.schedule.run(flow, frames) if whole is None else [whole]
-        outputs = [self._batch_major(y) for y in outputs]
+        outputs = [self._batch_major(y) for y in self.schedule.run(flow, frames)]
         return torch.stack(outputs, dim=1) if self.schedule.gives_sequence else outputs[0]
 
     # Node-major inside: a graph's output is a view, which the next graph takes without a copy.
@@ -265,12 +296,12 @@ class NeuralGraph(Wired):
         )
 
     def _check_backend(self) -> None:
-        for block in self.topology.blocks:
+        for block in self.grouping.topology.blocks:
             if block.edges and not self.aggregation.supports(block):
                 raise ValueError(
                     f"backend {BACKENDS.name_of(self.aggregation)} cannot serve block "
-                    f"{block.index}, "
-                    'where not every source may feed every node; use backend="auto"'
+                    f"{block.index}, where {len(block.edges):,} of {block.pairs:,} pairs of nodes "
+                    'are candidates; use backend="auto"'
                 )
 
     def _check_input(self, x: Tensor) -> None:
@@ -295,6 +326,38 @@ class NeuralGraph(Wired):
                 f"feature maps of {x.shape[-2]}x{x.shape[-1]} pixels are too small for stride "
                 f"{self.stride}: give larger images, or fewer strides before"
             )
+
+
+def _merge_functions(
+    state: dict[str, Any], prefix: str, shapes: dict[str, torch.Size], graph: NeuralGraph
+) -> None:
+    """Let graphs in time load node functions that were saved one for each block of the topology.
+
+    What belongs to nodes is put together; of what they share, the first is taken.
+
+    Args:
+        state: What is loaded; changed in place.
+        prefix: With which the names of the functions begin.
+        shapes: Of the tensors that the graph has, by name; if these are there, nothing changes.
+        graph: The graph.
+    """
+    names = [name for name in state if name.startswith(prefix)]
+    if {name: state[name].shape for name in names} == shapes:
+        return
+    topology, grouping, blocks = graph.topology, graph.grouping, graph.topology.blocks
+    saved: dict[str, dict[int, Tensor]] = {}
+    for name in names:
+        index, _, parameter = name.removeprefix(prefix).partition(".")
+        saved.setdefault(parameter, {})[int(index)] = state.pop(name)
+    for group in grouping.topology.blocks:
+        nodes = torch.arange(group.nodes.start, group.nodes.stop, device="cpu")
+        members = topology.block[grouping.original(nodes)].unique().tolist()
+        for parameter, values in saved.items():
+            parts = {i: values[i] for i in members if i in values}
+            by_node = all(v.dim() and len(v) == len(blocks[i].nodes) for i, v in parts.items())
+            if parts:
+                whole = torch.cat([*parts.values()]) if by_node else next(iter(parts.values()))
+                state[f"{prefix}{group.index}.{parameter}"] = whole
 
 
 def _reset(module: nn.Module) -> None:

@@ -17,7 +17,8 @@ from dnw_graph.wiring import RULES
 OFTEN = {
     rule: f"{rule}(every=2)" for rule in ("set", "rigl", "gse")
 }  # by default longer than tests are
-BUDGETED = [OFTEN.get(rule, rule) for rule in RULES if rule != "n_of_m"]  # it has its own budget
+OWN_BUDGET = ("constant_fan_in", "n_of_m")
+BUDGETED = [OFTEN.get(rule, rule) for rule in RULES if rule not in OWN_BUDGET]
 SHARED = Path(__file__).parents[2] / "shared"
 
 hypothesis.settings.register_profile(

@@ -19,7 +19,7 @@ LIBRARY = [  # likewise, inside dnw_graph
     "aggregation",
     "node",
     "schedule",
-    "whole_graph",
+    "init",
     "neural_graph",
     "edit",
     "_trace",

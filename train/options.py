@@ -27,9 +27,10 @@ class NetworkOptions:
     num_edges: tuple[int, ...] | None = None
     """Real edges of each graph, in place of the width's."""
     rule: str | None = None
-    """How edges are chosen: complete, dnw, dnw_factored, fine_tune, gse, l1_anneal, lottery,
-    n_of_m, no_update, random, rigl, set, soft_threshold, sr_ste, targeted_dropout or top_kast, if
-    need be with arguments, "rigl(every=50)" (docs/rules.md); dnw unless given."""
+    """How edges are chosen: complete, constant_fan_in, dnw, dnw_factored, fine_tune, gse,
+    l1_anneal, lottery, n_of_m, no_update, random, rigl, set, soft_threshold, sr_ste,
+    targeted_dropout or top_kast, if need be with arguments, "rigl(every=50)" (docs/rules.md); dnw
+    unless given."""
     schedule: str | None = None
     """When nodes of a tiny classifier fire, such as "discrete(steps=5)" or "continuous(rtol=1e-4)"
     (docs/time.md); the model's own unless given."""

@@ -19,6 +19,9 @@ DENSE_FROM = 0.2
 From benchmarks/layout_spike.md: 12 ms for 72,991 edges sparse, 155 ms for 4,718,592 dense.
 """
 
+SMALL = 32
+"""Mean number of nodes of a block below which calls cost more than products."""
+
 
 @BACKENDS.register("auto")
 class Auto(Aggregation):
@@ -34,15 +37,16 @@ class Auto(Aggregation):
 
     def choose(self, pull: Pull, weight: Tensor) -> Aggregation:
         """Return the backend for one block."""
-        if self._few(pull.wiring):
+        block, wiring = pull.block, pull.wiring
+        share = len(wiring.edge_id) / wiring.topology.num_candidates
+        few = share * len(block.edges) < DENSE_FROM * block.pairs or wiring.slot is not None
+        if few and self._compiled(wiring):
             return self._sparse
-        if self._dense.supports(pull.block):
-            return self._dense
-        return self._sparse if weight.is_cpu else self._reference
+        return self._dense if self._dense.supports(block) else self._reference
 
     def prepare(self, wiring: Wiring) -> Any:
         """See :meth:`Aggregation.prepare`."""
-        return None if self._few(wiring) else self._dense.prepare(wiring)
+        return (self._sparse if self._few(wiring) else self._dense).prepare(wiring)
 
     def whole_graph(self, wiring: Wiring) -> WholeGraph | None:
         """See :meth:`Aggregation.whole_graph`."""
@@ -50,12 +54,24 @@ class Auto(Aggregation):
             return None
         return (self._sparse if self._few(wiring) else self._dense).whole_graph(wiring)
 
-    @staticmethod
-    def _few(wiring: Wiring) -> bool:
+    def by_edge(self, wiring: Wiring) -> bool:
+        """See :meth:`Aggregation.by_edge`: here, where real edges are few, or blocks small."""
+        topology = wiring.topology
+        small = topology.num_nodes < SMALL * len(topology.blocks)
+        few = self._few(wiring) or (small and self._compiled(wiring))
+        return type(self) is Auto and few
+
+    @classmethod
+    def _few(cls, wiring: Wiring) -> bool:
         """Return whether sums over real edges cost less than dense products."""
-        share = len(wiring.edge_id) / wiring.topology.num_candidates
-        few = share < DENSE_FROM or wiring.slot is not None  # nothing of the size of candidates
-        return wiring.edge_id.is_cpu and few and _jit.can_compile()
+        pairs = sum(block.pairs for block in wiring.topology.blocks)
+        few = len(wiring.edge_id) < DENSE_FROM * pairs or wiring.slot is not None
+        return few and cls._compiled(wiring)
+
+    @staticmethod
+    def _compiled(wiring: Wiring) -> bool:
+        """Return whether there are compiled sums over real edges."""
+        return wiring.edge_id.is_cpu and _jit.can_compile()
 
     def forward(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
         """See :meth:`Aggregation.forward`."""

@@ -101,6 +101,13 @@ class Aggregation(MessagePassing):  # type: ignore[misc]
         """
         return None
 
+    def by_edge(self, wiring: Wiring) -> bool:
+        """Return whether compiled sums over real edges may stand in for this backend.
+
+        Then a whole graph may be computed at once, on a CPU.
+        """
+        return False
+
     def prepare(self, wiring: Wiring) -> Any:
         """Return what all blocks of a pass share; they are given it as :attr:`Pull.prepared`."""
         return None

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dnw_graph.aggregation import _matmul
 from dnw_graph.aggregation.base import BACKENDS, Aggregation, Pull
-from dnw_graph.aggregation.whole import DenseWholeGraph, WholeGraph
+from dnw_graph.aggregation.whole import PAIRS, DenseWholeGraph, WholeGraph
 from dnw_graph.topology import Block
 from dnw_graph.wiring import Wiring
 
@@ -16,17 +16,19 @@ from dnw_graph.wiring import Wiring
 class Dense(Aggregation):
     """Multiplies ``[targets, sources]`` matrices with zeros at hallucinated edges.
 
-    Does ``E`` multiplications a pixel for ``k`` that count, in exchange for the fastest kernels
-    there are; never waits for the device. Blocks must be complete. A state that is not finite
-    spoils sums that do not include it, since 0 times infinity is not 0.
+    Multiplies all pairs of nodes for the ``k`` edges that count, in exchange for the fastest
+    kernels there are; never waits for the device. At least one pair in :data:`PAIRS` has to be a
+    candidate. A state that is not finite spoils sums that do not include it, since 0 times infinity
+    is not 0.
     """
 
     def supports(self, block: Block) -> bool:
         """See :meth:`Aggregation.supports`."""
-        return block.complete
+        return PAIRS * len(block.edges) >= block.pairs
 
     def prepare(self, wiring: Wiring) -> Tensor:
         """See :meth:`Aggregation.prepare`: the weights of all candidates ``[E]``."""
+        find_places(wiring)
         return wiring.candidate_weight
 
     def message_and_aggregate(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
@@ -52,14 +54,14 @@ class Dense(Aggregation):
         self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> Tensor:
         """See :meth:`Aggregation.gradient_to_weight`."""
-        out = _matmul.outer(list(states), grad, weight.dtype)
-        wiring = pull.wiring.with_gradient
+        block, wiring = pull.block, pull.wiring.with_gradient
+        out = correlate_all(pull, states, grad, weight.dtype)
         if wiring is None:
             return out
         if wiring.slot is not None:
-            span = wiring.span(pull.block)
-            return out[wiring.edge_id[span.start : span.stop] - pull.block.edges.start]
-        return out * wiring.mask[pull.block.edges.start : pull.block.edges.stop]
+            span = wiring.span(block)
+            return out[wiring.edge_id[span.start : span.stop] - block.edges.start]
+        return out * wiring.mask[block.edges.start : block.edges.stop]
 
     def whole_graph(self, wiring: Wiring) -> WholeGraph | None:
         """See :meth:`Aggregation.whole_graph`."""
@@ -68,6 +70,26 @@ class Dense(Aggregation):
         return DenseWholeGraph(wiring)
 
     def _matrix(self, pull: Pull, dtype: torch.dtype) -> Tensor:
-        edges = pull.block.edges
+        """Return the weights into a block ``[targets, sources]``, 0 where there is no real edge."""
+        block, topology = pull.block, pull.wiring.topology
         weight = self.prepare(pull.wiring) if pull.prepared is None else pull.prepared
-        return weight[edges.start : edges.stop].to(dtype).view(len(pull.block.nodes), -1)
+        weight = weight[block.edges.start : block.edges.stop].to(dtype)
+        if not block.complete:
+            places = topology.places_on(block, weight.device)
+            weight = weight.new_zeros(block.pairs).index_copy_(0, places, weight)
+        return weight.view(len(block.nodes), block.pairs // len(block.nodes))
+
+
+def find_places(wiring: Wiring) -> None:
+    """Look up where candidates are in matrices, which compilers let no autograd function do."""
+    for block in wiring.topology.blocks:
+        if not block.complete and PAIRS * len(block.edges) >= block.pairs:
+            wiring.topology.places_on(block, wiring.edge_id.device)
+
+
+def correlate_all(pull: Pull, states: Sequence[Tensor], grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``<Z_u, dL/dI_v>`` of every candidate into a block ``[E of the block]``."""
+    found = _matmul.outer(list(states), grad, dtype)
+    if pull.block.complete:
+        return found
+    return found[pull.wiring.topology.places_on(pull.block, found.device)]

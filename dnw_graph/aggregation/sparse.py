@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from dnw_graph import _jit
-from dnw_graph.aggregation import _kernels, _matmul
+from dnw_graph.aggregation import _kernels
 from dnw_graph.aggregation.base import BACKENDS, Aggregation, Pull
-from dnw_graph.aggregation.whole import SparseWholeGraph, WholeGraph
+from dnw_graph.aggregation.dense import correlate_all, find_places
+from dnw_graph.aggregation.whole import PAIRS, SparseWholeGraph, WholeGraph
 from dnw_graph.wiring import Wiring
 
 
@@ -16,9 +17,10 @@ from dnw_graph.wiring import Wiring
 class Sparse(Aggregation):
     """Does the ``k`` multiplications a pixel that the paper counts, and no others, on a CPU.
 
-    The gradient to all candidates of a complete block is one dense product; that of any other
-    block, and that to real edges alone, a sum per edge. Memory beyond states and weights is of the
-    order of ``k``. Types narrower than float32 are computed in float32.
+    The gradient to all candidates of a block is one dense product where at least one pair of
+    nodes in 16 is a candidate; otherwise, and to real edges alone, it is a sum per edge. Memory
+    beyond states and weights is of the order of ``k``. Types narrower than float32 are computed in
+    float32.
 
     Raises:
         ValueError: Numba's compiler is disabled.
@@ -31,6 +33,10 @@ class Sparse(Aggregation):
                 'unset that variable, or take backend="auto", "dense" or "reference"'
             )
         super().__init__()
+
+    def prepare(self, wiring: Wiring) -> None:
+        """See :meth:`Aggregation.prepare`; every block reads what it needs from the wiring."""
+        find_places(wiring)
 
     def message_and_aggregate(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
         """See :meth:`Aggregation.message_and_aggregate`; a message is added as it is formed."""
@@ -51,14 +57,18 @@ class Sparse(Aggregation):
             edges = wiring.position, wiring.edge_index[0], wiring.rowptr
             at = _place(pull, wiring)
             return _kernels.correlate(weight, *edges, *at, list(states), grad)
-        if pull.block.complete:
-            return _matmul.outer(list(states), grad, weight.dtype)
+        if PAIRS * len(pull.block.edges) >= pull.block.pairs:
+            return correlate_all(pull, states, grad, weight.dtype)
         candidates, at = self._all_candidates(pull), _place(pull, pull.wiring)
         return _kernels.correlate(weight, *candidates, *at, list(states), grad)
 
     def whole_graph(self, wiring: Wiring) -> WholeGraph | None:
         """See :meth:`Aggregation.whole_graph`."""
         return SparseWholeGraph(wiring) if type(self) is Sparse else None
+
+    def by_edge(self, wiring: Wiring) -> bool:
+        """See :meth:`Aggregation.by_edge`."""
+        return type(self) is Sparse
 
     @staticmethod
     def _real_edges(pull: Pull) -> tuple[Tensor, Tensor, Tensor, list[int], list[int]]:

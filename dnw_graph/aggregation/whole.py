@@ -12,6 +12,9 @@ from dnw_graph.aggregation import _kernels, _matmul
 from dnw_graph.topology import Block
 from dnw_graph.wiring import Wiring
 
+PAIRS = 16
+"""Pairs of nodes per candidate up to which dense products pay."""
+
 ByBlock = Mapping[int, Tensor]
 """States, or gradients to inputs, ``[nodes, *features]`` by index of the block."""
 
@@ -139,6 +142,43 @@ class DenseWholeGraph(WholeGraph):
     def _real(self, source: int, target: int, dtype: torch.dtype) -> Tensor:
         """Return the weights between two blocks ``[targets, sources]``, 0 for hallucinated."""
         return self._between(self._weight, source, target).to(dtype)
+
+
+class Correlation:
+    """Computes ``<Z_u, dL/dI_v>`` of what is trained of a whole graph at once, on a CPU.
+
+    Args:
+        wiring: The real edges. Gradients are those of its :attr:`~Wiring.with_gradient`, where not
+            of all candidates.
+    """
+
+    def __init__(self, wiring: Wiring) -> None:
+        topology, kept = wiring.topology, wiring.with_gradient
+        self._nodes = topology.num_nodes
+        self._size = topology.num_candidates if wiring.slot is None else len(wiring.edge_id)
+        device = wiring.edge_id.device
+        self._places = self._edges = None
+        if kept is not None:
+            self._edges = kept.position, kept.edge_index[0], kept.rowptr
+        elif PAIRS * topology.num_candidates >= topology.num_nodes**2:
+            self._places = topology.places_of_all_on(device)
+        else:
+            every, sources = topology.sources_of_all_on(device)
+            self._edges = every, sources, topology.rowptr_on(device)
+
+    def __call__(self, states: Tensor, grads: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the gradients ``[E]``, or ``[k]`` if only real edges have weights; 0 elsewhere.
+
+        Args:
+            states: ``Z [V, *features]``.
+            grads: ``dL/dI [V, *features]``.
+            dtype: Type of the result.
+        """
+        if self._places is not None:
+            return _matmul.outer([states], grads, dtype)[self._places]
+        assert self._edges is not None
+        out = torch.zeros(self._size, dtype=dtype, device=states.device)
+        return _kernels.correlate(out, *self._edges, [0, self._nodes, 0], [0], [states], grads)
 
 
 def _by_source(wiring: Wiring) -> tuple[Tensor, Tensor, Tensor]:

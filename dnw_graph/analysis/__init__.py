@@ -19,6 +19,7 @@ from dnw_graph.analysis.measures import (
     measure,
     small_worldness,
 )
+from dnw_graph.analysis.scales import Scale, Scales, scales
 from dnw_graph.analysis.similarity import Similarity, jaccard, similarity
 from dnw_graph.analysis.structure import Structure, structure_of
 
@@ -30,6 +31,8 @@ __all__ = [
     "HistoryWriter",
     "Measures",
     "Record",
+    "Scale",
+    "Scales",
     "Similarity",
     "Statistic",
     "Structure",
@@ -40,6 +43,7 @@ __all__ = [
     "load_history",
     "measure",
     "real_edges",
+    "scales",
     "similarity",
     "small_worldness",
     "structure_of",

@@ -56,7 +56,7 @@ def unroll(graph: NeuralGraph, wanted: Tensor) -> FrozenGraph:
     Raises:
         ValueError: A schedule or a node function that cannot be frozen.
     """
-    topology, wiring = graph.topology, graph.wiring()
+    topology, wiring = graph.grouping.topology, graph.wiring().regrouped(graph.grouping)
     edge_index, weight = wiring.edge_index.cpu(), wiring.edge_weight.detach().float().cpu()
     edges = edge_index[:, weight != 0], weight[weight != 0]
     unrolled, schedule = _Unrolled(), graph.schedule
@@ -71,7 +71,9 @@ def unroll(graph: NeuralGraph, wanted: Tensor) -> FrozenGraph:
         )
     channel = torch.empty(topology.num_nodes, dtype=torch.int64, device="cpu")
     channel[topology.inputs] = torch.arange(topology.num_inputs, device="cpu")
-    return _compact(unrolled, channel, last[topology.outputs][wanted])
+    frozen = _compact(unrolled, channel, last[topology.outputs][wanted])
+    frozen.node = graph.grouping.original(frozen.node)
+    return frozen
 
 
 def _once(graph: NeuralGraph, unrolled: _Unrolled, edges: Edges) -> Tensor:
@@ -91,10 +93,11 @@ def _once(graph: NeuralGraph, unrolled: _Unrolled, edges: Edges) -> Tensor:
 
 def _in_steps(graph: NeuralGraph, schedule: Discrete, unrolled: _Unrolled, edges: Edges) -> Tensor:
     """Add what all blocks send at each step; return the number of each node at the last ``[V]``."""
-    blocks, (edge_index, weight) = graph.topology.blocks, edges
+    topology, (edge_index, weight) = graph.grouping.topology, edges
+    blocks = topology.blocks
     held = schedule.input == "held"
-    given = torch.full((graph.topology.num_nodes,), -1, device="cpu")
-    last = torch.arange(graph.topology.num_nodes, device="cpu")
+    given = torch.full((topology.num_nodes,), -1, device="cpu")
+    last = torch.arange(topology.num_nodes, device="cpu")
     for block in blocks:
         if held and block.role == Role.INPUT:
             given[_range(block)] = _numbers(unrolled, block, Role.INPUT, Formula())

@@ -4,7 +4,6 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import Parameter, signature
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -44,9 +43,11 @@ class NodeFunction(nn.Module):
     """
 
     #: Multiply-adds per node and output pixel, without normalisation; None if unknown.
-    macs_per_pixel: ClassVar[int | None] = None
+    macs_per_pixel: int | None = None
+    #: ``1 / rms(f(I))`` for inputs of mean 0 and deviation 1, by which weights may be drawn.
+    gain: float = 1.0
     #: Parameters per node, without normalisation; None for all parameters that the module has.
-    parameters_per_node: ClassVar[int | None] = None
+    parameters_per_node: int | None = None
 
     def __init__(self, num_nodes: int, stride: int = 1) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dnw_graph.schedule.base import Flow, PullFunction, Schedule
-from dnw_graph.topology import Topology
+from dnw_graph.topology import Grouping, Topology, by_role
 
 States = list[Tensor]
 """States of each block ``[nodes, *features]``."""
@@ -31,6 +31,10 @@ class InTime(Schedule):
                 "no path of candidate edges leads from an input to output "
                 f"{topology.describe(lost)}; add edges, or take the node out of the outputs"
             )
+
+    def group(self, topology: Topology) -> Grouping:
+        """Return one block per role: in time, all nodes fire at once."""
+        return by_role(topology)
 
 
 def start(flow: Flow, given: dict[int, Tensor]) -> States:

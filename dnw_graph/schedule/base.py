@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
 from dnw_graph._registry import PartRegistry
 from dnw_graph.aggregation import Aggregation
 from dnw_graph.aggregation.base import Pull
-from dnw_graph.topology import Block, Role, Topology
+from dnw_graph.node import Identity
+from dnw_graph.topology import Block, Grouping, Role, Topology
 from dnw_graph.wiring import Wiring
 
 PullFunction = Callable[[Block, Sequence[Tensor]], Tensor]
@@ -96,6 +98,10 @@ class Schedule(ABC):
             ValueError: Naming the nodes in the way.
         """
 
+    def group(self, topology: Topology) -> Grouping:
+        """Return the blocks in which nodes fire, each with one node function; as they are."""
+        return Grouping(topology)
+
     @abstractmethod
     def run(self, flow: Flow, frames: Sequence[Tensor]) -> list[Tensor]:
         """Return the outputs.
@@ -130,6 +136,24 @@ def outputs_of(topology: Topology, states: Sequence[Tensor]) -> Tensor:
     """Return the states of the output nodes, by number of the node, given those of each block."""
     found = [states[block.index] for block in topology.blocks if block.role == Role.OUTPUT]
     return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def is_observed(module: nn.Module) -> bool:
+    """Return whether hooks have to be called with what a module reads and returns."""
+    return has_any_global_hook() or any(
+        hooks
+        for hooks in (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        )
+    )
+
+
+def is_identity(module: nn.Module) -> bool:
+    """Return whether a node or message function returns what it is given."""
+    return type(module) is Identity and module.scale is None and module.bias is None
 
 
 def _checked(module: nn.Module, kind: str, block: Block, x: Tensor, t: float) -> Tensor:

@@ -6,8 +6,36 @@ import networkx as nx
 import torch
 from torch import Tensor
 
+from dnw_graph.aggregation.auto import SMALL
+from dnw_graph.node import fused
+from dnw_graph.schedule import _blocks, _maps, _pointwise
+from dnw_graph.schedule._chain import Chain
 from dnw_graph.schedule.base import SCHEDULES, Flow, Schedule, outputs_of, parts_of
 from dnw_graph.topology import Block, Role, Topology
+
+
+class _Sums:
+    """The messages of the blocks that have fired, for any backend; as :class:`Chain`."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._pull = flow.puller()
+        self._messages: list[Tensor] = []
+
+    def pull(self, block: Block) -> Tensor:
+        """Return the inputs of a block ``[nodes, *features]``."""
+        return self._pull(block, self._messages)
+
+    def push(self, block: Block, messages: Tensor) -> None:
+        """Add what a block sends ``[nodes, *features]``."""
+        self._messages.append(messages)
+
+
+def _sums(flow: Flow, like: Tensor) -> "Chain | _Sums":
+    """Return what sums messages like those of the first block."""
+    wiring, compiling = flow.wiring, torch.compiler.is_compiling()
+    if compiling or wiring.sampler is not None or not flow.aggregation.by_edge(wiring):
+        return _Sums(flow)
+    return Chain(wiring, flow.weight, like.to(fused.accepted(like)))
 
 
 @SCHEDULES.register("static")
@@ -51,21 +79,33 @@ class Static(Schedule):
 
     def run(self, flow: Flow, frames: Sequence[Tensor]) -> list[Tensor]:
         """See :meth:`Schedule.run`."""
-        pull, (x,) = flow.puller(), frames
+        (x,) = frames
+        small = flow.topology.num_nodes < SMALL * len(flow.topology.blocks)
+        on_maps = (_maps.run, _blocks.run) if small else (_blocks.run, _maps.run)
+        for whole in (_pointwise.run, *on_maps):
+            found = whole(flow, x)
+            if found is not None:
+                return [found]
         given = parts_of(flow.topology, x)
         states: list[Tensor] = []
-        messages: list[Tensor] = []
+        sums: Chain | _Sums | None = None
         for block in flow.topology.blocks:
-            taken = block.index in given
-            inputs = given[block.index] if taken else pull(block, messages)
+            if block.index in given:
+                inputs = given[block.index]
+            else:
+                assert sums is not None  # inputs come first
+                inputs = sums.pull(block)
             states.append(flow.fire(block, inputs, t=0.0))
-            messages.append(flow.send(block, states[-1], t=0.0))
-            if messages[-1].shape[2:] != messages[0].shape[2:]:
+            messages = flow.send(block, states[-1], t=0.0)
+            if sums is None:
+                first, sums = messages, _sums(flow, messages)
+            if messages.shape[2:] != first.shape[2:]:
                 raise ValueError(
                     f"node functions must agree on the size of feature maps: block 0 has "
-                    f"{list(messages[0].shape[2:])}, block {block.index} "
-                    f"{list(messages[-1].shape[2:])}; only input nodes may have a stride"
+                    f"{list(first.shape[2:])}, block {block.index} {list(messages.shape[2:])}; "
+                    "only input nodes may have a stride"
                 )
+            sums.push(block, messages)
         return [outputs_of(flow.topology, states)]
 
     @staticmethod

@@ -113,7 +113,7 @@ def _check_fit(rule: Rule, layers: Mapping[str, Layer]) -> None:
 def _sparse(weight: Tensor, rule: Rule, budget: int | None) -> SparseWeight:
     targets = weight.shape[0]
     topology = Topology.layered([weight.numel() // targets, targets])
-    own = rule.budget(budget, weight.numel())
+    own = rule.budget(budget, topology)
     if budget is not None and budget != own:
         raise ValueError(
             f"rule {RULES.name_of(rule)} keeps {own:,} of {weight.numel():,} weights, not the "

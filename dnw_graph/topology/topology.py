@@ -1,7 +1,7 @@
 """The candidate graph: nodes in blocks, and the edges that a rule may choose from."""
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import index
@@ -26,8 +26,7 @@ class Block:
         nodes: Its nodes, ``range(first, last + 1)``.
         edges: Ids of the candidate edges into it, a contiguous range.
         sources: Indices of the blocks those edges come from, ascending.
-        complete: Whether every node of every source block may feed every node of this one; its
-            candidate weights then view as a matrix ``[len(nodes), number of source nodes]``.
+        pairs: Number of pairs of a node of a source block and a node of this one.
     """
 
     index: int
@@ -35,7 +34,15 @@ class Block:
     nodes: range
     edges: range
     sources: tuple[int, ...]
-    complete: bool
+    pairs: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every node of every source block may feed every node of this one.
+
+        Its candidate weights then view as a matrix ``[len(nodes), number of source nodes]``.
+        """
+        return len(self.edges) == self.pairs
 
 
 class Topology(Builders):
@@ -228,15 +235,16 @@ class Topology(Builders):
 
     def out_degree_on(self, device: torch.device) -> Tensor:
         """Return the number of candidates out of each node ``[V]`` on a device."""
-        name = f"out-degree on {device}"
-        if name not in self._copies:
+
+        def make() -> tuple[Tensor]:
             degree = torch.zeros(self.num_nodes, dtype=torch.int64, device="cpu")
             lists = self.source_lists_on(torch.device("cpu"))
             for block, sources in zip(self.blocks, lists, strict=True):
                 times = len(block.nodes) if block.complete else 1
                 degree += times * torch.bincount(sources, minlength=self.num_nodes)
-            self._copies[name] = (degree.to(device),)
-        return self._copies[name][0]
+            return (degree,)
+
+        return self.copies_on("out-degree", device, make)[0]
 
     def by_source_on(self, block: Block, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the candidates into a block in the order of their sources, on a device.
@@ -244,23 +252,74 @@ class Topology(Builders):
         Returns:
             Their places ``[E of the block]``, and where those out of each node begin ``[V + 1]``.
         """
-        name = f"block {block.index} by source on {device}"
-        if name not in self._copies:
+
+        def make() -> tuple[Tensor, Tensor]:
             every = torch.arange(block.edges.start, block.edges.stop, device="cpu")
-            sources = self.edges(every)[0]
-            ordered, order = sources.sort(stable=True)
+            ordered, order = self.edges(every)[0].sort(stable=True)
             ends = torch.searchsorted(ordered, torch.arange(self.num_nodes + 1, device="cpu"))
-            self._copies[name] = order.to(device), ends.to(device)
-        order, ends = self._copies[name]
+            return order, ends
+
+        order, ends = self.copies_on(f"block {block.index} by source", device, make)
         return order, ends
+
+    def places_on(self, block: Block, device: torch.device) -> Tensor:
+        """Return where the candidates into a block are in its matrix, on a device.
+
+        The matrix ``[len(block.nodes), sources]`` has a column for each node of a source block.
+
+        Returns:
+            Places ``[E of the block]`` in the flattened matrix, ascending.
+        """
+
+        def make() -> tuple[Tensor]:
+            every = torch.arange(block.edges.start, block.edges.stop, device="cpu")
+            source, target = self.edges(every)
+            column = torch.zeros(self.num_nodes, dtype=torch.int64, device="cpu")
+            width = 0
+            for i in block.sources:
+                nodes = self.blocks[i].nodes
+                column[nodes.start : nodes.stop] = torch.arange(width, width + len(nodes))
+                width += len(nodes)
+            return ((target - block.nodes.start) * width + column[source],)
+
+        return self.copies_on(f"places of block {block.index}", device, make)[0]
+
+    def places_of_all_on(self, device: torch.device) -> Tensor:
+        """Return where candidates are in a flattened matrix ``[V, V]`` of targets and sources."""
+
+        def make() -> tuple[Tensor]:
+            source, target = self.edge_index
+            return (target * self.num_nodes + source,)
+
+        return self.copies_on("places", device, make)[0]
+
+    def sources_of_all_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the ids of all candidates and their sources ``[E]`` each, on a device."""
+        ids, sources = self.copies_on(
+            "sources", device, lambda: (torch.arange(self.num_candidates), self.edge_index[0])
+        )
+        return ids, sources
+
+    def copies_on(
+        self, name: str, device: torch.device, make: Callable[[], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """Return tensors about the topology on a device, made and copied there once.
+
+        Args:
+            name: Under which they are kept.
+            device: The device.
+            make: Returns them on the CPU.
+        """
+        key = f"{name} on {device}"
+        if key not in self._copies:
+            self._copies[key] = tuple(x.to(device) for x in make())
+        return self._copies[key]
 
     def _on(self, device: torch.device) -> tuple[Tensor, ...]:
         """Return what edges are looked up in on a device, copied there once."""
-        name = str(device)
-        if name not in self._copies:
-            here = self.rowptr, self.block, self._table, self._lists
-            self._copies[name] = tuple(x.to(device) for x in here)
-        return self._copies[name]
+        return self.copies_on(
+            "edges", device, lambda: (self.rowptr, self.block, self._table, self._lists)
+        )
 
     @property
     def num_inputs(self) -> int:
@@ -300,7 +359,8 @@ class Topology(Builders):
 
     def __repr__(self) -> str:
         sizes = [len(b.nodes) for b in self.blocks]
-        return f"Topology(blocks={sizes}, num_candidates={self.num_candidates:,})"
+        blocks = f"{sizes}" if len(sizes) <= 20 else f"<{len(sizes)} of {self.num_nodes:,} nodes>"
+        return f"Topology(blocks={blocks}, num_candidates={self.num_candidates:,})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_copies": {}}
@@ -401,6 +461,4 @@ class Topology(Builders):
             edges = range(int(self.rowptr[nodes.start]), int(self.rowptr[nodes.stop]))
             sources = tuple(member[given[j]].unique().tolist())
             possible = len(nodes) * sum(int(sizes[i]) for i in sources)
-            yield Block(
-                j, Role(int(self.role[nodes.start])), nodes, edges, sources, len(edges) == possible
-            )
+            yield Block(j, Role(int(self.role[nodes.start])), nodes, edges, sources, possible)

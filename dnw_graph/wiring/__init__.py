@@ -11,6 +11,7 @@ from dnw_graph.wiring.base import (
 )
 from dnw_graph.wiring.choice import Choice, Wired, choices, whole
 from dnw_graph.wiring.complete import Complete
+from dnw_graph.wiring.constant_fan_in import ConstantFanIn
 from dnw_graph.wiring.dnw import DNW, NoUpdate
 from dnw_graph.wiring.dnw_factored import DNWFactored
 from dnw_graph.wiring.fixed import FineTune, Lottery, Random
@@ -36,6 +37,7 @@ __all__ = [
     "Candidates",
     "Choice",
     "Complete",
+    "ConstantFanIn",
     "DNWFactored",
     "FineTune",
     "Forget",

@@ -94,6 +94,10 @@ class Rule(ABC):
     #: Whether the rule itself says how many candidates are real, rather than the user.
     sets_budget: bool = False
 
+    #: Among which candidates the first real edges are those of largest ``|w|``: all of them, those
+    #: into the same node, or none, since real edges are drawn at random or all are real.
+    ranking: Literal["all", "node", "none"] = "all"
+
     #: Whether only real edges have weights ``[k]``. The :meth:`selection` then says which is whose.
     compact: bool = False
 
@@ -114,17 +118,18 @@ class Rule(ABC):
         changes_weights = type(self).after_step is not Rule.after_step
         return self.timed or self.changes_gradients or (changes_weights and self.acts(Moment()))
 
-    def budget(self, num_edges: int | None, num_candidates: int) -> int:
+    def budget(self, num_edges: int | None, topology: Topology) -> int:
         """Return the number of real edges ``k``, and raise where the budget cannot be met.
 
         Args:
             num_edges: What the user asked for.
-            num_candidates: Number of candidate edges ``E``.
+            topology: The candidates.
 
         Raises:
-            ValueError: No budget, one below 1, or one above ``E``.
+            ValueError: No budget, one below 1, or one above the number of candidates.
             TypeError: Not a whole number.
         """
+        num_candidates = topology.num_candidates
         if num_edges is None:
             raise ValueError(
                 f"num_edges, the number of real edges, is missing: give 1 to {num_candidates:,}, "
@@ -138,6 +143,17 @@ class Rule(ABC):
                 f"topology, got {num_edges:,}"
             )
         return num_edges
+
+    def start_fan_in(self, topology: Topology, num_edges: int) -> Tensor:
+        """Return how many real edges into each node to expect when a training begins ``[V]``.
+
+        It is asked unless the :attr:`ranking` is among all.
+
+        Args:
+            topology: The candidates.
+            num_edges: The budget ``k``.
+        """
+        return topology.rowptr.diff() * (num_edges / topology.num_candidates)
 
     def unfit(self, shape: Sequence[int]) -> str | None:
         """Return why a layer's weight of this shape cannot be made sparse, None if it can."""

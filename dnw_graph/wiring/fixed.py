@@ -10,6 +10,8 @@ from dnw_graph.wiring.select import top_k
 class Fixed(Rule):
     """Real edges that are remembered by id; the weights of the others are never read."""
 
+    ranking = "none"
+
     def select(self, candidates: Candidates) -> Tensor:
         """See :meth:`Rule.select`."""
         return candidates.state["edge_id"].clone()  # a wiring outlives the next change

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from dnw_graph.topology import Topology
 from dnw_graph.wiring.base import Candidates, Rule
 from dnw_graph.wiring.select import top_k
 
@@ -28,6 +29,8 @@ class GradualPruning(Rule):
         ValueError: An argument out of range.
     """
 
+    ranking = "none"
+
     def __init__(self, until: float = 0.75) -> None:
         check_until(until)
         self.until = until
@@ -36,6 +39,10 @@ class GradualPruning(Rule):
     def timed(self) -> bool:
         """See :attr:`Rule.timed`: always."""
         return True
+
+    def start_fan_in(self, topology: Topology, num_edges: int) -> Tensor:
+        """See :meth:`Rule.start_fan_in`: all candidates."""
+        return topology.rowptr.diff()
 
     def number(self, candidates: Candidates) -> int:
         """Return the number of real edges :math:`k_t`."""

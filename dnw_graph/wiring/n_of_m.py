@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dnw_graph.topology import Topology
 from dnw_graph.wiring.base import RULES, Candidates, Rule, RuleState
 
 
@@ -27,14 +28,16 @@ class NOfM(Rule):
 
     inputs_last = True
     sets_budget = True
+    ranking = "node"
 
     def __init__(self, n: int = 2, m: int = 4) -> None:
         if not (isinstance(n, int) and isinstance(m, int) and 1 <= n <= m <= 255):
             raise ValueError(f"n and m must be whole numbers, 1 <= n <= m <= 255, got {n} of {m}")
         self.n, self.m = n, m
 
-    def budget(self, num_edges: int | None, num_candidates: int) -> int:
+    def budget(self, num_edges: int | None, topology: Topology) -> int:
         """Return ``n / m`` of the candidates; ``num_edges``, if given, must be that."""
+        num_candidates = topology.num_candidates
         own = num_candidates * self.n // self.m
         if num_edges is not None and num_edges != own:
             raise ValueError(

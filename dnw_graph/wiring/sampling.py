@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from dnw_graph.topology import Block, Topology
+from dnw_graph.topology import Block, Grouping, Topology
 from dnw_graph.wiring.wiring import Wiring
 
 Sample = tuple[Tensor, Tensor]
@@ -42,6 +42,15 @@ class Sampler:
         self._share = number / topology.num_candidates
         self._offset = float(torch.rand((), generator=generator, device=generator.device))
         self._drawn: dict[int, Sample] = {}
+        self._original: Tensor | None = None
+
+    def regrouped(self, grouping: Grouping) -> "Sampler":
+        """Draw from the blocks of a grouping from now on, and return the sampler itself."""
+        if self._topology is not grouping.topology:
+            self._original = grouping.edge_on(self._edge_id.device)
+            self._edge_id, _ = grouping.regrouped(self._edge_id)
+            self._topology = grouping.topology
+        return self
 
     def observe(
         self,
@@ -70,7 +79,11 @@ class Sampler:
         """Return what was drawn, and its gradients."""
         drawn = [self._drawn[i] for i in sorted(self._drawn)]
         ids = torch.cat([ids for ids, _ in drawn] or [self._edge_id[:0]])
-        return ids, torch.cat([grad for _, grad in drawn] or [ids.float()])
+        grads = torch.cat([grad for _, grad in drawn] or [ids.float()])
+        if self._original is None:
+            return ids, grads
+        ids, order = self._original[ids].sort()
+        return ids, grads[order]
 
     def wiring(self, block: Block, ids: Tensor) -> Wiring:
         """Return a wiring whose only edges, and only weights, are those of some ids."""

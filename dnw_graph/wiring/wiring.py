@@ -1,12 +1,12 @@
 """The real edges of one forward pass."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dnw_graph.topology import Block, Topology
+from dnw_graph.topology import Block, Grouping, Topology
 
 if TYPE_CHECKING:
     from dnw_graph.wiring.sampling import Sampler
@@ -47,6 +47,8 @@ class Wiring:
         slot: Index of each real edge's weight among the stored ones ``[k]``, if no other edges have
             weights; None if every candidate has one.
         ends: There, where the edges into each block begin, and at last their number.
+        order: Index of each candidate's weight among the stored ones ``[E]``, if the topology is
+            one in which candidates were renumbered.
         sampler: What is to see the states and gradients of the pass, if anything.
     """
 
@@ -59,6 +61,7 @@ class Wiring:
     edges: Tensor | None
     slot: Tensor | None = None
     ends: tuple[int, ...] | None = None
+    order: Tensor | None = None
     sampler: "Sampler | None" = None
 
     @classmethod
@@ -100,6 +103,22 @@ class Wiring:
             ends=ends,
         )
 
+    def regrouped(self, grouping: Grouping) -> "Wiring":
+        """Return the same edges in the topology of a grouping."""
+        if grouping.topology is self.topology:
+            return self
+        edge_id, order = grouping.regrouped(self.edge_id)
+        weight, slot = self.edge_weight, self.slot
+        if order is not None:
+            weight, slot = weight[order], None if slot is None else slot[order]
+        selection = Selection(edge_id, self.straight_through, edge_weight=weight, slot=slot)
+        return replace(
+            Wiring.of(selection, weight, grouping.topology),
+            others=None if self.others is None else self.others.regrouped(grouping),
+            order=grouping.edge_on(edge_id.device),
+            sampler=None if self.sampler is None else self.sampler.regrouped(grouping),
+        )
+
     @property
     def edge_index(self) -> Tensor:
         """Sources and targets ``[2, k]``, sorted by ``(target, source)``."""
@@ -114,7 +133,8 @@ class Wiring:
 
     def trained(self, weight: Tensor) -> Tensor:
         """Return stored weights in the order of edges: ``[E]``, or ``[k]`` of real edges only."""
-        return weight if self.slot is None else weight.index_select(0, self.slot)
+        order = self.order if self.slot is None else self.slot
+        return weight if order is None else weight.index_select(0, order)
 
     def span(self, block: Block) -> range:
         """Return which of :meth:`trained` are weights of edges into a block."""

@@ -214,10 +214,10 @@ def test_auto_goes_by_cost() -> None:
     assert chosen(topology.num_candidates) is Dense
 
 
-def test_dense_refuses_incomplete_blocks() -> None:
-    edges = torch.tensor([[0, 1, 0], [2, 2, 3]])
-    topology = Topology.from_edges(edges, inputs=[0, 1], outputs=[2, 3])
-    with pytest.raises(ValueError, match=r'dense cannot serve block 1.*backend="auto"'):
+def test_dense_refuses_blocks_of_few_candidates() -> None:
+    edges = torch.stack([torch.arange(20), torch.arange(20, 40)])
+    topology = Topology.from_edges(edges, inputs=range(20), outputs=range(20, 40))
+    with pytest.raises(ValueError, match=r'block 1, where 20 of 400 pairs.*backend="auto"'):
         NeuralGraph(topology, num_edges=2, node="relu", backend="dense")
     NeuralGraph(topology, num_edges=2, node="relu", backend=Reference())
     with pytest.raises(ValueError, match="unknown backend 'spars'; did you mean 'sparse'"):

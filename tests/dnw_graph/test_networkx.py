@@ -203,7 +203,7 @@ def test_a_smaller_budget_keeps_the_largest_of_the_real_edges(rule: str) -> None
 
 
 def test_another_backend_may_be_given() -> None:
-    graph = NeuralGraph(Topology.layered([3, 6, 2]), num_edges=20, backend="dense")
+    graph = NeuralGraph(Topology.layered([20, 20]), num_edges=20, backend="dense")
     with pytest.raises(ValueError, match=r'backend dense cannot serve block 1.*backend="auto"'):
         edited(graph, graph.to_networkx())
     assert edited(graph, graph.to_networkx(), backend="auto").num_edges == 20

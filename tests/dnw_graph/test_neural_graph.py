@@ -451,7 +451,7 @@ def test_inputs_that_do_not_fit(shape: tuple[int, ...], message: str) -> None:
         ({"node": "relu", "stride": 2}, r"Relu has no stride, got 2"),
         (
             {"node": "norm_relu"},
-            r"unknown node function 'norm_relu'.*known: identity, norm, norm_relu_conv",
+            r"unknown node function 'norm_relu'.*linear, norm, norm_relu_conv",
         ),
         (
             {"schedule": "discreet"},

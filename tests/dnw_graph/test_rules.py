@@ -5,13 +5,14 @@ import math
 from collections.abc import Iterator
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dnw_graph import NeuralGraph, Rule, Topology, attach, inherit, penalty
+from dnw_graph import NeuralGraph, Rule, Topology, attach, inherit, penalty, sparsify
 from dnw_graph.wiring import (
     DNW,
     SET,
@@ -27,12 +28,13 @@ from tests.conftest import BUDGETED, ready
 TOPOLOGY = Topology.layered([6, 8, 5])  # 118 candidates
 VARIANTS = [
     *BUDGETED,
+    "constant_fan_in(m=3)",
     "dnw(hallucinate_every=3)",
     "dnw(move_from=0.3, freeze_at=0.6)",
     "targeted_dropout(rho=(0.0, 1.0), per_node=True)",
 ]
 FALLING = {"l1_anneal", "soft_threshold"}  # from all edges down to the budget
-ALWAYS = {"dnw", "dnw_factored", "sr_ste", "soft_threshold", "complete"}
+ALWAYS = {"dnw", "dnw_factored", "sr_ste", "soft_threshold", "complete", "constant_fan_in(m=3)"}
 """Rules under which hallucinated edges have a gradient at every step."""
 STILL = {"random", "lottery", "fine_tune", "complete"}
 STEPS = 20
@@ -40,7 +42,9 @@ STEPS = 20
 
 def make(rule: str | Rule, seed: int = 0) -> NeuralGraph:
     torch.manual_seed(seed)
-    return NeuralGraph(TOPOLOGY, rule=rule, num_edges=31, node="relu")
+    own = isinstance(rule, str) and rule.startswith("constant_fan_in")
+    budget = None if own else 31
+    return NeuralGraph(TOPOLOGY, rule=rule, num_edges=budget, node="relu", init="uniform")
 
 
 def train(graph: NeuralGraph, optimizer: torch.optim.Optimizer, steps: int) -> Iterator[int]:
@@ -60,7 +64,7 @@ def train(graph: NeuralGraph, optimizer: torch.optim.Optimizer, steps: int) -> I
 def test_every_rule_keeps_its_budget_at_every_step(rule: str) -> None:
     graph = make(rule)
     optimizer, wirings = ready(graph, STEPS), []
-    exact = 118 if rule == "complete" else 31
+    exact = 118 if rule == "complete" else 39 if rule == "constant_fan_in(m=3)" else 31
     for _ in train(graph, optimizer, STEPS):
         for training in (True, False):
             wiring = graph.wiring(training).validate()
@@ -461,3 +465,28 @@ def test_n_of_m_in_a_graph() -> None:
         NeuralGraph(TOPOLOGY, rule="n_of_m")
     with pytest.raises(ValueError, match=r"2 of 4 edges are 64 of 128, not 5: leave the number"):
         NeuralGraph(Topology.layered([8, 8, 4]), rule="n_of_m", num_edges=5)
+
+
+def test_constant_fan_in_keeps_the_largest_into_each_node() -> None:
+    topology = Topology.random_dag("erdos_renyi", 30, 4, 5, p=0.4)
+    graph = NeuralGraph(topology, rule="constant_fan_in(m=3)", node="relu")
+    counts = topology.rowptr.diff()
+    assert graph.num_edges == int(counts.clamp_max(3).sum())
+    assert f"num_edges={graph.num_edges:,}" in repr(graph)
+    wiring = graph.wiring().validate()
+    assert torch.equal(wiring.rowptr.diff(), counts.clamp_max(3))
+    for v in range(topology.num_nodes):
+        first, past = topology.rowptr[v : v + 2].tolist()
+        sizes = graph.weight[first:past].detach().abs().numpy()
+        largest = first + np.argsort(-sizes, kind="stable")[:3]
+        chosen = wiring.edge_id[wiring.rowptr[v] : wiring.rowptr[v + 1]]
+        assert chosen.tolist() == sorted(largest.tolist())
+    with torch.no_grad():
+        graph.weight.fill_(0.5)  # equal ones: the first
+    assert graph.wiring().edge_id[:3].tolist() == list(range(min(3, int(counts.max()))))[:3]
+    with pytest.raises(ValueError, match=r"3 edges into each node are .* not 7"):
+        NeuralGraph(topology, rule="constant_fan_in(m=3)", num_edges=7)
+    with pytest.raises(ValueError, match="m must be a number of edges"):
+        NeuralGraph(topology, rule="constant_fan_in(m=0)")
+    layer = sparsify(nn.Conv2d(8, 6, 3), rule="constant_fan_in(m=5)")
+    assert (layer.weight != 0).flatten(1).sum(1).tolist() == [5] * 6

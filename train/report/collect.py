@@ -141,7 +141,9 @@ class RunData:
         for name, states in held.items():
             if all(state.dim() == 4 for state in states):
                 small = [F.adaptive_avg_pool2d(s[:, :1], min(SIDE, *s.shape[2:])) for s in states]
-                found[name] = torch.cat([F.interpolate(s, (SIDE, SIDE)) for s in small])[:, 0]
+                maps = torch.cat([F.interpolate(s, (SIDE, SIDE)) for s in small])[:, 0]
+                nodes = self.graphs[name].grouping.original(torch.arange(len(maps), device="cpu"))
+                found[name] = torch.empty_like(maps).index_copy_(0, nodes.to(maps.device), maps)
         return found
 
     def _graph(
@@ -285,16 +287,19 @@ def statistic(found: Statistic) -> list[float | None]:
 def _filters(graph: NeuralGraph) -> NDArray[Any] | None:
     """Return the 3x3 filter of each node ``[V, 9]``, 0 where it has none; None if none has."""
     rows, some = [], False
-    for block, node, message in zip(
-        graph.topology.blocks, graph.nodes, graph.messages, strict=True
-    ):
+    blocks = graph.grouping.topology.blocks
+    for block, node, message in zip(blocks, graph.nodes, graph.messages, strict=True):
         conv = getattr(node, "conv", None) or getattr(message, "conv", None)
         if isinstance(conv, nn.Conv2d) and conv.weight.shape[1:].numel() == 9:
             rows.append(conv.weight.detach().float().reshape(-1, 9))
             some = True
         else:
             rows.append(torch.zeros(len(block.nodes), 9))
-    return torch.cat(rows).numpy() if some else None
+    if not some:
+        return None
+    filters = torch.cat(rows).cpu()
+    nodes = graph.grouping.original(torch.arange(len(filters), device="cpu"))
+    return torch.empty_like(filters).index_copy_(0, nodes, filters).numpy()
 
 
 def _bytes(maps: Tensor) -> NDArray[Any]:

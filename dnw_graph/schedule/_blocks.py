@@ -14,24 +14,23 @@ from torch.autograd.function import once_differentiable
 
 from dnw_graph._arena import empty
 from dnw_graph.aggregation.whole import WholeGraph
-from dnw_graph.node import Identity, NormReluConv, fused
-from dnw_graph.schedule import Flow, Schedule, Static
+from dnw_graph.node import NormReluConv, fused
+from dnw_graph.schedule.base import Flow, is_identity, is_observed
 from dnw_graph.topology import Block, Role
 
 
-def run(flow: Flow, schedule: Schedule, x: Tensor) -> Tensor | None:
+def run(flow: Flow, x: Tensor) -> Tensor | None:
     """Return the states of the output nodes, or None where the graph is not of this kind.
 
     Args:
         flow: The graph.
-        schedule: When nodes fire.
         x: Inputs of the input nodes ``[inputs, B, H, W]``, by number of the node.
 
     Returns:
         States ``[outputs, B, H / stride, W / stride]``, by number of the node.
     """
     blocks, nodes = flow.topology.blocks, flow.nodes
-    if type(schedule) is not Static or x.dim() != 4 or flow.wiring.sampler is not None:
+    if x.dim() != 4 or flow.wiring.sampler is not None:
         return None
     ends = {block.index for block in blocks if block.role == Role.OUTPUT}
     if not all(map(_known, blocks, nodes, flow.messages)):
@@ -64,15 +63,14 @@ def run(flow: Flow, schedule: Schedule, x: Tensor) -> Tensor | None:
 
 def _known(block: Block, node: nn.Module, message: nn.Module) -> bool:
     """Return whether the function below knows such a block, and nobody listens to its nodes."""
-    for module in (node, message):
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-            return False
-    if type(message) is not Identity:
+    if is_observed(node) or is_observed(message):
+        return False
+    if not is_identity(message):
         return False
     if block.role == Role.INPUT:
         return type(node) is NormReluConv
-    wanted = Identity if block.role == Role.OUTPUT else NormReluConv
-    return type(node) is wanted and block.complete and len(block.edges) > 0
+    known = is_identity(node) if block.role == Role.OUTPUT else type(node) is NormReluConv
+    return known and block.complete and len(block.edges) > 0
 
 
 def _like_inputs(x: Tensor, block: Block, stride: int) -> Tensor:

@@ -1,0 +1,131 @@
+"""Sums over all earlier blocks, for node functions that compiled code does not know.
+
+Messages of all nodes lie in one buffer, and so do the gradients to the inputs of all nodes. What
+autograd sees is a chain: every block reads the buffer, and then adds its messages to it. The cost
+of a block does not depend on how many there are before it.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dnw_graph import _jit
+from dnw_graph._arena import empty
+from dnw_graph.aggregation import Correlation
+from dnw_graph.aggregation._kernels import by_source
+from dnw_graph.schedule import _kernels
+from dnw_graph.topology import Block
+from dnw_graph.wiring import Wiring
+
+
+class Chain:
+    """The messages of the blocks that have fired, on a CPU.
+
+    Args:
+        wiring: The real edges.
+        weight: Weights that are trained, in the order of edges.
+        like: A message of the first block, for type and features.
+    """
+
+    def __init__(self, wiring: Wiring, weight: Tensor, like: Tensor) -> None:
+        shape = wiring.topology.num_nodes, *like.shape[1:]
+        self._shared = _Shared(wiring, empty(like, shape), Correlation(wiring))
+        # Stands for the buffer: has its shape, no memory, and the buffer of gradients as gradient.
+        self._link: Tensor = _Begin.apply(self._shared, weight, like.detach())
+
+    def pull(self, block: Block) -> Tensor:
+        """Return the inputs of a block ``[nodes, *features]``."""
+        inputs: Tensor
+        inputs, self._link = _Pull.apply(self._shared, block, self._link)
+        return inputs
+
+    def push(self, block: Block, messages: Tensor) -> None:
+        """Add what a block sends ``[nodes, *features]``."""
+        messages = messages.to(self._shared.messages.dtype)
+        self._link = _Push.apply(self._shared, block, self._link, messages)
+
+
+@dataclass(frozen=True)
+class _Shared:
+    wiring: Wiring
+    messages: Tensor
+    correlation: Correlation
+
+    @cached_property
+    def into(self) -> list[Any]:
+        """Where the edges into each node begin, their sources and weights, as arrays."""
+        wiring = self.wiring
+        return _arrays(wiring.rowptr, wiring.edge_index[0], wiring.edge_weight)
+
+    @cached_property
+    def out(self) -> list[Any]:
+        """Where the edges out of each node begin, their targets and weights, as arrays."""
+        ptr, target, order = by_source(self.wiring.edge_index[0], self.wiring.rowptr)
+        return _arrays(ptr, target, self.wiring.edge_weight[order])
+
+
+class _Begin(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, shared: _Shared, weight: Tensor, like: Tensor) -> Tensor:
+        ctx.shared, ctx.dtype = shared, weight.dtype
+        return shared.messages.new_empty(1).expand(shared.messages.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grads: Tensor) -> tuple[Tensor | None, ...]:
+        shared = ctx.shared
+        return None, shared.correlation(shared.messages, grads, ctx.dtype), None
+
+
+class _Pull(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, shared: _Shared, block: Block, link: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.shared, ctx.block = shared, block
+        ctx.set_materialize_grads(False)
+        return _gather(block, shared.into, shared.messages), _renewed(link)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grads is None:
+            grads = torch.zeros_like(ctx.shared.messages)
+        if grad is not None:
+            grads[ctx.block.nodes.start : ctx.block.nodes.stop] = grad
+        return None, None, grads
+
+
+class _Push(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, shared: _Shared, block: Block, link: Tensor, messages: Tensor) -> Tensor:
+        ctx.shared, ctx.block = shared, block
+        shared.messages[block.nodes.start : block.nodes.stop] = messages
+        return _renewed(link)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grads: Tensor) -> tuple[Tensor | None, ...]:
+        to_messages = None
+        if ctx.needs_input_grad[3]:
+            to_messages = _gather(ctx.block, ctx.shared.out, grads)
+        return None, None, grads, to_messages
+
+
+def _arrays(ptr: Tensor, index: Tensor, weight: Tensor) -> list[Any]:
+    wide = weight if weight.dtype == torch.float64 else weight.float()
+    return [_jit.array(tensor) for tensor in (ptr, index, wide)]
+
+
+def _gather(block: Block, edges: list[Any], rows: Tensor) -> Tensor:
+    """Return the sums over the edges of the nodes of a block ``[nodes, *features]``."""
+    nodes, flat = block.nodes, rows.view(len(rows), rows.shape[1:].numel())
+    out = rows.new_empty(len(nodes), flat.shape[1])
+    _kernels.gather(nodes.start, nodes.stop, *edges, _jit.array(flat), _jit.array(out))
+    return out.view(len(nodes), *rows.shape[1:])
+
+
+def _renewed(link: Tensor) -> Tensor:
+    return link.new_empty(1).expand(link.shape)
