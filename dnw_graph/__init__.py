@@ -8,7 +8,7 @@ with warnings.catch_warnings():  # PyTorch Geometric uses what PyTorch has depre
 
 from dnw_graph.accounting import Cost, cost
 from dnw_graph.edit import edited
-from dnw_graph.frozen import freeze, load_frozen, save_frozen
+from dnw_graph.frozen import freeze, freeze_graphs, load_frozen, save_frozen
 from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.sparse import bake, sparsify, sparsity
 from dnw_graph.topology import Role, Topology, read_graph, write_graph
@@ -29,6 +29,7 @@ __all__ = [
     "cost",
     "edited",
     "freeze",
+    "freeze_graphs",
     "inherit",
     "load_frozen",
     "penalty",

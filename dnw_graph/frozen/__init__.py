@@ -3,7 +3,7 @@
 from dnw_graph.frozen.export import to_exported, to_onnx
 from dnw_graph.frozen.file import LAYERS, LayerKind, load_frozen, save_frozen
 from dnw_graph.frozen.graph import FrozenGraph, Part
-from dnw_graph.frozen.model import FrozenModel, freeze
+from dnw_graph.frozen.model import FrozenModel, freeze, freeze_graphs
 from dnw_graph.frozen.report import LayerReport, Report
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Part",
     "Report",
     "freeze",
+    "freeze_graphs",
     "load_frozen",
     "save_frozen",
     "to_exported",

@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dnw_graph.frozen.graph import FrozenGraph
 from dnw_graph.frozen.model import FrozenModel
 
 TOLERANCE = 1e-4  # largest difference from the network itself, relative to its largest output
 
 
-def to_exported(model: FrozenModel, example: Tensor) -> torch.export.ExportedProgram:
+def to_exported(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     """Return a frozen network as a program of ordinary operators, for any number of images.
 
     Args:
-        model: The network.
+        model: What :func:`freeze` or :func:`freeze_graphs` returned.
         example: An input ``[B, ...]``; all but the number of images will be as here.
 
     Raises:
@@ -28,16 +29,22 @@ def to_exported(model: FrozenModel, example: Tensor) -> torch.export.ExportedPro
     """
     example = torch.cat([example[:1]] * 2)  # of one image, its number would not be free
     with torch.no_grad():
-        model.plainly(example)  # makes matrices, which are constants of the program
-        batch = torch.export.Dim("batch")
-        program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+        for module in model.modules():
+            if isinstance(module, FrozenGraph):
+                module.make_matrices()
+        if isinstance(model, FrozenModel):
+            whole: nn.Module = model
+            batch: Any = torch.export.Dim("batch")
+        else:  # a submodule called "graph" must not be at the top, and shapes may be bounded
+            whole, batch = nn.Sequential(model), torch.export.Dim.AUTO
+        program = torch.export.export(whole, (example,), dynamic_shapes=({0: batch},))
         module = program.module()
         _check(model, lambda x: module(x), example, "torch.export")
     return program
 
 
 def to_onnx(
-    model: FrozenModel,
+    model: nn.Module,
     example: Tensor,
     path: str | os.PathLike[str],
     notes: Mapping[str, str] | None = None,
@@ -45,7 +52,7 @@ def to_onnx(
     """Write a frozen network to an ONNX file of ordinary operators, for any number of images.
 
     Args:
-        model: The network.
+        model: As for :func:`to_exported`.
         example: As for :func:`to_exported`.
         path: The file.
         notes: Kept in it as properties.
@@ -97,7 +104,7 @@ def _name_batch(proto: Any) -> None:
                 size.dim_param = "batch"
 
 
-def _check(model: FrozenModel, other: object, example: Tensor, name: str) -> None:
+def _check(model: nn.Module, other: object, example: Tensor, name: str) -> None:
     """Raise where something else computes something else, for other numbers of images."""
     assert callable(other)
     generator = np.random.default_rng(0)

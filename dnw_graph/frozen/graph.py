@@ -147,6 +147,12 @@ class FrozenGraph(nn.Module):
         ends = [s for p, s in zip(self.parts, self.states(x), strict=True) if p.level == last]
         return torch.cat(ends, 1)[:, self.places[self.outputs]]
 
+    def make_matrices(self) -> None:
+        """Make the matrices of :meth:`plainly`, which are constants of an exported program."""
+        for at, part in enumerate(self.parts):
+            if part.role != Role.INPUT:
+                self._matrix(at)
+
     def sizes(self, features: Sequence[int]) -> list[list[int]]:
         """Return the size of the states of each level, given that of the input."""
         sizes = [list(features)]

@@ -131,6 +131,50 @@ def freeze(model: nn.Module) -> FrozenModel:
     return FrozenModel(*frozen).eval()
 
 
+@torch.no_grad()
+def freeze_graphs(model: nn.Module) -> nn.Module:
+    """Return a copy of a network with each graph frozen where it stands.
+
+    For networks whose modules do not follow one another, such as residual networks and
+    transformers. What :func:`freeze` gains between layers (a graph joined to the next, norms folded
+    into the layer before) is not gained here.
+
+    Args:
+        model: Any network with graphs; it stays as it is.
+
+    Returns:
+        The copy in evaluation, on the CPU, in float32, whose graphs are :class:`FrozenModel`.
+
+    Raises:
+        ValueError: A network without a graph, or a graph that cannot be frozen; its name is in the
+            message.
+    """
+    inner = unwrapped(model)
+    if isinstance(inner, NeuralGraph):
+        return freeze(inner)
+    whole = copy.deepcopy(inner).cpu().float().eval().requires_grad_(False)
+    found: dict[int, nn.Module] = {}
+    for name, module in list(whole.named_modules(remove_duplicate=False)):
+        for child_name, child in list(module._modules.items()):
+            if child is None:
+                continue
+            graph = unwrapped(child)
+            if isinstance(graph, NeuralGraph) and id(graph) not in found:
+                try:
+                    found[id(graph)] = freeze(graph)
+                except ValueError as error:
+                    path = f"{name}.{child_name}".removeprefix(".")
+                    raise ValueError(f"graph {path}: {error}") from error
+            if isinstance(graph, NeuralGraph) or graph is not child:
+                setattr(module, child_name, found.get(id(graph), graph))
+    if not found:
+        raise ValueError(
+            "freeze_graphs() found no NeuralGraph in the network; bake() makes the zeros of sparse "
+            "layers permanent"
+        )
+    return whole
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         if isinstance(module, NeuralGraph) or not list(module.children()):
@@ -154,7 +198,8 @@ def _chain(model: nn.Module) -> list[nn.Module]:
         if not known or not follows or (node.op == "placeholder" and last is not None):
             raise ValueError(
                 "freeze() takes networks whose modules follow one another, such as nn.Sequential; "
-                f"here {node.name} ({node.op.replace('_', ' ')}) does something else"
+                f"here {node.name} ({node.op.replace('_', ' ')}) does something else. "
+                "freeze_graphs() freezes each graph where it stands"
             )
         if node.op == "call_module":
             found += _chain(model.get_submodule(str(node.target)))
