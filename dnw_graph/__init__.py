@@ -9,7 +9,7 @@ with warnings.catch_warnings():  # PyTorch Geometric uses what PyTorch has depre
 from dnw_graph.accounting import Cost, cost
 from dnw_graph.edit import edited
 from dnw_graph.frozen import freeze, freeze_graphs, load_frozen, save_frozen
-from dnw_graph.neural_graph import NeuralGraph
+from dnw_graph.neural_graph import GraphState, NeuralGraph
 from dnw_graph.sparse import bake, sparsify, sparsity
 from dnw_graph.topology import Role, Topology, read_graph, write_graph
 from dnw_graph.wiring import Rule, Wiring, attach, inherit, penalty
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Cost",
+    "GraphState",
     "NeuralGraph",
     "Role",
     "Rule",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import networkx as nx
 import torch
@@ -13,10 +13,26 @@ from dnw_graph.aggregation import BACKENDS, Aggregation
 from dnw_graph.init import Init, Start, gain_of, resolve
 from dnw_graph.node import make_node
 from dnw_graph.node.base import NodeFactory
-from dnw_graph.schedule import SCHEDULES, Flow, Schedule
+from dnw_graph.schedule import SCHEDULES, Carried, Flow, Schedule
 from dnw_graph.topology import Role, Topology
 from dnw_graph.topology.exchange import nodes_to_networkx
 from dnw_graph.wiring import RULES, Choice, Rule, Wired, Wiring
+
+
+class GraphState(NamedTuple):
+    """What all nodes hold between two calls, in discrete time.
+
+    Attributes:
+        states: States of all nodes ``[B, V, *features]``, in the order of the topology.
+        step: Steps done since the start.
+    """
+
+    states: Tensor
+    step: int
+
+    def detach(self) -> "GraphState":
+        """Return it without its past, for truncated backpropagation."""
+        return GraphState(self.states.detach(), self.step)
 
 
 class NeuralGraph(Wired):
@@ -194,10 +210,30 @@ class NeuralGraph(Wired):
         """Return the real edges at the present weights, in evaluation unless ``training``."""
         return self.choice.wiring(self.weight, training)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the states of the output nodes; see the class for shapes."""
+    def forward(
+        self, x: Tensor, state: GraphState | None = None, lengths: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, GraphState]:
+        """Return the states of the output nodes; see the class for shapes.
+
+        Args:
+            x: What the graph is given.
+            state: States of all nodes to begin with, in discrete time: those that an earlier call
+                returned, or :meth:`initial_state`.
+            lengths: Number of frames of each sequence ``[B]``, where they are padded to one length.
+                What comes after the end of a sequence does not count.
+
+        Returns:
+            The states of the outputs; where ``state`` was given, also the new state, which for
+            sequences is that after the last frame of each.
+
+        Raises:
+            ValueError: A state or lengths that do not fit, or that the schedule has no use for.
+        """
         self._check_input(x)
         self.evaluations = {}
+        if lengths is not None:
+            x = self._without_padding(x, lengths)
+        carried = None if state is None else self._carried(state, x, lengths)
         wiring = self.wiring(self.training).regrouped(self.grouping)
         flow = Flow(
             wiring=wiring,
@@ -206,12 +242,63 @@ class NeuralGraph(Wired):
             nodes=list(self.nodes),
             messages=list(self.messages),
             evaluations=self.evaluations,
+            carried=carried,
         )
         frames = [
             self._node_major(f) for f in (x.unbind(1) if self.schedule.takes_sequence else [x])
         ]
         outputs = [self._batch_major(y) for y in self.schedule.run(flow, frames)]
-        return torch.stack(outputs, dim=1) if self.schedule.gives_sequence else outputs[0]
+        y = torch.stack(outputs, dim=1) if self.schedule.gives_sequence else outputs[0]
+        if carried is None:
+            return y
+        states, node = torch.cat(carried.states), self.grouping.node
+        if node is not None:
+            states = states[node.argsort().to(states.device)]
+        return y, GraphState(states.transpose(0, 1), carried.step)
+
+    def initial_state(self, x: Tensor) -> GraphState:
+        """Return the state before anything flowed in, 0 everywhere, for inputs like ``x``."""
+        batch, features = x.shape[0], x.shape[2 + self.schedule.takes_sequence :]
+        return GraphState(x.new_zeros(batch, self.topology.num_nodes, *features), 0)
+
+    def _without_padding(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Return sequences with 0 for what comes after their ends."""
+        if not self.schedule.takes_sequence:
+            raise ValueError(
+                "lengths are those of sequences: give a schedule that takes some, such as "
+                "\"discrete(steps=9, input='new')\""
+            )
+        batch, frames = x.shape[:2]
+        lengths = torch.as_tensor(lengths, device=x.device)
+        within = lengths.shape == (batch,) and bool(((lengths >= 1) & (lengths <= frames)).all())
+        if not within or lengths.is_floating_point():
+            raise ValueError(
+                f"lengths must be whole numbers [{batch}] from 1 to {frames}, the number of "
+                f"frames, got {lengths}"
+            )
+        there = torch.arange(frames, device=x.device) < lengths[:, None]
+        return torch.where(there.view(batch, frames, *[1] * (x.dim() - 2)), x, 0)
+
+    def _carried(self, state: GraphState, x: Tensor, lengths: Tensor | None) -> Carried:
+        """Return a state as the schedule reads it: by block, node-major."""
+        if not self.schedule.carries_state:
+            raise ValueError(
+                f"schedule {SCHEDULES.name_of(self.schedule)} begins with its inputs alone: states "
+                'are for discrete time, schedule="discrete(...)"'
+            )
+        expected = self.initial_state(x).states.shape
+        if not isinstance(state, GraphState) or state.states.shape != expected:
+            got = list(state.states.shape) if isinstance(state, GraphState) else repr(state)[:60]
+            raise ValueError(
+                f"expected a state as a call returns it, with states {list(expected)}, got {got}; "
+                "begin with graph.initial_state(x)"
+            )
+        states, node = state.states.transpose(0, 1), self.grouping.node
+        if node is not None:
+            states = states[node.to(states.device)]
+        sizes = [len(block.nodes) for block in self.grouping.topology.blocks]
+        lengths = None if lengths is None else torch.as_tensor(lengths, device=x.device)
+        return Carried(list(states.contiguous().split(sizes)), state.step, lengths)
 
     # Node-major inside: a graph's output is a view, which the next graph takes without a copy.
 

@@ -19,6 +19,22 @@ PullFunction = Callable[[Block, Sequence[Tensor]], Tensor]
 """``pull(block, messages)``: the inputs of a block, given what each block so far sends."""
 
 
+@dataclass
+class Carried:
+    """What goes from one call to the next in time.
+
+    Attributes:
+        states: States of each block ``[nodes, B, *features]``; the schedule puts new ones here.
+        step: Steps done before this call; likewise.
+        lengths: Frames of each sequence of the batch ``[B]``, after which its states stay; None if
+            all have as many.
+    """
+
+    states: list[Tensor]
+    step: int
+    lengths: Tensor | None
+
+
 @dataclass(frozen=True)
 class Flow:
     """A graph in one forward pass: the real edges are decided, nothing has fired yet.
@@ -30,6 +46,7 @@ class Flow:
         nodes: Node function of each block.
         messages: What a block sends, given its states: a module a block.
         evaluations: How often the graph was evaluated, to be counted by schedules that find out.
+        carried: States to begin with, and to be replaced by the last ones, if the call has any.
     """
 
     wiring: Wiring
@@ -38,6 +55,7 @@ class Flow:
     nodes: Sequence[nn.Module]
     messages: Sequence[nn.Module]
     evaluations: dict[str, int] = field(default_factory=dict)
+    carried: Carried | None = None
 
     @property
     def topology(self) -> Topology:
@@ -86,6 +104,9 @@ class Schedule(ABC):
 
     #: Whether it returns one.
     gives_sequence: bool = False
+
+    #: Whether it can begin with states handed in (:attr:`Flow.carried`).
+    carries_state: bool = False
 
     #: Whether states have the size of what the graph is given, whatever the strides.
     keeps_size: bool = False

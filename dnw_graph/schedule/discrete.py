@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dnw_graph.schedule._time import InTime, padded, start, update
-from dnw_graph.schedule.base import SCHEDULES, Flow, outputs_of, parts_of
+from dnw_graph.schedule.base import SCHEDULES, Carried, Flow, outputs_of, parts_of
 from dnw_graph.topology import Topology
 
 Input = Literal["start", "held", "new"]
@@ -28,13 +28,16 @@ class Discrete(InTime):
         steps: ``L``; the information in a state goes along one edge a step.
         input: ``"start"``; ``"held"``, the same flows in at every step; ``"new"``, a sequence
             ``[B, T, inputs, *features]`` of up to ``L + 1`` does, one a step, and nothing after
-            its end.
+            its end. Where states are handed in, there are as many steps as frames, each of which
+            flows into the states before it.
         read: ``"end"``; or ``"every"`` step, and the outputs are ``[B, L, outputs, *features]``.
 
     Raises:
         ValueError: No steps, or another word; steps after which nothing of the input is left at an
             output.
     """
+
+    carries_state = True
 
     def __init__(self, steps: int = 5, input: Input = "start", read: Read = "end") -> None:
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
@@ -73,6 +76,8 @@ class Discrete(InTime):
         Raises:
             ValueError: A sequence with more than one frame a step.
         """
+        if flow.carried is not None:
+            return self._go_on(flow, frames, flow.carried)
         topology, pull, features = flow.topology, flow.puller(), frames[0].shape[2:]
         if len(frames) > self.steps + 1:
             raise ValueError(
@@ -93,6 +98,28 @@ class Discrete(InTime):
             states = update(flow, pull, states, float(step), now)
             if self.gives_sequence or step + 1 == self.steps:
                 outputs.append(outputs_of(topology, states))
+        return outputs
+
+    def _go_on(self, flow: Flow, frames: Sequence[Tensor], carried: Carried) -> list[Tensor]:
+        """Begin with states handed in, and hand on those at the end."""
+        topology, pull = flow.topology, flow.puller()
+        given = [parts_of(topology, frame) for frame in frames]
+        states, outputs = list(carried.states), []
+        if self.input == "start":
+            states = [given[0].get(i, z) for i, z in enumerate(states)]
+        steps = len(frames) if self.input == "new" else self.steps
+        for step in range(steps):
+            now = given[min(step, len(given) - 1)] if self.input != "start" else None
+            # Of time, the first frame of a sequence is the start, as where no states are given.
+            t = float(max(carried.step + step - (self.input != "start"), 0))
+            new = update(flow, pull, states, t, now)
+            if carried.lengths is not None:
+                goes = (step < carried.lengths).view(1, -1, *[1] * (new[0].dim() - 2))
+                new = [torch.where(goes, z, old) for z, old in zip(new, states, strict=True)]
+            states = new
+            if self.gives_sequence or step + 1 == steps:
+                outputs.append(outputs_of(topology, states))
+        carried.states, carried.step = states, carried.step + steps
         return outputs
 
     def _check_frames(self, topology: Topology, frames: int) -> None:
