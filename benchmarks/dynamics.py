@@ -24,7 +24,7 @@ from dnw_graph import NeuralGraph
 from train.files import atomically
 from train.loop import Training
 from train.options import Options
-from train.provenance import commit, machine
+from train.provenance import commit, folder_name, machine
 
 HERE = Path(__file__).parent
 GRAPH = 3  # of the five: 14x14 maps at 224 pixels, half of all real edges
@@ -113,7 +113,7 @@ def density_by_blocks(graph: NeuralGraph) -> list[list[float | None]]:
 def record(args: Arguments, rule: str) -> dict[str, Any]:
     """Train with a rule, and return what was recorded."""
     given = {**BASE, "rule": rule, "epochs": args.epochs, "seed": args.seed, "data": args.data}
-    out = str(Path(args.runs) / f"{rule}-e{args.epochs}-seed{args.seed}")
+    out = str(Path(args.runs) / folder_name() / f"{rule}-e{args.epochs}-seed{args.seed}")
     options = Options.from_flat({**given, "out": out, "overwrite": True, "report": False})
     training = Training(options)
     graph = training.plain_model.graphs[GRAPH]

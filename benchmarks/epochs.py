@@ -20,7 +20,7 @@ import tyro
 
 from train.files import atomically
 from train.options import Options
-from train.provenance import commit, machine
+from train.provenance import commit, folder_name, machine
 from train.table_rows import Row
 from train.tables import Cell, train_cells
 
@@ -128,7 +128,7 @@ def cell_of(args: Arguments, name: str, epochs: int, seed: int) -> Cell:
             "epochs": epochs,
             "seed": seed,
             "data": args.data,
-            "out": str(Path(args.runs) / place),
+            "out": str(Path(args.runs) / folder_name() / place),  # none goes on from other code
             "report": False,
         }
     )

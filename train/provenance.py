@@ -38,6 +38,11 @@ def commit() -> str:
     return f"{found}+" if found and changed else found
 
 
+def folder_name() -> str:
+    """Return a name for folders of runs that are to be of one commit: its hash, or "unknown"."""
+    return commit().rstrip("+") or "unknown"
+
+
 def _git(*args: str) -> str:
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
