@@ -18,6 +18,9 @@ from dnw_graph._arena import empty
 from dnw_graph._jit import load, pointer, store
 from dnw_graph.aggregation._matmul import matrix
 
+TYPES = (torch.float32, torch.float64, torch.bfloat16)
+"""Types of states that kernels read."""
+
 _TILE = 512  # columns of a tile: 2 kB a row in float32
 
 
@@ -227,6 +230,11 @@ def _matrix(x: Tensor, weight: Tensor) -> Tensor:
 def _wide(weight: Tensor) -> torch.dtype:
     """Return the type that sums are formed in."""
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def wide(weight: Tensor) -> Tensor:
+    """Return weights in the type that sums are formed in."""
+    return weight.detach().to(_wide(weight))
 
 
 def _addresses(

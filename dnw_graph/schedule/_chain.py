@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from dnw_graph import _jit
 from dnw_graph._arena import empty
 from dnw_graph.aggregation import Correlation
-from dnw_graph.aggregation._kernels import by_source
+from dnw_graph.aggregation._kernels import by_source, wide
 from dnw_graph.schedule import _kernels
 from dnw_graph.topology import Block
 from dnw_graph.wiring import Wiring
@@ -115,8 +115,7 @@ class _Push(torch.autograd.Function):
 
 
 def _arrays(ptr: Tensor, index: Tensor, weight: Tensor) -> list[Any]:
-    wide = weight if weight.dtype == torch.float64 else weight.float()
-    return [_jit.array(tensor) for tensor in (ptr, index, wide)]
+    return [_jit.array(tensor) for tensor in (ptr, index, wide(weight))]
 
 
 def _gather(block: Block, edges: list[Any], rows: Tensor) -> Tensor:

@@ -15,14 +15,12 @@ from torch.autograd.function import once_differentiable
 from dnw_graph import _jit
 from dnw_graph._arena import empty
 from dnw_graph.aggregation import Correlation
-from dnw_graph.aggregation._kernels import by_source
+from dnw_graph.aggregation._kernels import TYPES, by_source, wide
 from dnw_graph.node import NormReluConv, ReluConv, fused
 from dnw_graph.schedule import _kernels
 from dnw_graph.schedule.base import Flow, is_identity, is_observed
 from dnw_graph.topology import Role, Topology
 from dnw_graph.wiring import Wiring
-
-_TYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def run(flow: Flow, x: Tensor) -> Tensor | None:
         States ``[outputs, B, H / stride, W / stride]``, by number of the node.
     """
     wiring = flow.wiring
-    known = x.is_cpu and x.dim() == 4 and x.numel() and fused.accepted(x) in _TYPES
+    known = x.is_cpu and x.dim() == 4 and x.numel() and fused.accepted(x) in TYPES
     if not known or wiring.sampler is not None or not flow.aggregation.by_edge(wiring):
         return None
     x = x.to(fused.accepted(x)).contiguous()
@@ -82,7 +80,14 @@ def _nodes(flow: Flow, x: Tensor) -> _Nodes | None:
     first = computing[0]
     if type(first) not in (NormReluConv, ReluConv):
         return None
-    if any(type(node) is not type(first) or not node.use_fused for node in computing):
+    for node in computing:
+        same = type(node) is type(first) and node.use_fused
+        if not same or node.conv.weight.dtype not in (torch.float32, torch.float64):
+            return None
+    inputs = sum(block.role == Role.INPUT for block in flow.topology.blocks)
+    if any(node.stride != first.stride for node in computing[:inputs]):
+        return None
+    if any(node.stride != 1 for node in computing[inputs:]):
         return None
     filters = torch.cat([node.conv.weight for node in computing])[:, 0]
     sizes = [int(node.num_nodes) for node in computing]
@@ -104,8 +109,10 @@ def _normalized(
     if not batch and type(first) is not nn.InstanceNorm2d:
         return None
     for norm in norms:
-        same = type(norm) is type(first) and norm.training == first.training
+        same = type(norm) is type(first) and norm.training == first.training and norm.affine
         if not same or norm.eps != first.eps or norm.momentum != first.momentum:
+            return None
+        if batch and norm.running_mean is None:
             return None
     learns = batch and first.training
     stride = int(computing[0].stride)
@@ -166,7 +173,7 @@ class _Function(torch.autograd.Function):
         size = fused.shape(x, stride)[1:]
         inputs, z = (empty(x, (topology.num_nodes, *size)) for _ in range(2))
         fused.forward(x, *of_inputs, z[:number], stride, eps, given)
-        edges = wiring.rowptr, wiring.edge_index[0], _wide(wiring.edge_weight)
+        edges = wiring.rowptr, wiring.edge_index[0], wide(wiring.edge_weight)
         levels, places = _levels(topology), _places(topology)
         own = scale, shift, filters, mean, rstd
         forward(levels[1:], places, *edges, *own, inputs, z, given, eps)
@@ -183,7 +190,7 @@ class _Function(torch.autograd.Function):
         x, inputs, z, *own = ctx.saved_tensors
         topology, number = wiring.topology, len(x)
         ptr, target, order = by_source(wiring.edge_index[0], wiring.rowptr)
-        edges = ptr, target, _wide(wiring.edge_weight)[order]
+        edges = ptr, target, wide(wiring.edge_weight)[order]
         to_own = [torch.empty_like(t) for t in own[:3]]
         to_inputs, to_states = empty(z, z.shape), empty(z, (number, *z.shape[1:]))
         levels, places = _levels(topology), _places(topology)
@@ -280,10 +287,6 @@ def backward(
     written = to_inputs, to_states, to_scale, to_shift, to_filters
     arrays = map(_jit.array, (grad, *read, *written))
     _kernels.backward_maps(*arrays, given, _jit.threads())
-
-
-def _wide(weight: Tensor) -> Tensor:
-    return weight if weight.dtype == torch.float64 else weight.float()
 
 
 def _ends(topology: Topology) -> list[Any]:

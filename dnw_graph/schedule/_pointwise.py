@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from dnw_graph import _jit
 from dnw_graph._arena import empty
 from dnw_graph.aggregation import Correlation
+from dnw_graph.aggregation._kernels import TYPES, wide
 from dnw_graph.node import Bias, Gelu, Identity, Linear, Relu, Tanh, fused
 from dnw_graph.schedule import _kernels
 from dnw_graph.schedule.base import Flow, is_identity, is_observed
@@ -26,7 +27,6 @@ KINDS = {
     "tanh": _kernels.TANH,
 }
 KNOWN = (Bias, Gelu, Identity, Linear, Relu, Tanh)
-_TYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def run(flow: Flow, x: Tensor) -> Tensor | None:
@@ -41,11 +41,12 @@ def run(flow: Flow, x: Tensor) -> Tensor | None:
     """
     wiring = flow.wiring
     x = x.to(fused.accepted(x))
-    if not x.is_cpu or x.dtype not in _TYPES or not x.numel() or wiring.sampler is not None:
+    if not x.is_cpu or x.dtype not in TYPES or not x.numel() or wiring.sampler is not None:
         return None
     if not flow.aggregation.by_edge(wiring) or not all(map(_known, flow.nodes, flow.messages)):
         return None
-    scale, shift = (_affine(flow.nodes, name, flow.weight) for name in ("scale", "bias"))
+    like = wide(wiring.edge_weight)
+    scale, shift = (_affine(flow.nodes, name, like) for name in ("scale", "bias"))
     keeps_inputs = scale is not None or shift is not None or _needs_inputs(flow)
     tensors = _kinds(flow), flow.weight, x, scale, shift
     result: Tensor = _Function.apply(wiring, Correlation(wiring), keeps_inputs, *tensors)
@@ -117,7 +118,8 @@ class _Function(torch.autograd.Function):
         wiring, (scale, shift, kinds, inputs, z) = ctx.wiring, ctx.saved_tensors
         to_inputs = empty(z, z.shape)
         width = 0 if scale is None and shift is None else len(z)
-        to_affine = torch.empty(_tiles(z), 2, width, dtype=ctx.dtype, device=z.device)
+        affine_dtype = torch.float64 if ctx.dtype == torch.float64 else torch.float32
+        to_affine = torch.empty(_tiles(z), 2, width, dtype=affine_dtype, device=z.device)
         backward(
             grad.contiguous(),
             _outputs(wiring),
@@ -201,9 +203,7 @@ def backward(
 
 
 def _edges(wiring: Wiring) -> tuple[Tensor, Tensor, Tensor]:
-    weight = wiring.edge_weight
-    wide = weight if weight.dtype == torch.float64 else weight.float()
-    return wiring.rowptr, wiring.edge_index[0], wide
+    return wiring.rowptr, wiring.edge_index[0], wide(wiring.edge_weight)
 
 
 def _outputs(wiring: Wiring) -> Tensor:

@@ -288,6 +288,44 @@ def test_autocast_and_bfloat16(options: dict[str, Any], shape: tuple[int, ...]) 
         assert relative_error(ours, theirs) < 0.05
 
 
+@pytest.mark.parametrize(
+    ("node", "shape"),
+    [
+        (partial(Gelu, scale=True, bias=True), (40, 2)),
+        (NormReluConv, (8, 2, 6, 6)),
+        (nn.ELU, (9, 2)),
+    ],
+)
+def test_graphs_of_bfloat16(node: Any, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    graph = NeuralGraph(random_topology(5), rule="complete", node=node)
+    x = torch.randn(shape)
+    exact = outputs_and_gradients(graph, x)
+    rounded = outputs_and_gradients(graph.bfloat16(), x.bfloat16())
+    for ours, theirs in zip(rounded, exact, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert relative_error(ours, theirs) < 0.1
+
+
+def test_what_a_whole_graph_cannot_do_goes_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    topology, x = random_topology(3), torch.randn(4, 2, 5, 5)
+    for change in ("momentum", "affine", "statistics", "fused"):
+        graph = NeuralGraph(topology, rule="complete")
+        node: Any = graph.nodes[1]
+        if change == "momentum":
+            node.norm.momentum = None
+        elif change == "affine":
+            node.norm = nn.BatchNorm2d(node.num_nodes, affine=False)
+            node.use_fused = False
+        elif change == "statistics":
+            node.norm = nn.BatchNorm2d(node.num_nodes, track_running_stats=False)
+            node.use_fused = False
+        else:
+            node.use_fused = False
+        assert not whole(graph, x, monkeypatch, _maps), change
+        assert graph(x).shape == (4, 2, 5, 5)
+
+
 def test_no_images_and_no_gradients() -> None:
     topology = random_topology(4)
     graph = NeuralGraph(topology, rule="complete", node="relu")
