@@ -11,7 +11,7 @@ from dnw_graph import _trace
 from dnw_graph._wrapped import unwrapped
 from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.node import WithoutTime
-from dnw_graph.sparse import Layer, num_real_weights, sparse_layers_of, stored_weight
+from dnw_graph.sparse import Layer, Weight
 from dnw_graph.topology import Role
 from dnw_graph.topology._order import distances
 
@@ -121,7 +121,7 @@ def cost(model: nn.Module, image_size: int | None = None, *, example: Tensor | N
         else:
             entry = _layer(module, call, inputs, outputs)
         # What is there counts once, what is done counts every time.
-        own = stored_weight(module) if isinstance(module, Layer) else module
+        own = Weight(module).stored if isinstance(module, Layer) else module
         total += Cost(macs=entry.macs) if id(own) in seen else entry
         seen.add(id(own))
     unknown = list({id(m): m for m in _trace.unknown_layers(model)}.values())
@@ -226,8 +226,9 @@ def _function_parameters(function: nn.Module, live_nodes: int, nodes: int) -> in
 
 def _edges(layer: nn.modules.conv._ConvNd | nn.Linear) -> Cost:
     """Return a layer's real weights, and its edges if :func:`sparsify` made it sparse."""
-    total, real = stored_weight(layer).numel(), num_real_weights(layer)
-    if any(found is layer for _, found in sparse_layers_of(layer)):
+    weight = Weight(layer)
+    total, real = weight.stored.numel(), weight.num_real
+    if weight.choice is not None:
         return Cost(parameters=real, real_edges=real, candidate_edges=total)
     return Cost(parameters=real or total)
 

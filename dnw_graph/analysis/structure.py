@@ -221,6 +221,7 @@ def structures_of(model: nn.Module) -> dict[str, Structure]:
         source, target = choice.topology.edges(wiring.edge_id.cpu()).numpy()
         values = wiring.edge_weight.detach().double().cpu().numpy()
         layer = name.removesuffix("parametrizations.weight").removesuffix(".")
+        layer = layer.replace("parametrizations.", "")  # of another parameter
         found[layer] = Structure(choice.topology, source, target, values)
     return found
 

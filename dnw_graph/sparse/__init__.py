@@ -1,14 +1,7 @@
 """Networks of other people made sparse: every weight is a candidate edge."""
 
 from dnw_graph.sparse.budgets import Spread
-from dnw_graph.sparse.layers import (
-    Layer,
-    SparseWeight,
-    evaluation_weight,
-    num_real_weights,
-    sparse_layers_of,
-    stored_weight,
-)
+from dnw_graph.sparse.layers import Layer, SparseWeight, Weight, sparse_weights_of, weights_of
 from dnw_graph.sparse.report import LayerSparsity, Sparsity, sparsity
 from dnw_graph.sparse.sparsify import bake, sparsify
 
@@ -18,11 +11,10 @@ __all__ = [
     "SparseWeight",
     "Sparsity",
     "Spread",
+    "Weight",
     "bake",
-    "evaluation_weight",
-    "num_real_weights",
-    "sparse_layers_of",
+    "sparse_weights_of",
     "sparsify",
     "sparsity",
-    "stored_weight",
+    "weights_of",
 ]

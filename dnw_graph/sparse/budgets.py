@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from dnw_graph.sparse.layers import Layer, check_names
+from dnw_graph.sparse.layers import Weight, check_names
 from dnw_graph.wiring import top_k
 
 Spread = Literal["uniform", "erk", "global"]
@@ -15,10 +15,10 @@ Spread = Literal["uniform", "erk", "global"]
 
 
 def budgets_of(
-    layers: Mapping[str, Layer], density: float | Mapping[str, float], spread: Spread
+    layers: Mapping[str, Weight], density: float | Mapping[str, float], spread: Spread
 ) -> dict[str, int]:
     """Return the number of real edges of each layer."""
-    sizes = {name: layer.weight.numel() for name, layer in layers.items()}
+    sizes = {name: layer.stored.numel() for name, layer in layers.items()}
     if isinstance(density, Mapping):
         if spread != "uniform":
             raise ValueError("densities by layer are not spread: give one density, or no spread")
@@ -37,7 +37,7 @@ def budgets_of(
         raw = {name: _erk(layer) for name, layer in layers.items()}
         return _shared_out(total, sizes, raw)
     if spread == "global":
-        everything = torch.cat([layer.weight.detach().flatten() for layer in layers.values()])
+        everything = torch.cat([layer.stored.detach().flatten() for layer in layers.values()])
         starts = torch.tensor([0, *sizes.values()], device=everything.device).cumsum(0)
         counts = torch.searchsorted(top_k(everything, total), starts).diff().tolist()
         return _at_least_one(dict(zip(sizes, counts, strict=True)))
@@ -68,9 +68,9 @@ def _density_of(name: str, densities: Mapping[str, float]) -> float:
     )
 
 
-def _erk(layer: Layer) -> float:
+def _erk(layer: Weight) -> float:
     """Return a layer's density before scaling: the sum of its sizes over their product."""
-    shape = layer.weight.shape
+    shape = layer.stored.shape
     return sum(shape) / math.prod(shape)
 
 

@@ -3,7 +3,7 @@
 import difflib
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,60 +55,109 @@ class SparseWeight(nn.Module):
         return self.choice.shaped(spread, weight)
 
 
-def layers_of(module: nn.Module) -> Iterator[tuple[str, Layer]]:
-    """Yield convolutions and linear layers that have weights."""
-    for name, layer in module.named_modules():
-        if isinstance(layer, Layer):
-            stored = stored_weight(layer)
-            if isinstance(stored, nn.UninitializedParameter):
+class Weight(NamedTuple):
+    """One tensor of weights in a network.
+
+    Attributes:
+        layer: The module that has it.
+        parameter: Its name there.
+    """
+
+    layer: nn.Module
+    parameter: str = "weight"
+
+    @property
+    def stored(self) -> Tensor:
+        """The weights as they are stored, without asking a rule."""
+        if self.is_parametrized:
+            stored: Tensor = next(self.list.parameters(recurse=False))
+            return stored
+        weight: Tensor = getattr(self.layer, self.parameter)
+        return weight
+
+    @property
+    def is_parametrized(self) -> bool:
+        """Whether they are computed from others."""
+        return bool(parametrize.is_parametrized(self.layer, self.parameter))
+
+    @property
+    def choice(self) -> Choice | None:
+        """What chooses among them, if :func:`sparsify` made them sparse."""
+        parts = self.list if self.is_parametrized else ()
+        return next((part.choice for part in parts if isinstance(part, SparseWeight)), None)
+
+    @property
+    def evaluated(self) -> Tensor:
+        """The weights as they are in evaluation, without a gradient."""
+        modes = [(module, module.training) for module in self.layer.modules()]
+        self.layer.eval()
+        weight: Tensor = getattr(self.layer, self.parameter).detach()
+        for module, mode in modes:
+            module.training = mode
+        return weight
+
+    @property
+    def num_real(self) -> int:
+        """How many are real.
+
+        Those that a rule chooses, which may weigh 0 just after they have grown; without a rule,
+        those other than 0.
+        """
+        if self.choice is not None:
+            return len(self.choice.select(whole(self.stored.detach()), training=False).edge_id)
+        return int(torch.count_nonzero(self.evaluated))
+
+    @property
+    def list(self) -> Any:
+        """What computes them: PyTorch's list of parametrizations."""
+        lists: Any = self.layer.parametrizations
+        return lists[self.parameter]
+
+
+def weights_of(module: nn.Module, embeddings: bool = True) -> Iterator[tuple[str, Weight]]:
+    """Yield the weights that can be made sparse, by name.
+
+    Those of convolutions and linear layers go by the name of the layer; others by their own, such
+    as ``"encoder.attention.in_proj_weight"`` and ``"lstm.weight_ih_l0"``.
+
+    Args:
+        module: Any network.
+        embeddings: Whether those of embeddings are among them.
+
+    Raises:
+        ValueError: A layer that does not know its shape yet.
+    """
+    for path, layer in module.named_modules():
+        for parameter in _parameters_of(layer, embeddings):
+            weight = Weight(layer, parameter)
+            name = path if parameter == "weight" else f"{path}.{parameter}".removeprefix(".")
+            if isinstance(weight.stored, nn.UninitializedParameter):
                 raise ValueError(
                     f"{name or 'the layer'} does not know its shape yet: run the module once first"
                 )
-            if stored.numel():
-                yield name, layer
+            if weight.stored.numel():
+                yield name, weight
 
 
-def stored_weight(layer: Layer) -> Tensor:
-    """Return a layer's weight as it is stored, without asking a rule."""
-    if parametrize.is_parametrized(layer, "weight"):
-        parts: Any = layer.parametrizations
-        stored: Tensor = next(parts.weight.parameters(recurse=False))
-        return stored
-    return layer.weight
+def _parameters_of(layer: nn.Module, embeddings: bool) -> list[str]:
+    """Return the names of a module's weights that can be made sparse."""
+    if isinstance(layer, Layer) or (embeddings and isinstance(layer, nn.Embedding)):
+        return ["weight"]
+    names: list[str] = []
+    if isinstance(layer, nn.MultiheadAttention):
+        names = ["in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"]
+    elif isinstance(layer, nn.RNNBase):
+        names = [name for name in layer._flat_weights_names if name.startswith("weight")]
+    elif isinstance(layer, nn.modules.rnn.RNNCellBase):
+        names = ["weight_ih", "weight_hh"]
+    return [name for name in names if getattr(layer, name) is not None]
 
 
-def sparse_layers_of(module: nn.Module) -> Iterator[tuple[str, Layer]]:
-    """Yield those whose weights :func:`sparsify` made sparse."""
-    for name, layer in layers_of(module):
-        if parametrize.is_parametrized(layer, "weight"):
-            parts: Any = layer.parametrizations
-            if any(isinstance(part, SparseWeight) for part in parts.weight):
-                yield name, layer
-
-
-def evaluation_weight(layer: Layer) -> Tensor:
-    """Return a layer's weight as it is in evaluation, without a gradient."""
-    modes = [(module, module.training) for module in layer.modules()]
-    layer.eval()
-    weight = layer.weight.detach()
-    for module, mode in modes:
-        module.training = mode
-    return weight
-
-
-def num_real_weights(layer: Layer) -> int:
-    """Return how many weights of a layer are real.
-
-    Those that its rule chooses, which may weigh 0 just after they have grown; of a layer without a
-    rule, those other than 0.
-    """
-    if parametrize.is_parametrized(layer, "weight"):
-        parts: Any = layer.parametrizations
-        for part in parts.weight:
-            if isinstance(part, SparseWeight):
-                stored = whole(stored_weight(layer).detach())
-                return len(part.choice.select(stored, training=False).edge_id)
-    return int(torch.count_nonzero(evaluation_weight(layer)))
+def sparse_weights_of(module: nn.Module) -> Iterator[tuple[str, Weight]]:
+    """Yield those that :func:`sparsify` made sparse."""
+    for name, weight in weights_of(module):
+        if weight.choice is not None:
+            yield name, weight
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
@@ -116,7 +165,7 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def check_names(patterns: Sequence[str], layers: Mapping[str, Layer]) -> None:
+def check_names(patterns: Sequence[str], layers: Mapping[str, Weight]) -> None:
     """Raise where a name or pattern fits no layer; the message shows the nearest."""
     if isinstance(patterns, str):
         raise TypeError(f"keep_dense is a list of names: [{patterns!r}]")
@@ -125,6 +174,6 @@ def check_names(patterns: Sequence[str], layers: Mapping[str, Layer]) -> None:
             close = difflib.get_close_matches(pattern, layers, n=1, cutoff=0.4)
             hint = f"; the nearest is {close[0]!r}" if close else ""
             raise ValueError(
-                f"no convolution or linear layer is named {pattern!r}{hint} "
+                f"no layer or weight that can be sparse is named {pattern!r}{hint} "
                 f"(there are {len(layers)}: {', '.join(list(layers)[:5])}, ...)"
             )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from dnw_graph._wrapped import unwrapped
-from dnw_graph.sparse.layers import layers_of, num_real_weights, stored_weight
+from dnw_graph.sparse.layers import weights_of
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,21 @@ class Sparsity:
 
 
 def sparsity(module: nn.Module) -> Sparsity:
-    """Return how many weights of each convolution and linear layer are real, in evaluation.
+    """Return how many weights of each layer are real, in evaluation.
 
-    Sparse, baked and dense modules alike. A weight that layers share counts once, by the name of
-    the first of them.
+    Of convolutions, linear layers, attention and recurrent layers, and of embeddings if some are
+    sparse; sparse, baked and dense modules alike. A weight that layers share counts once, by the
+    name of the first of them.
     """
     found, seen = [], set()
-    for name, layer in layers_of(unwrapped(module)):
-        if id(stored_weight(layer)) in seen:
-            continue
-        seen.add(id(stored_weight(layer)))
-        shape, count = tuple(stored_weight(layer).shape), num_real_weights(layer)
-        found.append(LayerSparsity(name, shape, count, math.prod(shape)))
+    embeddings = any(
+        isinstance(weight.layer, nn.Embedding) and weight.choice is not None
+        for _, weight in weights_of(unwrapped(module))
+    )
+    for name, weight in weights_of(unwrapped(module), embeddings):
+        stored = weight.stored
+        if id(stored) not in seen:
+            seen.add(id(stored))
+            shape = tuple(stored.shape)
+            found.append(LayerSparsity(name, shape, weight.num_real, math.prod(shape)))
     return Sparsity(tuple(found))

@@ -1,4 +1,4 @@
-"""Any network made sparse: every convolution and linear layer is a graph (section 3.4).
+"""Any network made sparse: every layer with weights is a graph (section 3.4 of the paper).
 
 Each weight of such a layer is a candidate edge, from an input at one place of the filter to an
 output channel; a rule chooses which of them are real, as in a :class:`NeuralGraph`.
@@ -12,12 +12,12 @@ from torch.nn.utils import parametrize
 
 from dnw_graph.sparse.budgets import Spread, budgets_of
 from dnw_graph.sparse.layers import (
-    Layer,
     SparseWeight,
+    Weight,
     check_names,
-    layers_of,
     matches,
-    sparse_layers_of,
+    sparse_weights_of,
+    weights_of,
 )
 from dnw_graph.topology import Topology
 from dnw_graph.wiring import RULES, Choice, Rule
@@ -30,12 +30,14 @@ def sparsify(
     keep_dense: Sequence[str] = (),
     rule: str | Rule | type[Rule] = "dnw",
     spread: Spread = "uniform",
+    embeddings: bool = False,
 ) -> nn.Module:
-    """Give every convolution and linear weight of a module its own ``k`` real edges, in place.
+    """Give every weight of a module's layers its own ``k`` real edges, in place.
 
-    Biases and normalisation stay dense. Of a layer with ``E`` weights and density ``d``, ``d E``
-    are real, rounded, and at least one. A weight that layers share counts once, by the name of the
-    first of them.
+    Those of convolutions and linear layers, of attention (``in_proj_weight``) and of recurrent
+    layers (``weight_ih_l0``, ...); biases and normalisation stay dense. Of a layer with ``E``
+    weights and density ``d``, ``d E`` are real, rounded, and at least one. A weight that layers
+    share counts once, by the name of the first of them.
 
     Args:
         module: Any network.
@@ -58,35 +60,52 @@ def sparsify(
             weights, one that is sparse already, or layers that a rule does not fit.
     """
     rule = RULES.resolve(rule)
-    chosen = _chosen(module, keep_dense)
+    chosen = _chosen(module, keep_dense, embeddings)
     _check_fit(rule, chosen)
-    first = {id(layer.weight): name for name, layer in reversed(chosen.items())}
-    own = {name: layer for name, layer in chosen.items() if first[id(layer.weight)] == name}
+    first = {id(weight.stored): name for name, weight in reversed(chosen.items())}
+    own = {name: weight for name, weight in chosen.items() if first[id(weight.stored)] == name}
     budgets: Mapping[str, int | None] = dict.fromkeys(own)
     if density is not None or not rule.sets_budget:
         budgets = budgets_of(own, 0.1 if density is None else density, spread)
-    made = {id(layer.weight): _sparse(layer.weight, rule, budgets[n]) for n, layer in own.items()}
-    for layer in chosen.values():
+    made = {id(w.stored): _sparse(w.stored, rule, budgets[n]) for n, w in own.items()}
+    for layer, parameter in chosen.values():
+        part = made[id(getattr(layer, parameter))]
         # Unsafe is what it calls not running the parametrization at once.
-        parametrize.register_parametrization(layer, "weight", made[id(layer.weight)], unsafe=True)
+        parametrize.register_parametrization(layer, parameter, part, unsafe=True)
+        if isinstance(layer, nn.RNNBase) and _refresh not in layer._forward_pre_hooks.values():
+            layer.register_forward_pre_hook(_refresh)
+            layer.register_forward_hook(_release)
+            _release(layer)
     return module
 
 
-def _chosen(module: nn.Module, keep_dense: Sequence[str]) -> dict[str, Layer]:
-    """Return the layers to be made sparse, by name."""
-    layers = dict(layers_of(module))
+def _refresh(layer: nn.Module, *_: Any) -> None:
+    """Let a recurrent layer read its weights anew, of which it keeps a list."""
+    assert isinstance(layer, nn.RNNBase)
+    layer._flat_weights = [getattr(layer, name) for name in layer._flat_weights_names]
+
+
+def _release(layer: nn.Module, *_: Any) -> None:
+    """Empty the list again: what is computed from weights cannot be copied."""
+    assert isinstance(layer, nn.RNNBase)
+    layer._flat_weights = [None for _ in layer._flat_weights_names]
+
+
+def _chosen(module: nn.Module, keep_dense: Sequence[str], embeddings: bool) -> dict[str, Weight]:
+    """Return the weights to be made sparse, by name."""
+    layers = dict(weights_of(module, embeddings))
     if not layers:
         raise ValueError(
-            "there is nothing to make sparse: the module has no convolution or linear layer"
+            "there is nothing to make sparse: the module has no convolution, linear, attention or "
+            "recurrent layer"
         )
     check_names(keep_dense, layers)
     chosen = {name: layer for name, layer in layers.items() if not matches(name, keep_dense)}
-    sparse = dict(sparse_layers_of(module))
-    for name, layer in chosen.items():
+    for name, weight in chosen.items():
         why = ""
-        if name in sparse:
+        if weight.choice is not None:
             why = "is sparse already: a module is made sparse once; bake() it first"
-        elif "weight" not in layer._parameters:
+        elif weight.parameter not in weight.layer._parameters:
             why = "is computed (weight_norm, prune or another parametrization): remove that first"
         if why:
             raise ValueError(
@@ -97,9 +116,9 @@ def _chosen(module: nn.Module, keep_dense: Sequence[str]) -> dict[str, Layer]:
     return chosen
 
 
-def _check_fit(rule: Rule, layers: Mapping[str, Layer]) -> None:
+def _check_fit(rule: Rule, layers: Mapping[str, Weight]) -> None:
     reasons = {
-        name or "the layer": rule.unfit(layer.weight.shape) for name, layer in layers.items()
+        name or "the layer": rule.unfit(layer.stored.shape) for name, layer in layers.items()
     }
     unfit = [f"{name} ({reason})" for name, reason in reasons.items() if reason]
     if unfit:
@@ -129,8 +148,7 @@ def _sparse(weight: Tensor, rule: Rule, budget: int | None) -> SparseWeight:
 
 def _unshare(module: nn.Module) -> None:
     """Give sparse layers weights of their own, where what is dense reads the same ones."""
-    layers: list[Any] = [layer for _, layer in sparse_layers_of(module)]
-    lists = [layer.parametrizations.weight for layer in layers]
+    lists: list[Any] = [weight.list for _, weight in sparse_weights_of(module)]
     sparse = {id(part) for part in lists}
     dense = {
         id(weight)
@@ -157,11 +175,16 @@ def bake(module: nn.Module) -> nn.Module:
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     _unshare(module)
-    for _, layer in sparse_layers_of(module):
+    for _, (layer, parameter) in list(sparse_weights_of(module)):
         # Removing takes the weight from the layer's class too, which copies of it share.
         shared = type(layer)
         layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+        parametrize.remove_parametrizations(layer, parameter, leave_parametrized=True)
+        if isinstance(layer, nn.RNNBase):
+            for hooks in (layer._forward_pre_hooks, layer._forward_hooks):
+                for key in [key for key, hook in hooks.items() if hook in (_refresh, _release)]:
+                    del hooks[key]
+            _refresh(layer)
     for part, mode in modes:
         part.training = mode
     return module

@@ -1,5 +1,6 @@
 """What rules need of a training: its steps, its loss, and for some where to start from."""
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -267,6 +268,6 @@ def inherit(
 
 def _as_stored(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state with the names that weights have in a model made sparse."""
-    stored = "parametrizations.weight.original"
-    plain = {key.replace(stored, "weight"): key for key in model.state_dict()}
+    stored = re.compile(r"parametrizations\.(\w+)\.original$")
+    plain = {stored.sub(r"\1", key): key for key in model.state_dict()}
     return {plain.get(name, name): value for name, value in state.items()}

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from dnw_graph import attach, bake, cost, inherit, penalty, sparsify, sparsity
-from dnw_graph.sparse import sparse_layers_of
+from dnw_graph.analysis import measure
+from dnw_graph.sparse import sparse_weights_of
 from dnw_graph.wiring import Candidates, Rule, top_k
 from tests.conftest import BUDGETED, OFTEN, relative_error
 
@@ -301,15 +303,15 @@ def test_counts_are_exact_in_networks_of_others(name: str) -> None:
     net = sparsify(NETWORKS[name](), 0.1).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9)
     F.cross_entropy(net(torch.randn(2, 3, 64, 64)), torch.tensor([1, 2])).backward()
-    before = [layer.weight.detach().clone() for _, layer in sparse_layers_of(net)]
+    before = [conv.weight.detach().clone() for _, (conv, _) in sparse_weights_of(net)]
     optimizer.step()
     report = sparsity(net)
     assert len(before) == len(report.layers) > 20
     for layer in report.layers:
         assert layer.nonzero == max(1, round(0.1 * layer.total)), layer.name
     moved = [
-        int(((layer.weight != 0) != (old != 0)).sum())
-        for (_, layer), old in zip(sparse_layers_of(net), before, strict=True)
+        int(((conv.weight != 0) != (old != 0)).sum())
+        for (_, (conv, _)), old in zip(sparse_weights_of(net), before, strict=True)
     ]
     assert sum(moved) > 0
     twin = copy.deepcopy(net.eval())
@@ -413,9 +415,13 @@ def test_patterns_that_do_not_fit(options: dict[str, object], message: str) -> N
         (Net(), {"density": {"*": 2}}, r"above 0 to 1, got 2"),
         (Net(), {"density": {"fc": 0.5}}, r"no density is given for layer conv1; .*\"\*\""),
         (Net(), {"density": {"*": 0.5}, "spread": "erk"}, r"give one density, or no spread"),
-        (Net(), {"keep_dense": ["conv"]}, r"no .* layer is named 'conv'; the nearest is 'conv1'"),
+        (
+            Net(),
+            {"keep_dense": ["conv"]},
+            r"no layer or .* 'conv'; the nearest is 'conv1'",
+        ),
         (Net(), {"keep_dense": ["*"]}, r"nothing left to make sparse"),
-        (nn.ReLU(), {}, r"the module has no convolution or linear layer"),
+        (nn.ReLU(), {}, r"the module has no convolution, linear"),
         (sparsify(Net()), {}, r"conv1 is sparse already: .*bake\(\) it first"),
         (
             prune.random_unstructured(nn.Linear(4, 4), "weight", 0.5),
@@ -435,3 +441,112 @@ def test_errors(module: nn.Module, options: dict[str, object], message: str) -> 
         sparsify(module, **options)
     with pytest.raises(TypeError, match=r"keep_dense is a list of names: \['conv1'\]"):
         sparsify(Net(), keep_dense="conv1")
+
+
+class Sequences(nn.Module):
+    """Embedding, recurrent layer, attention, linear layer."""
+
+    def __init__(self, recurrent: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        self.recurrent = recurrent(8, 8, num_layers=2, batch_first=True)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x, _ = self.recurrent(self.embedding(tokens))
+        x = x + self.attention(x, x, x)[0]
+        out: Tensor = self.head(x.mean(1))
+        return out
+
+
+NAMES = [
+    *("recurrent.weight_ih_l0", "recurrent.weight_hh_l0"),
+    *("recurrent.weight_ih_l1", "recurrent.weight_hh_l1"),
+    *("attention.in_proj_weight", "attention.out_proj", "head"),
+]
+
+
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("rule", ["dnw", "random"])
+def test_attention_and_recurrent_layers_are_sparse(
+    recurrent: type[nn.RNNBase], rule: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net = sparsify(Sequences(recurrent), 0.25, rule=rule)
+    report = sparsity(net)
+    assert [layer.name for layer in report.layers] == NAMES
+    assert all(layer.density == pytest.approx(0.25, abs=0.02) for layer in report.layers)
+    tokens, labels = torch.randint(20, (16, 5)), torch.randint(3, (16,))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+    attach(net, optimizer, total_steps=60)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(tokens), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+    stored: Any = net.recurrent.parametrizations
+    grad = stored.weight_hh_l0.original.grad
+    assert bool((grad != 0).float().mean() > (0.9 if rule == "dnw" else 0.2))
+    assert bool((grad != 0).float().mean() < 0.3) == (rule == "random")
+
+    net.eval()
+    expected = net(tokens)
+    twin = copy.deepcopy(net)
+    assert torch.equal(twin(tokens), expected)
+    torch.save(net.state_dict(), tmp_path / "weights.pt")
+    other = sparsify(Sequences(recurrent), 0.25, rule=rule).eval()
+    assert not torch.allclose(other(tokens), expected)
+    other.load_state_dict(torch.load(tmp_path / "weights.pt"))
+    assert torch.equal(other(tokens), expected)
+    bake(twin)
+    assert torch.equal(twin(tokens), expected)
+    assert not twin.recurrent._forward_pre_hooks
+    assert not twin.recurrent._forward_hooks
+    plain = Sequences(recurrent)
+    plain.load_state_dict(twin.state_dict())
+    assert torch.equal(plain.eval()(tokens), expected)
+    assert sparsity(plain).nonzero == report.nonzero
+
+
+def test_embeddings_are_sparse_where_asked() -> None:
+    net = sparsify(Sequences(nn.GRU), {"embedding": 0.5, "*": 0.2}, embeddings=True)
+    report = {layer.name: layer.density for layer in sparsity(net).layers}
+    assert report["embedding"] == 0.5
+    assert int((net.embedding.weight == 0).sum()) == 80
+    assert net(torch.randint(20, (2, 4))).shape == (2, 3)
+    assert "embedding" not in {layer.name for layer in sparsity(Sequences(nn.GRU)).layers}
+
+
+def test_separate_projections_and_cells_are_sparse() -> None:
+    attention = sparsify(nn.MultiheadAttention(8, 2, kdim=6, vdim=4), 0.5)
+    names = {layer.name: layer.shape for layer in sparsity(attention).layers}
+    assert names == {
+        "q_proj_weight": (8, 8),
+        "k_proj_weight": (8, 6),
+        "v_proj_weight": (8, 4),
+        "out_proj": (8, 8),
+    }
+    x = torch.randn(3, 2, 8)
+    attention(x, torch.randn(5, 2, 6), torch.randn(5, 2, 4))[0].sum().backward()
+    cell = sparsify(nn.LSTMCell(4, 6), 0.5, keep_dense=["weight_hh"])
+    assert [layer.name for layer in sparsity(cell).layers] == ["weight_ih", "weight_hh"]
+    assert cell(torch.randn(2, 4))[0].shape == (2, 6)
+    with pytest.raises(ValueError, match=r"no layer or weight .* 'weigth_hh'; the nearest is"):
+        sparsify(nn.LSTMCell(4, 6), 0.5, keep_dense=["weigth_hh"])
+
+
+def test_wirings_of_recurrent_layers_are_inherited() -> None:
+    torch.manual_seed(0)
+    dense = Sequences(nn.LSTM)
+    first = copy.deepcopy(dense.state_dict())
+    with torch.no_grad():
+        dense.recurrent.weight_hh_l0[0, 0] = 9
+    net = sparsify(Sequences(nn.LSTM), 0.25, rule="lottery")
+    inherit(net, initial=first, trained=dense.state_dict())
+    weight: Any = net.recurrent.weight_hh_l0
+    assert weight[0, 0] == first["recurrent.weight_hh_l0"][0, 0]
+    assert measure(net, random=2)["recurrent.weight_hh_l0"].structure.num_edges == 64
