@@ -13,9 +13,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from dnw_graph._wrapped import unwrapped
 from dnw_graph.frozen.engine import usable
 from dnw_graph.frozen.graph import FrozenGraph, Part
+from dnw_graph.frozen.recurrent import FrozenRecurrent
 from dnw_graph.frozen.report import Report, counts, report
 from dnw_graph.frozen.unroll import spread, unroll
-from dnw_graph.neural_graph import NeuralGraph
+from dnw_graph.neural_graph import GraphState, NeuralGraph
+from dnw_graph.schedule import Discrete
 from dnw_graph.topology import Role
 
 
@@ -40,8 +42,23 @@ class FrozenModel(nn.Sequential):
             raise ValueError("a frozen model is not trained: train the model it was made of")
         return super().train(mode)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return what the layers compute, a convolution together with the graph behind it."""
+    def forward(
+        self, x: Tensor, state: GraphState | None = None, lengths: Tensor | None = None
+    ) -> Any:
+        """Return what the layers compute, a convolution together with the graph behind it.
+
+        Args:
+            x: What the network takes.
+            state: See :meth:`NeuralGraph.forward`, of a graph in time that was frozen alone.
+            lengths: See there.
+        """
+        if state is not None or lengths is not None:
+            if len(self) != 1 or not isinstance(self[0], FrozenRecurrent):
+                raise ValueError(
+                    "a state and lengths are for a graph that takes or returns sequences, frozen "
+                    "alone: freeze(graph)"
+                )
+            return self[0](x, state, lengths)
         stem: nn.Conv2d | None = None
         for layer, following in zip_longest(self, list(self)[1:]):
             if stem is not None and isinstance(layer, FrozenGraph):
@@ -75,7 +92,9 @@ class FrozenModel(nn.Sequential):
     def _zeros(self, features: Sequence[int]) -> Tensor:
         """Return an input of which each channel has this size."""
         layers = (layer for layer in self if isinstance(layer, nn.Conv2d | nn.Linear | FrozenGraph))
-        first = next(layers)
+        first = next(layers, None)
+        if first is None:
+            raise ValueError("give an example: its size does not follow from the network")
         channels = first.least_channels if isinstance(first, FrozenGraph) else first.weight.shape[1]
         return torch.zeros((1, channels, *features), dtype=torch.float32, device="cpu")
 
@@ -234,6 +253,9 @@ def _frozen(layers: Sequence[nn.Module]) -> list[nn.Module]:
     done: list[nn.Module] = []
     for layer in reversed(layers):
         following = done[0] if done else None
+        if isinstance(layer, NeuralGraph) and _of_sequences(layer):
+            done.insert(0, FrozenRecurrent(layer))
+            continue
         if isinstance(layer, NeuralGraph):
             read = _read(following, layer.topology.num_outputs)
             graph = unroll(layer, read)
@@ -250,6 +272,13 @@ def _frozen(layers: Sequence[nn.Module]) -> list[nn.Module]:
         if isinstance(following, FrozenGraph):  # what it does not read is gone
             done[1] = _with(following, inputs=(read.cumsum(0) - 1)[following.inputs])
     return done
+
+
+def _of_sequences(graph: NeuralGraph) -> bool:
+    """Return whether a graph takes or returns sequences, in discrete time."""
+    schedule = graph.schedule
+    sequences = schedule.takes_sequence or schedule.gives_sequence
+    return isinstance(schedule, Discrete) and sequences
 
 
 def _read(following: nn.Module | None, number: int) -> Tensor:

@@ -25,10 +25,11 @@ class _Layer(NamedTuple):
     formula: Formula
 
 
-class _Unrolled:
+class Unrolled:
     """A graph in which every node fires once.
 
-    Nodes are numbered layer by layer, as these are added.
+    Nodes are numbered layer by layer, as these are added. A layer is given by a block, a role and a
+    formula.
     """
 
     def __init__(self) -> None:
@@ -59,31 +60,31 @@ def unroll(graph: NeuralGraph, wanted: Tensor) -> FrozenGraph:
     topology, wiring = graph.grouping.topology, graph.wiring().regrouped(graph.grouping)
     edge_index, weight = wiring.edge_index.cpu(), wiring.edge_weight.detach().float().cpu()
     edges = edge_index[:, weight != 0], weight[weight != 0]
-    unrolled, schedule = _Unrolled(), graph.schedule
+    unrolled, schedule = Unrolled(), graph.schedule
     if isinstance(schedule, Static):
         last = _once(graph, unrolled, edges)
     elif isinstance(schedule, Discrete) and not schedule.takes_sequence | schedule.gives_sequence:
         last = _in_steps(graph, schedule, unrolled, edges)
     else:
         raise ValueError(
-            "freeze() takes graphs that are static, or in discrete time with input at the start or "
-            f"held, read at the end; got schedule {type(schedule).__name__}"
+            "freeze() takes graphs that are static or in discrete time, got schedule "
+            f"{type(schedule).__name__}"
         )
     channel = torch.empty(topology.num_nodes, dtype=torch.int64, device="cpu")
     channel[topology.inputs] = torch.arange(topology.num_inputs, device="cpu")
-    frozen = _compact(unrolled, channel, last[topology.outputs][wanted])
+    frozen = compact(unrolled, channel, last[topology.outputs][wanted])
     frozen.node = graph.grouping.original(frozen.node)
     return frozen
 
 
-def _once(graph: NeuralGraph, unrolled: _Unrolled, edges: Edges) -> Tensor:
+def _once(graph: NeuralGraph, unrolled: Unrolled, edges: Edges) -> Tensor:
     """Add each block; return the number of each node there ``[V]``."""
     sending = graph.topology.block[edges[0][0]].unique().tolist()
     for block in graph.topology.blocks:
-        formula = _formula(graph.nodes[block.index], 0.0)
-        message = _formula(graph.messages[block.index], 0.0)
+        formula = formula_of(graph.nodes[block.index], 0.0)
+        message = formula_of(graph.messages[block.index], 0.0)
         if block.role != Role.OUTPUT:
-            formula = _chained(formula, message)
+            formula = chained(formula, message)
         elif block.index in sending and not _is_identity(message):
             raise ValueError("freeze() takes no output that sends other than its state")
         unrolled.add(block, block.role, formula)
@@ -91,7 +92,7 @@ def _once(graph: NeuralGraph, unrolled: _Unrolled, edges: Edges) -> Tensor:
     return torch.arange(graph.topology.num_nodes, device="cpu")
 
 
-def _in_steps(graph: NeuralGraph, schedule: Discrete, unrolled: _Unrolled, edges: Edges) -> Tensor:
+def _in_steps(graph: NeuralGraph, schedule: Discrete, unrolled: Unrolled, edges: Edges) -> Tensor:
     """Add what all blocks send at each step; return the number of each node at the last ``[V]``."""
     topology, (edge_index, weight) = graph.grouping.topology, edges
     blocks = topology.blocks
@@ -100,22 +101,22 @@ def _in_steps(graph: NeuralGraph, schedule: Discrete, unrolled: _Unrolled, edges
     last = torch.arange(topology.num_nodes, device="cpu")
     for block in blocks:
         if held and block.role == Role.INPUT:
-            given[_range(block)] = _numbers(unrolled, block, Role.INPUT, Formula())
+            given[_range(block)] = numbers_of(unrolled, block, Role.INPUT, Formula())
     for step in range(schedule.steps + 1):
         before, last = last, torch.empty_like(last)
         for block in blocks:
             formula, role = Formula(), Role.HIDDEN
             if step or (held and block.role == Role.INPUT):
-                formula = _formula(graph.nodes[block.index], float(max(step - 1, 0)))
+                formula = formula_of(graph.nodes[block.index], float(max(step - 1, 0)))
             if step < schedule.steps:
-                formula = _chained(formula, _formula(graph.messages[block.index], float(step)))
+                formula = chained(formula, formula_of(graph.messages[block.index], float(step)))
             elif block.role == Role.OUTPUT:
                 role = Role.OUTPUT
             if formula.stride != 1:
                 raise ValueError("freeze() takes no strides in discrete time")
             if not step and not held and block.role == Role.INPUT:
                 role = Role.INPUT
-            last[_range(block)] = _numbers(unrolled, block, role, formula)
+            last[_range(block)] = numbers_of(unrolled, block, role, formula)
         if step:
             unrolled.edges.append(
                 (torch.stack([before[edge_index[0]], last[edge_index[1]]]), weight)
@@ -135,12 +136,18 @@ def _range(block: Block) -> slice:
     return slice(block.nodes.start, block.nodes.stop)
 
 
-def _numbers(unrolled: _Unrolled, *layer: Any) -> Tensor:
+def numbers_of(unrolled: Unrolled, *layer: Any) -> Tensor:
+    """Add a layer, and return the numbers of its nodes."""
     first = unrolled.add(*layer)
     return torch.arange(first, unrolled.size, device="cpu")
 
 
-def _formula(module: Any, t: float) -> Formula:
+def formula_of(module: Any, t: float) -> Formula:
+    """Return what a node or message function computes in evaluation.
+
+    Raises:
+        ValueError: It does not say.
+    """
     formula = module.formula(t) if hasattr(module, "formula") else None
     if not isinstance(formula, Formula):
         raise ValueError(
@@ -158,7 +165,7 @@ def _filters(formula: Formula) -> bool:
     return formula.filters is not None
 
 
-def _chained(first: Formula, then: Formula) -> Formula:
+def chained(first: Formula, then: Formula) -> Formula:
     """Return one formula for two, of which the second sees what the first gives."""
     if _is_identity(then):
         return first
@@ -173,7 +180,7 @@ def _chained(first: Formula, then: Formula) -> Formula:
     return replace(first, relu=relu, filters=then.filters, stride=then.stride)
 
 
-def _compact(unrolled: _Unrolled, channel: Tensor, ends: Tensor) -> FrozenGraph:
+def compact(unrolled: Unrolled, channel: Tensor, ends: Tensor) -> FrozenGraph:
     """Number what is needed anew: layers of inputs first, edges by target and source."""
     edge_index = torch.cat([index for index, _ in unrolled.edges], 1)
     weight = torch.cat([weight for _, weight in unrolled.edges])
@@ -234,7 +241,7 @@ def spread(marked: Tensor, edge_index: Tensor) -> Tensor:
         marked = found
 
 
-def _numbered(unrolled: _Unrolled) -> Iterator[tuple[Tensor, _Layer]]:
+def _numbered(unrolled: Unrolled) -> Iterator[tuple[Tensor, _Layer]]:
     first = 0
     for layer in unrolled.layers:
         yield torch.arange(first, first + len(layer.block.nodes), device="cpu"), layer

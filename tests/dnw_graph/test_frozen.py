@@ -301,7 +301,7 @@ def test_errors() -> None:
     topology = Topology.layered([2, 3, 2])
     continuous = NeuralGraph(topology, num_edges=5, node="relu", schedule="continuous")
     cases: list[tuple[nn.Module, str]] = [
-        (continuous, r"static, or in discrete time .* got schedule Continuous"),
+        (continuous, r"static or in discrete time, got schedule Continuous"),
         (NeuralGraph(topology, num_edges=5, node=Odd), r"node function Odd: give it a method form"),
         (Twice(), r"modules follow one another, .* here graph \(call module\)|add"),
         (nn.Linear(2, 2), r"found no NeuralGraph in the network; bake\(\)"),
