@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -99,3 +101,18 @@ def test_an_edited_wiring_is_trained_on() -> None:
     assert len(accuracies(first)) == 6
     assert accuracies(second)[-1] > 85
     assert re.search(r"^ \d+ hidden nodes, with [\d,]+ edges", second)
+
+
+def test_generators_are_compared_on_any_ten_classes(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for split, number in (("train", 8), ("test", 3)):
+        for label in range(10):
+            folder = tmp_path / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(number):
+                pixels = generator.integers(25 * label, 25 * label + 30, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    options = ["--images", "80", "--epochs", "2", "--seeds", "2"]
+    rows = example("examples/search_generators.py", "--data", str(tmp_path), *options).splitlines()
+    assert len(rows) == 2 + 8
+    assert all(" | 640 | " in row for row in rows[2:])

@@ -174,7 +174,7 @@ def test_random_graphs_of_other_functions_equal_the_reference(
     x = torch.randn(3, 2, 6, 5, dtype=torch.float64)
     results = [outputs_and_gradients(graph, x) for graph in (ours, theirs)]
     for mine, expected in zip(*results, strict=True):
-        assert torch.allclose(mine, expected, atol=1e-9, rtol=1e-9)
+        assert torch.allclose(mine, expected, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("node", ["relu", Mixed])
