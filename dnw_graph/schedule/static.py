@@ -6,6 +6,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 
+from dnw_graph.aggregation._kernels import TYPES
 from dnw_graph.aggregation.auto import SMALL
 from dnw_graph.node import fused
 from dnw_graph.schedule import _blocks, _maps, _pointwise
@@ -32,10 +33,11 @@ class _Sums:
 
 def _sums(flow: Flow, like: Tensor) -> "Chain | _Sums":
     """Return what sums messages like those of the first block."""
-    wiring, compiling = flow.wiring, torch.compiler.is_compiling()
-    if compiling or wiring.sampler is not None or not flow.aggregation.by_edge(wiring):
+    wiring, dtype = flow.wiring, fused.accepted(like)
+    compiled = flow.aggregation.by_edge(wiring) and dtype in TYPES
+    if not compiled or wiring.sampler is not None or torch.compiler.is_compiling():
         return _Sums(flow)
-    return Chain(wiring, flow.weight, like.to(fused.accepted(like)))
+    return Chain(wiring, flow.weight, like.to(dtype))
 
 
 @SCHEDULES.register("static")

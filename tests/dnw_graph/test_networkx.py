@@ -204,9 +204,11 @@ def test_a_smaller_budget_keeps_the_largest_of_the_real_edges(rule: str) -> None
 
 def test_another_backend_may_be_given() -> None:
     graph = NeuralGraph(Topology.layered([20, 20]), num_edges=20, backend="dense")
+    wiring = graph.to_networkx(candidates=True)
+    wiring.remove_edges_from([(u, v) for u, v in wiring.edges if v - u != 20])
     with pytest.raises(ValueError, match=r'backend dense cannot serve block 1.*backend="auto"'):
-        edited(graph, graph.to_networkx())
-    assert edited(graph, graph.to_networkx(), backend="auto").num_edges == 20
+        edited(graph, wiring, num_edges=10)
+    assert edited(graph, wiring, num_edges=10, backend="auto").num_edges == 10
 
 
 @pytest.mark.parametrize("weight", [None, "much"])

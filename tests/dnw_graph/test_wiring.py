@@ -206,7 +206,7 @@ def test_a_wiring_lists_its_edges_in_three_ways() -> None:
         ({}, r"num_edges.*is missing.*complete"),
         (
             {"rule": "dwn", "num_edges": 3},
-            r"unknown rule 'dwn'; did you mean 'dnw'\? \(known: complete, dnw",
+            r"unknown rule 'dwn'; did you mean 'dnw'\? \(known: complete, constant_fan_in, dnw",
         ),
     ],
 )
