@@ -153,8 +153,8 @@ def _to_input(maps, start, n, passed, a, slope, base, to):
 def node_forward(x, z, scale, shift, filters, mean, rstd, stride, given, eps, padded, out):
     """Write the states ``z [B, Ho, Wo]`` of one node with inputs ``x [B, H, W]``.
 
-    ``mean`` and ``rstd`` ``[G]`` are read where ``given``, else written; ``padded`` and ``out`` are
-    scratch of :func:`scratch` numbers, the former with zeros in the padding.
+    ``mean`` and ``rstd`` ``[G]`` are read where ``given``, else written; ``padded`` and ``out``
+    have room for :func:`images_at_once` padded images, the former with zeros in the padding.
     """
     B, H, W = x.shape
     G = len(mean)
@@ -175,20 +175,20 @@ def node_forward(x, z, scale, shift, filters, mean, rstd, stride, given, eps, pa
 
 @_jit.inline
 def node_backward(
-    grad, x, scale, shift, filters, mean, rstd, dx, dfilters, z, stride, given, scratch, passed
-):
+    grad, x, scale, shift, filters, mean, rstd, dx, dfilters, z, stride, given,
+    padded, centred, upstream, passed,
+):  # fmt: skip
     """Write the gradients to inputs and filters of one node; return those to scale and shift.
 
-    And the states ``z`` again, unless that is empty: their inputs are at hand anyway. ``scratch``
-    is three times that of :func:`node_forward`, with zeros, and ``passed`` as large as the padded
-    maps of the images that share statistics.
+    And the states ``z`` again, unless that is empty: their inputs are at hand anyway. ``padded``,
+    ``centred`` and ``upstream`` are scratch as for :func:`node_forward`, with zeros, and ``passed``
+    is as large as the padded maps of the images that share statistics.
     """
     B, H, W = x.shape
     G = len(mean)
     together = B // G
     P, plane = W + 2, (H + 2) * (W + 2)
     at_once = images_at_once(B, G, H, W)
-    padded, centred, upstream = scratch
     dfilters[:] = 0
     dscale = dshift = np.float64(0)
     for g in range(G):
@@ -272,12 +272,14 @@ def backward(
     plane = (H + 2) * (W + 2)
     size = images_at_once(B, G, H, W) * plane
     for c in numba.prange(chunks):
-        scratch = np.zeros((3, size), dtype=scale.dtype)
+        padded = np.zeros(size, dtype=scale.dtype)
+        centred = np.zeros(size, dtype=scale.dtype)
+        upstream = np.zeros(size, dtype=scale.dtype)
         passed = np.empty(B // G * plane, dtype=scale.dtype)
         for v in range(c * V // chunks, (c + 1) * V // chunks):
             affine = scale[v], shift[v], filters[v]
             states = z[v] if len(z) else z[:0].reshape(0, 0, 0)
             dscale[v], dshift[v] = node_backward(
                 grad[v], x[v], *affine, mean[v], rstd[v], dx[v], dfilters[v], states,
-                stride, given, scratch, passed,
+                stride, given, padded, centred, upstream, passed,
             )  # fmt: skip

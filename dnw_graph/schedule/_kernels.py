@@ -221,7 +221,7 @@ def backward_maps(
     size = images_at_once(B, mean.shape[1], H, W) * plane
     rows, upstream = to_inputs.reshape(V, N), grad.reshape(len(grad), N)
     of_inputs = to_states.reshape(len(to_states), N)
-    scratch = np.zeros((threads, 3, size), dtype=weight.dtype)
+    scratch = np.zeros((3, threads, size), dtype=weight.dtype)
     passed = np.empty((threads, B // mean.shape[1] * plane), dtype=weight.dtype)
     total = np.empty((threads, min(N, _TILE)), dtype=weight.dtype)
     summed = np.empty((threads, N), dtype=inputs.dtype)
@@ -244,5 +244,6 @@ def backward_maps(
                     affine = scale[p], shift[p], filters[p]
                     dscale[p], dshift[p] = node_backward(
                         own.reshape(B, H, W), inputs[v], *affine, mean[p], rstd[p], to_inputs[v],
-                        dfilters[p], inputs[:0, 0], 1, given, scratch[c], passed[c],
+                        dfilters[p], inputs[:0, 0], 1, given, scratch[0, c], scratch[1, c],
+                        scratch[2, c], passed[c],
                     )  # fmt: skip
