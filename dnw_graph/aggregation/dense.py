@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dnw_graph.aggregation import _matmul
 from dnw_graph.aggregation.base import BACKENDS, Aggregation, Pull
-from dnw_graph.aggregation.whole import PAIRS, DenseWholeGraph, WholeGraph
+from dnw_graph.aggregation.whole import DenseWholeGraph, WholeGraph, suits_dense_products
 from dnw_graph.topology import Block
 from dnw_graph.wiring import Wiring
 
@@ -17,14 +17,14 @@ class Dense(Aggregation):
     """Multiplies ``[targets, sources]`` matrices with zeros at hallucinated edges.
 
     Multiplies all pairs of nodes for the ``k`` edges that count, in exchange for the fastest
-    kernels there are; never waits for the device. At least one pair in :data:`PAIRS` has to be a
+    kernels there are; never waits for the device. At least one pair in 16 has to be a
     candidate. A state that is not finite spoils sums that do not include it, since 0 times infinity
     is not 0.
     """
 
     def supports(self, block: Block) -> bool:
         """See :meth:`Aggregation.supports`."""
-        return PAIRS * len(block.edges) >= block.pairs
+        return suits_dense_products(len(block.edges), block.pairs)
 
     def prepare(self, wiring: Wiring) -> Tensor:
         """See :meth:`Aggregation.prepare`: the weights of all candidates ``[E]``."""
@@ -83,7 +83,7 @@ class Dense(Aggregation):
 def find_places(wiring: Wiring) -> None:
     """Look up where candidates are in matrices, which compilers let no autograd function do."""
     for block in wiring.topology.blocks:
-        if not block.complete and PAIRS * len(block.edges) >= block.pairs:
+        if not block.complete and suits_dense_products(len(block.edges), block.pairs):
             wiring.topology.places_on(block, wiring.edge_id.device)
 
 

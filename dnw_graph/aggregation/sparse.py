@@ -9,7 +9,7 @@ from dnw_graph import _jit
 from dnw_graph.aggregation import _kernels
 from dnw_graph.aggregation.base import BACKENDS, Aggregation, Pull
 from dnw_graph.aggregation.dense import correlate_all, find_places
-from dnw_graph.aggregation.whole import PAIRS, SparseWholeGraph, WholeGraph
+from dnw_graph.aggregation.whole import SparseWholeGraph, WholeGraph, suits_dense_products
 from dnw_graph.wiring import Wiring
 
 
@@ -57,7 +57,7 @@ class Sparse(Aggregation):
             edges = wiring.position, wiring.edge_index[0], wiring.rowptr
             at = _place(pull, wiring)
             return _kernels.correlate(weight, *edges, *at, list(states), grad)
-        if PAIRS * len(pull.block.edges) >= pull.block.pairs:
+        if suits_dense_products(len(pull.block.edges), pull.block.pairs):
             return correlate_all(pull, states, grad, weight.dtype)
         candidates, at = self._all_candidates(pull), _place(pull, pull.wiring)
         return _kernels.correlate(weight, *candidates, *at, list(states), grad)

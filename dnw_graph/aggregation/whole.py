@@ -15,6 +15,12 @@ from dnw_graph.wiring import Wiring
 PAIRS = 16
 """Pairs of nodes per candidate up to which dense products pay."""
 
+
+def suits_dense_products(candidates: int, pairs: int) -> bool:
+    """Return whether so many of all pairs of nodes are candidates that dense products pay."""
+    return PAIRS * candidates >= pairs
+
+
 ByBlock = Mapping[int, Tensor]
 """States, or gradients to inputs, ``[nodes, *features]`` by index of the block."""
 
@@ -160,7 +166,7 @@ class Correlation:
         self._places = self._edges = None
         if kept is not None:
             self._edges = kept.position, kept.edge_index[0], kept.rowptr
-        elif PAIRS * topology.num_candidates >= topology.num_nodes**2:
+        elif suits_dense_products(topology.num_candidates, topology.num_nodes**2):
             self._places = topology.places_of_all_on(device)
         else:
             every, sources = topology.sources_of_all_on(device)

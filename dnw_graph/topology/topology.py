@@ -278,7 +278,8 @@ class Topology(Builders):
             width = 0
             for i in block.sources:
                 nodes = self.blocks[i].nodes
-                column[nodes.start : nodes.stop] = torch.arange(width, width + len(nodes))
+                own = torch.arange(width, width + len(nodes), device="cpu")
+                column[nodes.start : nodes.stop] = own
                 width += len(nodes)
             return ((target - block.nodes.start) * width + column[source],)
 
@@ -296,7 +297,9 @@ class Topology(Builders):
     def sources_of_all_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the ids of all candidates and their sources ``[E]`` each, on a device."""
         ids, sources = self.copies_on(
-            "sources", device, lambda: (torch.arange(self.num_candidates), self.edge_index[0])
+            "sources",
+            device,
+            lambda: (torch.arange(self.num_candidates, device="cpu"), self.edge_index[0]),
         )
         return ids, sources
 
