@@ -1,62 +1,120 @@
-"""Division of a gradient by a factored second moment: a factor a source and one a target."""
+"""The average of a gradient divided by a factored second moment."""
 
+from collections.abc import Iterator
+
+import numba
+import numpy as np
 import torch
 from torch import Tensor
 
-from dnw_graph.topology import Topology
+from dnw_graph import _jit
+from dnw_graph.topology import Block, Topology
 
-_QUIET = 0.01
-"""Share of the usual below which a source or a target is not amplified further: what it has is
-often rounding, as out of a node whose state is constant before a batch norm."""
+_LEAST = 0.01
+"""Smallest factor, as a share of the usual one: what a node has below it is often rounding, as out
+of a node whose state is constant before a batch norm, and must not be amplified."""
+
+_CHUNK = 64  # rows that are summed at a time, whatever the number of threads
 
 
-def divide_by_factors(grad: Tensor, topology: Topology, scale: Tensor) -> None:
-    r"""Replace ``grad`` by ``scale * grad / (r_u c_v)``, in place; 0 where ``r`` or ``c`` is 0.
+def average_factored(average: Tensor, grad: Tensor, topology: Topology, share: float) -> None:
+    r"""Move an average, in place, towards the gradient divided by its factors.
 
     .. math::
+        m_{uv} \leftarrow (1 - \text{share}) \, m_{uv} + \text{share} \, \frac{g_{uv}}{r_u c_v},
+        \qquad
         r_u^2 = \operatorname{mean}_v g_{uv}^2, \qquad
         c_v^2 = \operatorname{mean}_u (g_{uv} / r_u)^2
 
-    neither taken to be less than 1 % of what is usual in the graph. Sums have a fixed order.
+    Neither factor is taken to be less than 1 % of what is usual in the graph, and where one is 0,
+    so is the quotient. Sums have a fixed order.
 
     Args:
-        grad: A number a candidate ``[E]``, contiguous.
+        average: The average ``m`` ``[E]``, contiguous.
+        grad: The gradient ``g`` ``[E]``, contiguous.
         topology: The candidates.
-        scale: One number.
+        share: Weight of the gradient in the average, 0 to 1.
     """
     values = grad.float() if grad.dtype.itemsize < 4 else grad
-    by_source = _by_source(values, topology)
-    for block, sources in zip(topology.blocks, topology.source_lists_on(grad.device), strict=True):
-        part, factors = values[block.edges.start : block.edges.stop], by_source[sources]
-        if block.complete:
-            rows = part.view(len(block.nodes), -1).mul_(factors)
-            rows.mul_(scale * _inverse(rows.square().mean(1, keepdim=True), 1.0))
+    sums = _sums_by_source(values, topology)
+    mean = sums / topology.out_degree_on(grad.device).clamp_min(1)
+    by_source = _inverse_root(mean, sums.sum() / topology.num_candidates)
+    compiled = grad.is_cpu and average.dtype == values.dtype and _jit.can_compile()
+    for block, sources, part in _parts(values, topology):
+        mean_part, factors = average[block.edges.start : block.edges.stop], by_source[sources]
+        if block.complete and compiled:
+            rows, means = (_jit.array(x.view(len(block.nodes), -1)) for x in (part, mean_part))
+            _average_rows(rows, means, _jit.array(factors), share)
         else:
-            rowptr = topology.rowptr_on(grad.device)
-            ends = rowptr[block.nodes.start : block.nodes.stop + 1] - block.edges.start
-            degree = ends.diff()
-            part.mul_(factors)
-            mean = torch.segment_reduce(part.square(), "sum", offsets=ends) / degree.clamp_min(1)
-            by_target = scale * _inverse(mean, 1.0)
-            part.mul_(by_target.repeat_interleave(degree, output_size=len(part)))
-    if values is not grad:
-        grad.copy_(values)
+            mean_part.lerp_(_divided(part, factors, block, topology).to(average.dtype), share)
 
 
-def _by_source(grad: Tensor, topology: Topology) -> Tensor:
-    """Return ``1 / r_u`` ``[V]``."""
+def _parts(values: Tensor, topology: Topology) -> Iterator[tuple[Block, Tensor, Tensor]]:
+    """Yield each block, the sources of its candidates, and its part of a value a candidate."""
+    lists = topology.source_lists_on(values.device)
+    for block, sources in zip(topology.blocks, lists, strict=True):
+        yield block, sources, values[block.edges.start : block.edges.stop]
+
+
+def _sums_by_source(grad: Tensor, topology: Topology) -> Tensor:
+    """Return the sum of ``g_uv²`` over ``v`` ``[V]``."""
     sums = grad.new_zeros(topology.num_nodes)
-    for block, sources in zip(topology.blocks, topology.source_lists_on(grad.device), strict=True):
-        part = grad[block.edges.start : block.edges.stop]
+    for block, sources, part in _parts(grad, topology):
         if block.complete:
-            sums[sources] += part.view(len(block.nodes), -1).square().sum(0)
+            rows = part.view(len(block.nodes), -1)
+            if grad.is_cpu and _jit.can_compile():
+                chunks = rows.new_zeros(-(-len(rows) // _CHUNK), rows.shape[1])
+                _column_squares(_jit.array(rows), _jit.array(chunks))
+                squares = chunks.sum(0)
+            else:
+                squares = rows.square().sum(0)
+            sums[sources] += squares
         else:
             order, ends = topology.by_source_on(block, grad.device)
             sums += torch.segment_reduce(part[order].square(), "sum", offsets=ends)
-    mean = sums / topology.out_degree_on(grad.device).clamp_min(1)
-    return _inverse(mean, sums.sum() / topology.num_candidates)
+    return sums
 
 
-def _inverse(mean: Tensor, usual: Tensor | float) -> Tensor:
+def _divided(part: Tensor, by_source: Tensor, block: Block, topology: Topology) -> Tensor:
+    """Return a block's part of ``g_uv / (r_u c_v)``, given ``1 / r_u`` of its sources."""
+    if block.complete:
+        rows = part.view(len(block.nodes), -1) * by_source
+        return rows.mul_(_inverse_root(rows.square().mean(1, keepdim=True), 1.0)).view(-1)
+    rowptr = topology.rowptr_on(part.device)
+    ends = rowptr[block.nodes.start : block.nodes.stop + 1] - block.edges.start
+    degree = ends.diff()
+    part = part * by_source
+    mean = torch.segment_reduce(part.square(), "sum", offsets=ends) / degree.clamp_min(1)
+    by_target = _inverse_root(mean, 1.0)
+    return part.mul_(by_target.repeat_interleave(degree, output_size=len(part)))
+
+
+def _inverse_root(mean: Tensor, usual: Tensor | float) -> Tensor:
     """Return one over the root of a mean of squares, of at least 1 % of the usual; 0 for 0."""
-    return torch.where(mean > 0, mean.clamp_min(_QUIET**2 * usual).rsqrt(), 0)
+    return torch.where(mean > 0, mean.clamp_min(_LEAST**2 * usual).rsqrt(), 0)
+
+
+@_jit.Kernel
+def _column_squares(rows, sums):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Add the squares of each chunk of rows to a row of ``sums``."""
+    for chunk in numba.prange(sums.shape[0]):
+        total = sums[chunk]
+        for i in range(chunk * _CHUNK, min(rows.shape[0], (chunk + 1) * _CHUNK)):
+            for j in range(rows.shape[1]):
+                total[j] += rows[i, j] * rows[i, j]
+
+
+@_jit.Kernel
+def _average_rows(rows, average, by_source, share):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Move the rows of ``average`` towards ``rows / (r_u c_v)``, given ``1 / r_u``."""
+    columns = rows.shape[1]
+    kept, least = rows.dtype.type(1 - share), rows.dtype.type(_LEAST**2)
+    for i in numba.prange(rows.shape[0]):
+        total = rows.dtype.type(0)
+        for j in range(columns):
+            value = rows[i, j] * by_source[j]
+            total += value * value
+        mean = max(least, total / rows.dtype.type(columns))
+        factor = rows.dtype.type(share) / np.sqrt(mean) if total > 0 else rows.dtype.type(0)
+        for j in range(columns):
+            average[i, j] = kept * average[i, j] + rows[i, j] * by_source[j] * factor

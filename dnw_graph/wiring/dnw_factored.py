@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from dnw_graph.wiring._factors import divide_by_factors
+from dnw_graph._arena import empty
+from dnw_graph.wiring._factors import average_factored
 from dnw_graph.wiring.base import RULES, Candidates, Rule, RuleState
 from dnw_graph.wiring.select import top_k
 
@@ -78,9 +79,7 @@ class DNWFactored(Rule):
         weight, average = candidates.weight, candidates.state["average"]
         if len(edge_id) == len(weight):
             return None
-        factored = grad.clone()
-        divide_by_factors(factored, candidates.topology, torch.ones_like(grad[0]))
-        average.lerp_(factored, 1 - self.momentum)
+        average_factored(average, grad, candidates.topology, 1 - self.momentum)
         rate = self.rate * math.cos(math.pi / 2 * candidates.moment.progress)
         step = -rate * weight[edge_id].abs().amin()
-        return torch.addcmul(weight, average, step, out=factored)
+        return torch.addcmul(weight, average, step, out=empty(weight, weight.shape))

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from unittest import mock
 
 import networkx as nx
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from dnw_graph import NeuralGraph, Rule, Topology, attach, edited, freeze, sparsify
 from dnw_graph.wiring import Candidates, DNWFactored, top_k
-from dnw_graph.wiring._factors import divide_by_factors
+from dnw_graph.wiring._factors import average_factored
 from tests.conftest import ready, relative_error
 
 TOPOLOGY = Topology.layered([6, 8, 5])
@@ -46,9 +47,14 @@ def topologies(draw: st.DrawFn) -> Topology:
     return Topology.from_edges(torch.tensor(edges).t(), inputs=[0], outputs=[number - 1])
 
 
-@given(topologies(), st.sampled_from([torch.float32, torch.float64, torch.bfloat16]), st.data())
-def test_division_by_factors_is_what_it_says(
-    topology: Topology, dtype: torch.dtype, data: st.DataObject
+@pytest.mark.parametrize("compiled", [True, False])
+@given(
+    topology=topologies(),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    data=st.data(),
+)
+def test_the_average_of_factored_gradients_is_what_it_says(
+    compiled: bool, topology: Topology, dtype: torch.dtype, data: st.DataObject
 ) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
     grad = torch.randn(topology.num_candidates, generator=generator, dtype=torch.float64)
@@ -57,22 +63,27 @@ def test_division_by_factors_is_what_it_says(
     loud = 10 ** torch.randn(topology.num_nodes, generator=generator).double()
     source, target = topology.edge_index
     grad = (size * grad * loud[source]).masked_fill(silent[source] | silent[target], 0).to(dtype)
-    wanted = factored(grad.double().numpy(), topology.edge_index.numpy(), 0.5)
-    divide_by_factors(grad, topology, torch.tensor(0.5))
+    average = torch.rand(topology.num_candidates, generator=generator).to(dtype)
+    wanted = factored(grad.double().numpy(), topology.edge_index.numpy(), 0.25)
+    wanted += 0.75 * average.double().numpy()
+    with mock.patch("dnw_graph._jit.can_compile", return_value=compiled):
+        average_factored(average, grad, topology, 0.25)
     exact = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2}[dtype]
-    assert np.abs(grad.double().numpy() - wanted).max() <= exact * max(1e-30, np.abs(wanted).max())
+    error = np.abs(average.double().numpy() - wanted).max()
+    assert error <= exact * np.abs(wanted).max()
 
 
 def test_factored_gradients_do_not_depend_on_the_size_of_states_or_targets() -> None:
-    grad, scale = torch.randn(TOPOLOGY.num_candidates, dtype=torch.float64), torch.tensor(1.0)
+    grad = torch.randn(TOPOLOGY.num_candidates, dtype=torch.float64)
     source, target = TOPOLOGY.edge_index
     louder = grad * (1 + 9 * torch.rand(19))[source] * (1 + 9 * torch.rand(19))[target]
     # Alternating rows and columns once is not exact, but loud nodes are no longer ahead.
     before = louder.abs().log().std() - grad.abs().log().std()
-    for values in (grad, louder):
-        divide_by_factors(values, TOPOLOGY, scale)
+    quiet, loud = (torch.zeros_like(grad) for _ in range(2))
+    average_factored(quiet, grad, TOPOLOGY, 1.0)
+    average_factored(loud, louder, TOPOLOGY, 1.0)
     assert before > 0.1
-    assert float((louder - grad).abs().mean()) < 0.15 * float(grad.abs().mean())
+    assert float((loud - quiet).abs().mean()) < 0.15 * float(quiet.abs().mean())
 
 
 def moved(
