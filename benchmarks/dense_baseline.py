@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from models.mbv1 import MobileNetV1Config
 from models.mbv1_dnw import STAGES, Stage
 
-Choice = Literal["sort", "partition"]
+Selection = Literal["sort", "partition"]
 
 
 class _KeepLargest(torch.autograd.Function):
     """Zeroes all but the ``k`` largest magnitudes; the gradient passes to all."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, k: int, choice: Choice) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, k: int, selection: Selection) -> Tensor:
         magnitude, kept = weight.flatten().abs(), weight.clone()
         flat = kept.view(-1)
-        if choice == "sort":
+        if selection == "sort":
             flat[magnitude.sort().indices[: weight.numel() - k]] = 0
         else:
             flat[magnitude < magnitude.kthvalue(weight.numel() - k + 1).values] = 0
@@ -40,9 +40,9 @@ class _KeepLargest(torch.autograd.Function):
 class DenseStage(nn.Module):
     """One resolution as dense layers."""
 
-    def __init__(self, stage: Stage, k: int, choice: Choice, eps: float) -> None:
+    def __init__(self, stage: Stage, k: int, selection: Selection, eps: float) -> None:
         super().__init__()
-        self.stage, self.k, self.choice = stage, k, choice
+        self.stage, self.k, self.selection = stage, k, selection
         hidden = stage.width * (stage.blocks - 1)
         self.weight = nn.Parameter(
             torch.empty(stage.width * stage.blocks, stage.inputs + hidden, 1, 1)
@@ -59,7 +59,7 @@ class DenseStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs ``[B, width, H / stride, W / stride]``."""
-        weight = _KeepLargest.apply(self.weight, self.k, self.choice)
+        weight = _KeepLargest.apply(self.weight, self.k, self.selection)
         width, column = self.stage.width, 0
         waiting: Tensor | None = None  # what blocks still to come have received
         for row, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
@@ -76,15 +76,15 @@ class DenseBaseline(nn.Module):
 
     Args:
         config: Width, classes, image size, stem.
-        choice: How edges are chosen: a full sort, or a partition in its place.
+        selection: How edges are chosen: a full sort, or a partition in its place.
     """
 
-    def __init__(self, config: MobileNetV1Config, choice: Choice = "sort") -> None:
+    def __init__(self, config: MobileNetV1Config, selection: Selection = "sort") -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, STAGES[0].inputs, 3, config.stride, padding=1, bias=False)
         self.stages = nn.Sequential(
             *(
-                DenseStage(stage, stage.num_edges(config.exact_width), choice, config.norm_eps)
+                DenseStage(stage, stage.num_edges(config.exact_width), selection, config.norm_eps)
                 for stage in STAGES
             )
         )

@@ -106,8 +106,8 @@ def lived_in(model: nn.Module, x: Tensor) -> nn.Module:
 def with_backend(model: nn.Module, name: str) -> nn.Module:
     """Set how messages are summed."""
     for module in model.modules():
-        if hasattr(module, "aggregation"):
-            module.aggregation = BACKENDS.resolve(name)
+        if hasattr(module, "backend"):
+            module.backend = BACKENDS.resolve(name)
     return model
 
 

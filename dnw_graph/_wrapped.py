@@ -1,6 +1,6 @@
 """Networks inside of wrappers: compiled, averaged, or trained by several processes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,7 +35,8 @@ def unwrapped_names(state: Mapping[str, Tensor], expected: Iterable[str] = ()) -
         state: The state.
         expected: Names of the network itself, if known: some may begin with ``module.``.
     """
-    depth = min((_depth(name) for name in expected), default=0)
+    expected = set(expected)
+    depth = min(map(_depth, expected), default=0)
     plain = {
         ".".join(part for part in name.split(".") if part != _COMPILED): value
         for name, value in state.items()
@@ -43,8 +44,14 @@ def unwrapped_names(state: Mapping[str, Tensor], expected: Iterable[str] = ()) -
     while True:
         inner = {name: value for name, value in plain.items() if name != _AVERAGED}
         if not inner or min(map(_depth, inner)) <= depth:
-            return inner
+            return {_current(name, expected): value for name, value in inner.items()}
         plain = {name.removeprefix(_MODULE): value for name, value in inner.items()}
+
+
+def _current(name: str, expected: Collection[str]) -> str:
+    """Return today's name of a tensor, if that is expected: a selector was once a ``choice``."""
+    today = ".".join("selector" if part == "choice" else part for part in name.split("."))
+    return today if name not in expected and today in expected else name
 
 
 def _depth(name: str) -> int:

@@ -228,7 +228,7 @@ def _edges(layer: nn.modules.conv._ConvNd | nn.Linear) -> Cost:
     """Return a layer's real weights, and its edges if :func:`sparsify` made it sparse."""
     weight = Weight(layer)
     total, real = weight.stored.numel(), weight.num_real
-    if weight.choice is not None:
+    if weight.selector is not None:
         return Cost(parameters=real, real_edges=real, candidate_edges=total)
     return Cost(parameters=real or total)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dnw_graph._wrapped import unwrapped
-from dnw_graph.aggregation import Aggregation
+from dnw_graph.aggregation import Backend
 from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.schedule import Schedule
 from dnw_graph.topology import Topology
@@ -21,7 +21,7 @@ def edited(
     *,
     rule: str | Rule | type[Rule] | None = None,
     num_edges: int | None = None,
-    backend: str | Aggregation | type[Aggregation] | None = None,
+    backend: str | Backend | type[Backend] | None = None,
     allow_new_names: bool = False,
 ) -> NeuralGraph:
     """Return a graph like another one, with the edges of a networkx graph.
@@ -65,14 +65,14 @@ def edited(
         schedule=graph.schedule,
         stride=graph.stride,
         init=graph.init,
-        backend=graph.aggregation if backend is None else backend,
+        backend=graph.backend if backend is None else backend,
         **graph.functions,
     ).to(graph.weight)
     with torch.no_grad():
         weights, ids = _weights(new, wiring, graph)
-        if "edge_id" in new.choice._buffers:
-            _fix(weights, new.choice.get_buffer("edge_id"), ids)
-        new.choice.set_weights_of_candidates(new.weight, weights)
+        if "edge_id" in new.selector._buffers:
+            _fix(weights, new.selector.get_buffer("edge_id"), ids)
+        new.selector.set_weights_of_candidates(new.weight, weights)
         new.weight.requires_grad_(graph.weight.requires_grad)
         for ours, theirs in ((new.nodes, graph.nodes), (new.messages, graph.messages)):
             _keep_functions(ours, new.grouping.topology, theirs, graph.grouping.topology)
@@ -115,14 +115,14 @@ def _with_names_of(topology: Topology, wiring: nx.DiGraph, allow_new_names: bool
 def _weights(new: NeuralGraph, wiring: nx.DiGraph, graph: NeuralGraph) -> tuple[Tensor, Tensor]:
     """Return the weights of candidates ``[E]``, and the ids of those that are to be real."""
     names, ids = new.topology.names, []
-    drawn = new.choice.weights_of_candidates(new.weight)
+    drawn = new.selector.weights_of_candidates(new.weight)
     if new.rule.compact:  # one for each edge that may become real
         bound = new.bounds().repeat_interleave(new.topology.rowptr.diff())
         drawn.uniform_(-1, 1).mul_(bound.to(drawn))
     weights = drawn.tolist()
     before: dict[tuple[Hashable, Hashable], float] = {}
     if any("weight" not in data for _, _, data in wiring.edges(data=True)):
-        known = graph.choice.weights_of_candidates(graph.weight)
+        known = graph.selector.weights_of_candidates(graph.weight)
         if all(data.get("real", True) for _, _, data in wiring.edges(data=True)):
             real = graph.wiring()  # as in a pass, since no hallucinated edge is left beside them
             known[real.edge_id] = real.edge_weight

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from dnw_graph.aggregation import BACKENDS, Aggregation
+from dnw_graph._deprecated import warn_renamed
+from dnw_graph.aggregation import BACKENDS, Backend
 from dnw_graph.init import Init, Start, gain_of, resolve
 from dnw_graph.node import make_node
 from dnw_graph.node.base import NodeFactory
-from dnw_graph.schedule import SCHEDULES, Carried, Flow, Schedule
+from dnw_graph.schedule import SCHEDULES, ForwardPass, RecurrentState, Schedule
 from dnw_graph.topology import Role, Topology
 from dnw_graph.topology.exchange import nodes_to_networkx
-from dnw_graph.wiring import RULES, Choice, Rule, Wired, Wiring
+from dnw_graph.wiring import RULES, CandidateModule, EdgeSelector, Rule, Wiring
 
 
 class GraphState(NamedTuple):
@@ -35,7 +36,7 @@ class GraphState(NamedTuple):
         return GraphState(self.states.detach(), self.step)
 
 
-class NeuralGraph(Wired):
+class NeuralGraph(CandidateModule):
     r"""A graph whose nodes are channels and whose edges are learned along with their weights.
 
     .. math::
@@ -103,7 +104,7 @@ class NeuralGraph(Wired):
         output_node: str | NodeFactory = "identity",
         message: str | NodeFactory = "identity",
         init: str | Init | type[Init] | Callable[[Start], Tensor | float] | None = None,
-        backend: str | Aggregation | type[Aggregation] = "auto",
+        backend: str | Backend | type[Backend] = "auto",
     ) -> None:
         super().__init__()
         if not isinstance(topology, Topology):
@@ -116,13 +117,13 @@ class NeuralGraph(Wired):
         self.topology, self.stride = topology, stride
         rule = RULES.resolve(rule)
         self.schedule = SCHEDULES.resolve(schedule)
-        self.aggregation = BACKENDS.resolve(backend)
+        self.backend = BACKENDS.resolve(backend)
         self.schedule.check(topology)
         #: The blocks in which nodes fire, and in which node functions are built.
         self.grouping = self.schedule.group(topology)
         self._check_backend()
-        self.choice = Choice(rule, topology, rule.budget(num_edges, topology))
-        self.weight = nn.Parameter(torch.empty(self.choice.num_weights))
+        self.selector = EdgeSelector(rule, topology, rule.budget(num_edges, topology))
+        self.weight = nn.Parameter(torch.empty(self.selector.num_weights))
         #: What node functions and messages were asked for, by argument.
         self.functions: dict[str, Any] = {
             "node": node,
@@ -169,7 +170,7 @@ class NeuralGraph(Wired):
         if not equal and not self.rule.compact:
             factor = (bound / largest).repeat_interleave(self.topology.rowptr.diff())
             self.weight.detach().mul_(factor.to(self.weight))
-        self.choice.reset(self.weight)
+        self.selector.reset(self.weight)
         if not equal and self.rule.compact:  # whose edges are known now
             wiring = self.wiring()
             factor = (bound / largest).repeat_interleave(wiring.rowptr.diff().cpu())
@@ -194,21 +195,21 @@ class NeuralGraph(Wired):
     @property
     def rule(self) -> Rule:
         """What chooses the real edges."""
-        return self.choice.rule
+        return self.selector.rule
 
     @property
     def num_edges(self) -> int:
         """The budget ``k``."""
-        return self.choice.num_edges
+        return self.selector.num_edges
 
     @property
     def candidate_weight(self) -> nn.Parameter:
-        """See :attr:`Wired.candidate_weight`."""
+        """See :attr:`CandidateModule.candidate_weight`."""
         return self.weight
 
     def wiring(self, training: bool = False) -> Wiring:
         """Return the real edges at the present weights, in evaluation unless ``training``."""
-        return self.choice.wiring(self.weight, training)
+        return self.selector.wiring(self.weight, training)
 
     def forward(
         self, x: Tensor, state: GraphState | None = None, lengths: Tensor | None = None
@@ -233,28 +234,34 @@ class NeuralGraph(Wired):
         self.evaluations = {}
         if lengths is not None:
             x = self._without_padding(x, lengths)
-        carried = None if state is None else self._carried(state, x, lengths)
+        recurrent = None if state is None else self._recurrent_state(state, x, lengths)
         wiring = self.wiring(self.training).regrouped(self.grouping)
-        flow = Flow(
+        forward_pass = ForwardPass(
             wiring=wiring,
             weight=wiring.trained(self.weight),
-            aggregation=self.aggregation,
+            backend=self.backend,
             nodes=list(self.nodes),
             messages=list(self.messages),
             evaluations=self.evaluations,
-            carried=carried,
+            state=recurrent,
         )
         frames = [
             self._node_major(f) for f in (x.unbind(1) if self.schedule.takes_sequence else [x])
         ]
-        outputs = [self._batch_major(y) for y in self.schedule.run(flow, frames)]
+        outputs = [self._batch_major(y) for y in self.schedule.run(forward_pass, frames)]
         y = torch.stack(outputs, dim=1) if self.schedule.gives_sequence else outputs[0]
-        if carried is None:
+        if recurrent is None:
             return y
-        states, node = torch.cat(carried.states), self.grouping.node
+        states, node = torch.cat(recurrent.states), self.grouping.node
         if node is not None:
             states = states[node.argsort().to(states.device)]
-        return y, GraphState(states.transpose(0, 1), carried.step)
+        return y, GraphState(states.transpose(0, 1), recurrent.step)
+
+    @property
+    def aggregation(self) -> Backend:
+        """The backend, by an earlier name."""
+        warn_renamed("aggregation", "backend")
+        return self.backend
 
     def initial_state(self, x: Tensor) -> GraphState:
         """Return the state before anything flowed in, 0 everywhere, for inputs like ``x``."""
@@ -279,7 +286,9 @@ class NeuralGraph(Wired):
         there = torch.arange(frames, device=x.device) < lengths[:, None]
         return torch.where(there.view(batch, frames, *[1] * (x.dim() - 2)), x, 0)
 
-    def _carried(self, state: GraphState, x: Tensor, lengths: Tensor | None) -> Carried:
+    def _recurrent_state(
+        self, state: GraphState, x: Tensor, lengths: Tensor | None
+    ) -> RecurrentState:
         """Return a state as the schedule reads it: by block, node-major."""
         if not self.schedule.carries_state:
             raise ValueError(
@@ -298,7 +307,7 @@ class NeuralGraph(Wired):
             states = states[node.to(states.device)]
         sizes = [len(block.nodes) for block in self.grouping.topology.blocks]
         lengths = None if lengths is None else torch.as_tensor(lengths, device=x.device)
-        return Carried(list(states.contiguous().split(sizes)), state.step, lengths)
+        return RecurrentState(list(states.contiguous().split(sizes)), state.step, lengths)
 
     # Node-major inside: a graph's output is a view, which the next graph takes without a copy.
 
@@ -349,7 +358,7 @@ class NeuralGraph(Wired):
             graph.nodes[name]["alive"] = lives
         if candidates:
             ids = torch.arange(self.topology.num_candidates, device="cpu")
-            weights = self.choice.weights_of_candidates(self.weight)
+            weights = self.selector.weights_of_candidates(self.weight)
         else:
             ids, weights = wiring.edge_id.cpu(), wiring.edge_weight
         edges = self.topology.edges(ids).t().tolist()
@@ -384,9 +393,9 @@ class NeuralGraph(Wired):
 
     def _check_backend(self) -> None:
         for block in self.grouping.topology.blocks:
-            if block.edges and not self.aggregation.supports(block):
+            if block.edges and not self.backend.supports(block):
                 raise ValueError(
-                    f"backend {BACKENDS.name_of(self.aggregation)} cannot serve block "
+                    f"backend {BACKENDS.name_of(self.backend)} cannot serve block "
                     f"{block.index}, where {len(block.edges):,} of {block.pairs:,} pairs of nodes "
                     'are candidates; use backend="auto"'
                 )

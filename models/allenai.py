@@ -207,7 +207,7 @@ def _mobilenet(
         if random:
             to.shape(f"layers.{i}.graph.mask")
             mask = state[f"layers.{i}.graph.mask"] != 0
-            to.change(f"layers.{i}.graph.mask", f"graphs.{i}.choice.edge_id", _ids_of(stage))
+            to.change(f"layers.{i}.graph.mask", f"graphs.{i}.selector.edge_id", _ids_of(stage))
         else:
             edges = stage.inputs * stage.width + (stage.blocks - 1) * stage.width**2
             share = 1 - edges * (1 - prune_rate) ** 2 / matrix.numel()
@@ -270,7 +270,7 @@ def _tiny(
         num_edges = int(torch.count_nonzero(state[f"{inside}graph.mask"]))
         to.change(
             f"{inside}graph.mask",
-            "graph.choice.edge_id",
+            "graph.selector.edge_id",
             lambda mask: mask.flatten().nonzero().flatten(),
         )
     options: dict[str, Any] = {

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from dnw_graph import NeuralGraph, Rule, Topology
-from dnw_graph.aggregation import BACKENDS, Aggregation
+from dnw_graph.aggregation import BACKENDS, Backend
 from dnw_graph.node import NormReluConv
 from models.mbv1 import MobileNetV1Config
 from models.registry import register_model
@@ -62,7 +62,7 @@ class MobileNetV1GraphConfig(MobileNetV1Config):
 
     width: float = 0.225
     num_edges: tuple[int, ...] | None = None
-    backend: str | Aggregation | type[Aggregation] = "auto"
+    backend: str | Backend | type[Backend] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()

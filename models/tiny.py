@@ -6,7 +6,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from dnw_graph import NeuralGraph, Rule, Topology, frozen
-from dnw_graph.aggregation import BACKENDS, Aggregation
+from dnw_graph.aggregation import BACKENDS, Backend
 from dnw_graph.node import Norm, NormReluConv
 from dnw_graph.schedule import SCHEDULES
 from models.registry import ModelConfig, register_model
@@ -28,7 +28,7 @@ class TinyConfig(ModelConfig):
 
     rule: str | Rule | type[Rule] = "dnw"
     norm_eps: float = 1e-5
-    backend: str | Aggregation | type[Aggregation] = "auto"
+    backend: str | Backend | type[Backend] = "auto"
     schedule: str | None = None
 
     def __post_init__(self) -> None:

@@ -9,10 +9,10 @@ from train.cli import as_text, run_command
 from train.data import are_shards, open_source
 from train.metrics import Normalize
 from train.metrics import evaluate as measure
+from train.process_group import make_fabric
 from train.run import RunFolder, Weights
 from train.setup import make_batches
 from train.start import check_classes
-from train.world import make_fabric
 
 
 def evaluate(

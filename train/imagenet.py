@@ -59,7 +59,7 @@ def run_training(
     args = sys.argv[1:] if args is None else args
     options = parse_options(args, prog, description.strip(), defaults)
     training = Training(options)
-    first = training.world.first
+    first = training.processes.first
     if first:
         print(f"training {options.network.graph} into {training.folder.path}", flush=True)
     summary = training.fit()

@@ -12,10 +12,10 @@ from dnw_graph.node import synchronize_norms
 from train.average import averaged
 from train.data import Batches, ResidentBatches
 from train.metrics import Normalize, evaluate
+from train.process_group import ProcessGroup
 from train.run import RunConfig
 from train.setup import make_schedule
 from train.step import Gradients, Step, seed_step, why_not_finite
-from train.world import World
 
 LOOK_EVERY = 10
 """Steps between looks at what a GPU computed, for which it has to be waited for."""
@@ -32,7 +32,7 @@ class Learner:
         config: What is trained, how.
         model: The network.
         fabric: Launched.
-        world: Its processes.
+        processes: Those that train it.
         steps_per_epoch: Of the training.
 
     Attributes:
@@ -46,13 +46,13 @@ class Learner:
         config: RunConfig,
         model: nn.Module,
         fabric: Fabric,
-        world: World,
+        processes: ProcessGroup,
         steps_per_epoch: int,
     ) -> None:
         run, fit = config.options.run, config.options.optimization
-        self.fabric, self.world, self.per_epoch = fabric, world, steps_per_epoch
+        self.fabric, self.processes, self.per_epoch = fabric, processes, steps_per_epoch
         self.seed, self.num_classes = run.seed, len(config.classes)
-        if run.sync_norms and world.size > 1:
+        if run.sync_norms and processes.size > 1:
             model = synchronize_norms(model)
         self.normalize = Normalize(config).to(fabric.device)
         if run.precision == "64":
@@ -67,7 +67,7 @@ class Learner:
             self.run = torch.compile(model, mode="reduce-overhead" if on_gpu else "default")
         wrapped: Any = fabric.setup_module(self.run)
         # Where shares of images differ, others may be done with theirs: no process waits here.
-        self.evaluated: Any = self.run if world.size > 1 else wrapped
+        self.evaluated: Any = self.run if processes.size > 1 else wrapped
         attach(model, self.optimizer, total_steps=fit.epochs * steps_per_epoch, restart=True)
         self.schedule = make_schedule(self.optimizer, fit, steps_per_epoch)
         self.average = averaged(model, fit.ema_decay) if fit.ema_decay else None
@@ -86,7 +86,7 @@ class Learner:
             NotFiniteError: On a CPU before weights change; on a GPU every few steps.
         """
         self.lr = self.optimizer.param_groups[0]["lr"]
-        seed_step(self.seed, self.steps, self.world.rank)
+        seed_step(self.seed, self.steps, self.processes.rank)
         self.optimizer.zero_grad(set_to_none=True)
         step = self.gradients(images, labels)
         self.steps += 1
@@ -136,7 +136,7 @@ class Learner:
             networks["ema_"] = self.average.module
         found: dict[str, float] = {}
         for prefix, network in networks.items():
-            self.world.share_statistics(network)
+            self.processes.share_statistics(network)
             with self.fabric.autocast():
                 measured = evaluate(network, self.normalize, batches(), self.num_classes)
             found |= {f"{prefix}{name}": value for name, value in measured.items()}

@@ -19,6 +19,7 @@ from train.lock import RunLock
 from train.meter import EpochMeter
 from train.metrics import as_line, evaluations_of, progress, show
 from train.options import Options
+from train.process_group import ProcessGroup, make_fabric
 from train.provenance import how_to_run
 from train.report.page import report_of
 from train.run import RunConfig
@@ -31,7 +32,6 @@ from train.setup import (
     make_batches,
 )
 from train.start import begin_from
-from train.world import World, make_fabric
 
 
 class Training:
@@ -56,18 +56,18 @@ class Training:
             options = options.replace(out=default_folder(options))
         fabric = make_fabric(options.run.device, options.run.precision, many=True)
         fabric.launch()
-        self.world, self.device = World(fabric), fabric.device
+        self.processes, self.device = ProcessGroup(fabric), fabric.device
         # Nobody else writes to the folder from here on, so all processes see the same in it.
         self.lock = RunLock(Path(options.run.resume or str(options.run.out)))
-        if self.world.first and self.lock.folder.is_dir():
+        if self.processes.first and self.lock.folder.is_dir():
             self.lock.acquire()
-        self.world.wait()
+        self.processes.wait()
         options = go_on(options).resolved()
         check_curves(options)
         network = check_network(options)
         past = check_resume(options)
-        self.folder = past.folder if past else check_new(options, network, self.world.first)
-        self.world.wait()  # from here on the folder may change
+        self.folder = past.folder if past else check_new(options, network, self.processes.first)
+        self.processes.wait()  # from here on the folder may change
         source = open_source(**options.data.source())
         if past:
             past.check_images(source)
@@ -76,7 +76,7 @@ class Training:
         self.config = RunConfig.of(options, source)
         self.options, self.images = self.config.options, source.fingerprint()
         self.batches = make_batches(
-            source, self.config, self.device, self.world.rank, self.world.size
+            source, self.config, self.device, self.processes.rank, self.processes.size
         )
         self.batches.check()
         seed_everything(options.run.seed, verbose=False)
@@ -84,11 +84,11 @@ class Training:
         if not past:
             begin_from(model, options.run, self.config.classes)
             cost(model, options.data.image_size)  # an image that does not fit is noticed here
-        self.learner = Learner(self.config, model, fabric, self.world, self.batches.steps)
+        self.learner = Learner(self.config, model, fabric, self.processes, self.batches.steps)
         self.history = HistoryWriter(self.folder.path, self.plain_model, self.batches.steps)
         self.checkpoints = Checkpoints(self.folder.path)
         self.curves = Curves(self.folder.path, self.config)
-        self.interrupts = interrupts or Interrupts(patient=self.world.size > 1)
+        self.interrupts = interrupts or Interrupts(patient=self.processes.size > 1)
         self.saved_at = time.monotonic()
         self.rows: list[dict[str, Any]] = []
         self.epoch = self.done = 0
@@ -96,7 +96,7 @@ class Training:
             self.meter = EpochMeter(len(self.config.classes), self.device, {})
             self.load_state_dict(past.state)
             unfinished = self.epoch < options.optimization.epochs
-            if self.world.first and unfinished and self.options != past.config.options:
+            if self.processes.first and unfinished and self.options != past.config.options:
                 self.folder.save_config(self.config)
         else:
             self.meter = self._new_meter()
@@ -108,7 +108,7 @@ class Training:
         return self.learner.plain_model
 
     def _begin(self, overwrite: bool) -> None:
-        if self.world.first:
+        if self.processes.first:
             if not self.lock.is_held:
                 self.folder.path.mkdir(parents=True, exist_ok=True)
                 self.lock.acquire()
@@ -143,7 +143,7 @@ class Training:
         try:
             self.learner.load_state_dict(state)
             self.epoch, self.done, self.rows = state["epoch"], state["done"], state["rows"]
-            self.meter.load_state_dict(state["meter"], self.world.rank)
+            self.meter.load_state_dict(state["meter"], self.processes.rank)
             self.batches.bad.paths.update(state["bad_images"])
             self.curves.run_id = state["wandb"]
         except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
@@ -160,13 +160,13 @@ class Training:
                 that took over the folder.
         """
         epochs = self.options.optimization.epochs
-        if self.epoch == epochs and self.world.first:
+        if self.epoch == epochs and self.processes.first:
             print(f"{self.folder.path} is finished already: {epochs} of {epochs} epochs")
         with self.interrupts:
             try:
                 while self.epoch < epochs:
                     self.advance()
-                    if self.world.first:
+                    if self.processes.first:
                         print(as_line(self.rows[-1], epochs), flush=True)
                 return self.finish()
             finally:
@@ -175,13 +175,13 @@ class Training:
     def finish(self) -> dict[str, Any]:
         """Write the summary of a run that has had its last epoch, and return it."""
         summary = self.summary()
-        if self.world.first:
+        if self.processes.first:
             self.lock.check()
             self.folder.save_summary(summary)
             if self.options.run.report:
                 report_of(self.folder.path, self.config)
             self.curves.close()
-        self.world.wait()
+        self.processes.wait()
         return summary
 
     def advance(self) -> None:
@@ -200,7 +200,7 @@ class Training:
         self.rows.append(row)
         self.epoch, self.done = self.epoch + 1, 0
         self.meter = self._new_meter()
-        if self.world.first:
+        if self.processes.first:
             self.lock.check()
             self.curves.add(row)
             self.folder.save_weights("last", self.plain_model, self.config)
@@ -233,17 +233,17 @@ class Training:
             OSError: It could not be written; the checkpoints before are still there.
         """
         self.learner.check_weights()
-        self.world.check_wiring(self.plain_model, self.learner.steps)
+        self.processes.check_wiring(self.plain_model, self.learner.steps)
         self._gather_bad_images()
         with self.meter.summed():
-            if self.world.first:
+            if self.processes.first:
                 self.lock.check()
                 self.checkpoints.save(self.state_dict(), self.learner.steps)
         self.saved_at = time.monotonic()
 
     def _gather_bad_images(self) -> None:
         """Let every process know of the bad images that any has found."""
-        for paths in self.world.gather(self.batches.bad.paths):
+        for paths in self.processes.gather(self.batches.bad.paths):
             self.batches.bad.paths.update(paths)
 
     def _pause(self) -> None:
@@ -251,7 +251,7 @@ class Training:
         run = self.options.run
         due = bool(self.done and run.checkpoint_every and self.done % run.checkpoint_every == 0)
         late = time.monotonic() - self.saved_at > 60 * run.checkpoint_minutes
-        stop, save = self.world.largest(self.interrupts.received, int(due or late))
+        stop, save = self.processes.largest(self.interrupts.received, int(due or late))
         if stop or save:
             self.checkpoint()
         if stop:
@@ -270,7 +270,7 @@ class Training:
         self.learner.plain_model.train()
         before = time.perf_counter()
         title = f"epoch {self.epoch + 1}/{self.options.optimization.epochs}"
-        with progress(title, steps * self.batches.batch_size, self.world.first) as bar:
+        with progress(title, steps * self.batches.batch_size, self.processes.first) as bar:
             bar.update(self.done * self.batches.batch_size)
             for images, labels in self.batches.train(self.epoch, self.done):
                 began = time.perf_counter()
@@ -286,14 +286,14 @@ class Training:
                 self._record()
                 self._pause()
                 bar.update(self.batches.batch_size)
-                if self.done % LOOK_EVERY == 0 and not bar.disable and self.world.size == 1:
+                if self.done % LOOK_EVERY == 0 and not bar.disable and self.processes.size == 1:
                     show(bar, meter.loss, meter.accuracy, meter.changed(self.plain_model))
 
     def _record(self) -> None:
         """Write what changed in the wiring, where it is time within an epoch."""
         every = self.options.run.history_every
         within = self.done < self.batches.steps
-        if self.world.first and every and self.done % every == 0 and within:
+        if self.processes.first and every and self.done % every == 0 and within:
             self.lock.check()
             self.history.record(self.learner.steps)
 
@@ -306,7 +306,7 @@ class Training:
             self.learner.recalibrate(self.batches, fit.epochs, fit.recalibrate)
         measured = self.learner.measure(self._validation)
         self._gather_bad_images()
-        if self.world.first:
+        if self.processes.first:
             self.lock.check()
             self.history.record((self.epoch + 1) * self.batches.steps)
         trained = meter.seconds["training"]
@@ -327,7 +327,7 @@ class Training:
         """Yield the validation images; stop where a signal asks for it."""
         for batch in self.batches.validation():
             if self.interrupts.received:
-                if self.world.size == 1:  # others may be done, and agree on nothing
+                if self.processes.size == 1:  # others may be done, and agree on nothing
                     self.checkpoint()
                 self._stop(self.interrupts.received)
             yield batch

@@ -12,9 +12,9 @@ import tyro
 from train.cli import run_command
 from train.data import evaluation_transform, read_image
 from train.metrics import Normalize
+from train.process_group import make_fabric
 from train.provenance import how_to_run
 from train.run import RunFolder, Weights
-from train.world import make_fabric
 
 Guess = tuple[str, float]  # class name and probability
 

@@ -13,9 +13,9 @@ from torch import nn
 from train.checkpoint import Checkpoints
 from train.data import Batches, ResidentBatches, Source, fits
 from train.options import OptimizationOptions, Options
+from train.process_group import restarted
 from train.run import RunConfig, RunFolder, build_network
 from train.start import check_classes, check_from, network_weights
-from train.world import restarted
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ FREE_ON_RESUME = {
 
 
 def make_batches(
-    source: Source, config: RunConfig, device: torch.device, rank: int = 0, world: int = 1
+    source: Source, config: RunConfig, device: torch.device, rank: int = 0, world_size: int = 1
 ) -> Batches | ResidentBatches:
     """Return a process' part of the batches of a run, on its own images or others.
 
@@ -37,10 +37,10 @@ def make_batches(
     options, source = config.options, replace(source, augmentation=config.augmentation)
     size, batch_size = options.data.image_size, options.optimization.batch_size
     seed = options.run.seed
-    if batch_size % world:
+    if batch_size % world_size:
         raise ValueError(
             f"--batch-size {batch_size} counts the images of all processes, and has to be a "
-            f"multiple of their number, {world}"
+            f"multiple of their number, {world_size}"
         )
     if fits(source):
         return ResidentBatches(
@@ -50,7 +50,7 @@ def make_batches(
             seed=seed,
             device=device,
             rank=rank,
-            world=world,
+            world_size=world_size,
         )
     return Batches(
         source,
@@ -60,7 +60,7 @@ def make_batches(
         workers=options.data.workers,
         on_cpu=device.type == "cpu",
         rank=rank,
-        world=world,
+        world_size=world_size,
     )
 
 
@@ -114,7 +114,7 @@ def go_on(options: Options) -> Options:
 
 
 @dataclass(frozen=True)
-class Past:
+class PreviousRun:
     """A run that is continued: its folder, configuration and state."""
 
     folder: RunFolder
@@ -133,7 +133,7 @@ class Past:
             )
 
 
-def check_resume(options: Options) -> Past | None:
+def check_resume(options: Options) -> PreviousRun | None:
     """Return the run that options continue, if they do.
 
     Raises:
@@ -160,7 +160,7 @@ def check_resume(options: Options) -> Past | None:
             f"--resume {folder.path}), or start a new run from its network with "
             f"--init {folder.path}"
         )
-    return Past(folder, config, state)
+    return PreviousRun(folder, config, state)
 
 
 def _differences(theirs: Options, ours: Options) -> dict[str, tuple[Any, Any]]:

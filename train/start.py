@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 import dnw_graph
-from dnw_graph.wiring import Complete, choices
+from dnw_graph._wrapped import unwrapped_names
+from dnw_graph.wiring import Complete, selectors
 from train.data import class_name
 from train.options import Options, RunOptions
 from train.run import RunFolder, build_network
@@ -28,7 +29,8 @@ def network_weights(folder: RunFolder, network: nn.Module) -> dict[str, Tensor]:
         ValueError: Not a run folder, or the run's network is another one.
     """
     classifier = _classifier(folder.load_config().options)
-    theirs, ours = folder.load_weights("last"), network.state_dict()
+    ours = network.state_dict()
+    theirs = unwrapped_names(folder.load_weights("last"), ours)
     taken = {k: v for k, v in theirs.items() if not k.startswith(classifier)}
     kept = {k for k in ours if k.startswith(classifier)}
     apart = sorted((taken.keys() | kept) ^ ours.keys())
@@ -57,7 +59,7 @@ def check_from(options: Options, network: nn.Module) -> None:
         options: The options of a new run.
         network: Its network, without memory for its weights.
     """
-    sources = {use.choice.rule.starts_from for use in choices(network)}
+    sources = {entry.selector.rule.starts_from for entry in selectors(network)}
     rule, run = options.network.rule, options.run
     if sources <= {"itself"}:
         if run.from_run is not None:
@@ -77,7 +79,9 @@ def check_from(options: Options, network: nn.Module) -> None:
     theirs, ours = folder.load_config().options, options.network
     kept = theirs.network
     with torch.device("meta"):
-        rules = {type(use.choice.rule) for use in choices(build_network(theirs, num_classes=2))}
+        rules = {
+            type(entry.selector.rule) for entry in selectors(build_network(theirs, num_classes=2))
+        }
     if not rules <= {Complete}:
         raise ValueError(
             f"--from {folder.path} is a run of {kept}; it has to be of a complete graph, "

@@ -24,7 +24,7 @@ import torch
 import tyro
 
 from dnw_graph import Cost, cost
-from dnw_graph.wiring import NeverActsWarning, choices
+from dnw_graph.wiring import NeverActsWarning, selectors
 from train.checkpoint import Checkpoints
 from train.cli import load_recipe, run_command
 from train.files import atomically
@@ -146,8 +146,8 @@ def _check_acts(cell: Cell) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", NeverActsWarning)
-            for use in choices(network):
-                use.choice.rule.check_length(fit.epochs * (images // fit.batch_size))
+            for entry in selectors(network):
+                entry.selector.rule.check_length(fit.epochs * (images // fit.batch_size))
     except NeverActsWarning as warning:
         raise _never_acts(cell.row, warning) from None
 

@@ -1,7 +1,8 @@
 """How messages are summed: I = A Z, with straight-through gradients to every candidate."""
 
+from dnw_graph._deprecated import renamed
 from dnw_graph.aggregation.auto import Auto
-from dnw_graph.aggregation.base import BACKENDS, Aggregation
+from dnw_graph.aggregation.base import BACKENDS, Backend
 from dnw_graph.aggregation.dense import Dense
 from dnw_graph.aggregation.reference import Reference
 from dnw_graph.aggregation.sparse import Sparse
@@ -9,10 +10,12 @@ from dnw_graph.aggregation.whole import Correlation
 
 __all__ = [
     "BACKENDS",
-    "Aggregation",
     "Auto",
+    "Backend",
     "Correlation",
     "Dense",
     "Reference",
     "Sparse",
 ]
+
+__getattr__ = renamed(__name__, {"Aggregation": "Backend"})

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from dnw_graph import _jit
-from dnw_graph.aggregation.base import BACKENDS, Aggregation, Pull
+from dnw_graph.aggregation.base import BACKENDS, Backend, BlockEdges
 from dnw_graph.aggregation.dense import Dense
 from dnw_graph.aggregation.reference import Reference
 from dnw_graph.aggregation.sparse import Sparse
@@ -24,7 +24,7 @@ SMALL = 32
 
 
 @BACKENDS.register("auto")
-class Auto(Aggregation):
+class Auto(Backend):
     """Sparse on a CPU unless most candidates are real; dense on a GPU where the block allows it.
 
     Where Numba's compiler is disabled, a CPU is treated as a GPU is.
@@ -35,9 +35,9 @@ class Auto(Aggregation):
         self._dense, self._reference = Dense(), Reference()
         self._sparse = Sparse() if _jit.can_compile() else self._reference
 
-    def choose(self, pull: Pull, weight: Tensor) -> Aggregation:
+    def choose(self, edges: BlockEdges, weight: Tensor) -> Backend:
         """Return the backend for one block."""
-        block, wiring = pull.block, pull.wiring
+        block, wiring = edges.block, edges.wiring
         share = len(wiring.edge_id) / wiring.topology.num_candidates
         few = share * len(block.edges) < DENSE_FROM * block.pairs or wiring.slot is not None
         if few and self._compiled(wiring):
@@ -45,17 +45,17 @@ class Auto(Aggregation):
         return self._dense if self._dense.supports(block) else self._reference
 
     def prepare(self, wiring: Wiring) -> Any:
-        """See :meth:`Aggregation.prepare`."""
+        """See :meth:`Backend.prepare`."""
         return (self._sparse if self._few(wiring) else self._dense).prepare(wiring)
 
     def whole_graph(self, wiring: Wiring) -> WholeGraph | None:
-        """See :meth:`Aggregation.whole_graph`."""
+        """See :meth:`Backend.whole_graph`."""
         if type(self) is not Auto:
             return None
         return (self._sparse if self._few(wiring) else self._dense).whole_graph(wiring)
 
     def by_edge(self, wiring: Wiring) -> bool:
-        """See :meth:`Aggregation.by_edge`: here, where real edges are few, or blocks small."""
+        """See :meth:`Backend.by_edge`: here, where real edges are few, or blocks small."""
         topology = wiring.topology
         small = topology.num_nodes < SMALL * len(topology.blocks)
         few = self._few(wiring) or (small and self._compiled(wiring))
@@ -73,7 +73,7 @@ class Auto(Aggregation):
         """Return whether there are compiled sums over real edges."""
         return wiring.edge_id.is_cpu and _jit.can_compile()
 
-    def forward(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
-        """See :meth:`Aggregation.forward`."""
-        result: Tensor = self.choose(pull, weight)(pull, weight, states)
+    def forward(self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
+        """See :meth:`Backend.forward`."""
+        result: Tensor = self.choose(edges, weight)(edges, weight, states)
         return result

@@ -17,14 +17,14 @@ from dnw_graph.wiring import Sampler, Wiring
 
 
 @dataclass(frozen=True)
-class Pull:
+class BlockEdges:
     """One block's request for its inputs: which nodes, from where, over which edges.
 
     Attributes:
         block: The block whose inputs are wanted.
         sources: The blocks it may be fed by, in the order of the states that come along.
         wiring: The real edges of the whole graph.
-        prepared: What the backend's :meth:`~Aggregation.prepare` made of the wiring, if it was
+        prepared: What the backend's :meth:`~Backend.prepare` made of the wiring, if it was
             asked.
     """
 
@@ -34,7 +34,7 @@ class Pull:
     prepared: Any = None
 
 
-class Aggregation(MessagePassing):  # type: ignore[misc]
+class Backend(MessagePassing):  # type: ignore[misc]
     r"""Sums messages over real edges, and hands a gradient to every candidate.
 
     .. math::
@@ -51,18 +51,18 @@ class Aggregation(MessagePassing):  # type: ignore[misc]
     :math:`Z` comes as one tensor ``[nodes, *features]`` a source block (for images the features are
     ``B, H, W``) and the candidate weights of one block as ``[E of the block]``. Of these a backend
     takes the type and hands them their gradient; the values :math:`w_{uv}` of a pass are in
-    ``pull.wiring.edge_weight``, since a rule may replace them (:meth:`Rule.edge_weight`). Where
+    ``edges.wiring.edge_weight``, since a rule may replace them (:meth:`Rule.edge_weight`). Where
     only real edges have weights, :math:`E` is to be read as :math:`k` (:meth:`Wiring.span`).
     """
 
     def __init__(self) -> None:
         super().__init__(aggr="sum", node_dim=0)
 
-    def forward(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
+    def forward(self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
         """Return the inputs of a block.
 
         Args:
-            pull: The block and its real edges.
+            edges: The block and its real edges.
             weight: Weights of the candidates into the block ``[E of the block]``.
             states: States of the source blocks, each ``[nodes, *features]``.
 
@@ -72,26 +72,28 @@ class Aggregation(MessagePassing):  # type: ignore[misc]
         device = weight.device.type
         if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
             states = [z.to(torch.get_autocast_dtype(device)) for z in states]
-        result: Tensor = _StraightThrough.apply(self, pull, weight, *states)
+        result: Tensor = _StraightThrough.apply(self, edges, weight, *states)
         return result
 
     @abstractmethod
-    def message_and_aggregate(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
+    def message_and_aggregate(
+        self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor]
+    ) -> Tensor:
         """Return ``I = A Z`` ``[nodes, *features]`` over the real edges, in memory of its own."""
 
     @abstractmethod
     def gradient_to_states(
-        self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
+        self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> list[Tensor]:
         """Return ``A^T dL/dI``, one tensor a source block, over the real edges."""
 
     @abstractmethod
     def gradient_to_weight(
-        self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
+        self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> Tensor:
         """Return ``<Z_u, dL/dI_v>`` ``[E of the block]`` in the type of ``weight``.
 
-        Of every candidate, or of those in ``pull.wiring.with_gradient`` and 0 elsewhere.
+        Of every candidate, or of those in ``edges.wiring.with_gradient`` and 0 elsewhere.
         """
 
     def whole_graph(self, wiring: Wiring) -> WholeGraph | None:
@@ -109,7 +111,7 @@ class Aggregation(MessagePassing):  # type: ignore[misc]
         return False
 
     def prepare(self, wiring: Wiring) -> Any:
-        """Return what all blocks of a pass share; they are given it as :attr:`Pull.prepared`."""
+        """Return what all blocks of a pass share, for :attr:`BlockEdges.prepared`."""
         return None
 
     def supports(self, block: Block) -> bool:
@@ -122,11 +124,11 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, backend: Aggregation, pull: Pull, weight: Tensor, *states: Tensor
+        ctx: Any, backend: Backend, edges: BlockEdges, weight: Tensor, *states: Tensor
     ) -> Tensor:
-        ctx.backend, ctx.pull = backend, pull
+        ctx.backend, ctx.edges = backend, edges
         ctx.save_for_backward(weight, *states)
-        return backend.message_and_aggregate(pull, weight, states)
+        return backend.message_and_aggregate(edges, weight, states)
 
     @staticmethod
     @once_differentiable
@@ -135,18 +137,18 @@ class _StraightThrough(torch.autograd.Function):
         grad = grad.contiguous()
         to_weight, to_states = None, [None] * len(states)
         if ctx.needs_input_grad[2]:
-            to_weight = ctx.backend.gradient_to_weight(ctx.pull, weight, states, grad)
-            if ctx.pull.wiring.sampler is not None:
-                _observe(ctx.pull.wiring.sampler, ctx.backend, ctx.pull, weight, states, grad)
+            to_weight = ctx.backend.gradient_to_weight(ctx.edges, weight, states, grad)
+            if ctx.edges.wiring.sampler is not None:
+                _observe(ctx.edges.wiring.sampler, ctx.backend, ctx.edges, weight, states, grad)
         if any(ctx.needs_input_grad[3:]):
-            to_states = ctx.backend.gradient_to_states(ctx.pull, weight, states, grad)
+            to_states = ctx.backend.gradient_to_states(ctx.edges, weight, states, grad)
         return None, None, to_weight, *to_states
 
 
 def _observe(
     sampler: Sampler,
-    backend: Aggregation,
-    pull: Pull,
+    backend: Backend,
+    edges: BlockEdges,
     weight: Tensor,
     states: Sequence[Tensor],
     grad: Tensor,
@@ -154,12 +156,12 @@ def _observe(
     """Let a sampler see a block in the backward, and compute the gradients that it asks for."""
 
     def correlate(wiring: Wiring) -> Tensor:
-        asked = replace(pull, wiring=wiring)
+        asked = replace(edges, wiring=wiring)
         return backend.gradient_to_weight(
             asked, weight.new_zeros(len(wiring.edge_id)), states, grad
         )
 
-    sampler.observe(pull.block, states, grad, correlate)
+    sampler.observe(edges.block, states, grad, correlate)
 
 
-BACKENDS = PartRegistry("backend", Aggregation)
+BACKENDS = PartRegistry("backend", Backend)

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from dnw_graph.aggregation import _matmul
-from dnw_graph.aggregation.base import BACKENDS, Aggregation, Pull
+from dnw_graph.aggregation.base import BACKENDS, Backend, BlockEdges
 from dnw_graph.aggregation.whole import DenseWholeGraph, WholeGraph, suits_dense_products
 from dnw_graph.topology import Block
 from dnw_graph.wiring import Wiring
 
 
 @BACKENDS.register("dense")
-class Dense(Aggregation):
+class Dense(Backend):
     """Multiplies ``[targets, sources]`` matrices with zeros at hallucinated edges.
 
     Multiplies all pairs of nodes for the ``k`` edges that count, in exchange for the fastest
@@ -23,27 +23,29 @@ class Dense(Aggregation):
     """
 
     def supports(self, block: Block) -> bool:
-        """See :meth:`Aggregation.supports`."""
+        """See :meth:`Backend.supports`."""
         return suits_dense_products(len(block.edges), block.pairs)
 
     def prepare(self, wiring: Wiring) -> Tensor:
-        """See :meth:`Aggregation.prepare`: the weights of all candidates ``[E]``."""
+        """See :meth:`Backend.prepare`: the weights of all candidates ``[E]``."""
         find_places(wiring)
         return wiring.candidate_weight
 
-    def message_and_aggregate(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
-        """See :meth:`Aggregation.message_and_aggregate`; here they are one matrix product."""
-        matrix = self._matrix(pull, states[0].dtype)
+    def message_and_aggregate(
+        self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor]
+    ) -> Tensor:
+        """See :meth:`Backend.message_and_aggregate`; here they are one matrix product."""
+        matrix = self._matrix(edges, states[0].dtype)
         out = matrix.new_empty(len(matrix), *states[0].shape[1:])
         for cols, z in _matmul.columns(states):
             _matmul.add_product(matrix[:, cols], z, _matmul.matrix(out), first=cols.start == 0)
         return out
 
     def gradient_to_states(
-        self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
+        self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> list[Tensor]:
-        """See :meth:`Aggregation.gradient_to_states`."""
-        matrix = self._matrix(pull, grad.dtype)
+        """See :meth:`Backend.gradient_to_states`."""
+        matrix = self._matrix(edges, grad.dtype)
         outs = [grad.new_empty(len(z), *grad.shape[1:]) for z in states]
         for (cols, _), out in zip(_matmul.columns(states), outs, strict=True):
             flat = _matmul.matrix(out)
@@ -51,11 +53,11 @@ class Dense(Aggregation):
         return outs
 
     def gradient_to_weight(
-        self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
+        self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> Tensor:
-        """See :meth:`Aggregation.gradient_to_weight`."""
-        block, wiring = pull.block, pull.wiring.with_gradient
-        out = correlate_all(pull, states, grad, weight.dtype)
+        """See :meth:`Backend.gradient_to_weight`."""
+        block, wiring = edges.block, edges.wiring.with_gradient
+        out = correlate_all(edges, states, grad, weight.dtype)
         if wiring is None:
             return out
         if wiring.slot is not None:
@@ -64,15 +66,15 @@ class Dense(Aggregation):
         return out * wiring.mask[block.edges.start : block.edges.stop]
 
     def whole_graph(self, wiring: Wiring) -> WholeGraph | None:
-        """See :meth:`Aggregation.whole_graph`."""
+        """See :meth:`Backend.whole_graph`."""
         if type(self) is not Dense or wiring.slot is not None:
             return None
         return DenseWholeGraph(wiring)
 
-    def _matrix(self, pull: Pull, dtype: torch.dtype) -> Tensor:
+    def _matrix(self, edges: BlockEdges, dtype: torch.dtype) -> Tensor:
         """Return the weights into a block ``[targets, sources]``, 0 where there is no real edge."""
-        block, topology = pull.block, pull.wiring.topology
-        weight = self.prepare(pull.wiring) if pull.prepared is None else pull.prepared
+        block, topology = edges.block, edges.wiring.topology
+        weight = self.prepare(edges.wiring) if edges.prepared is None else edges.prepared
         weight = weight[block.edges.start : block.edges.stop].to(dtype)
         if not block.complete:
             places = topology.places_on(block, weight.device)
@@ -87,9 +89,11 @@ def find_places(wiring: Wiring) -> None:
             wiring.topology.places_on(block, wiring.edge_id.device)
 
 
-def correlate_all(pull: Pull, states: Sequence[Tensor], grad: Tensor, dtype: torch.dtype) -> Tensor:
+def correlate_all(
+    edges: BlockEdges, states: Sequence[Tensor], grad: Tensor, dtype: torch.dtype
+) -> Tensor:
     """Return ``<Z_u, dL/dI_v>`` of every candidate into a block ``[E of the block]``."""
     found = _matmul.outer(list(states), grad, dtype)
-    if pull.block.complete:
+    if edges.block.complete:
         return found
-    return found[pull.wiring.topology.places_on(pull.block, found.device)]
+    return found[edges.wiring.topology.places_on(edges.block, found.device)]

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from torch_geometric.utils import segment
 
-from dnw_graph.aggregation.base import BACKENDS, Aggregation, Pull
+from dnw_graph.aggregation.base import BACKENDS, Backend, BlockEdges
 from dnw_graph.wiring import Wiring
 
 _ELEMENTS_AT_ONCE = 1 << 26  # 256 MB of float32 messages while candidates are gone through
 
 
 @BACKENDS.register("reference")
-class Reference(Aggregation):
+class Reference(Backend):
     """Plain message passing, on any device and topology; every other backend must equal it.
 
     Memory is ``k * B * H * W`` for the messages. Sums are deterministic: torch-scatter's
@@ -22,38 +22,43 @@ class Reference(Aggregation):
     """
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def forward(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
-        """See :meth:`Aggregation.forward`; a compiler leaves it as it is."""
-        return super().forward(pull, weight, states)
+    def forward(self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
+        """See :meth:`Backend.forward`; a compiler leaves it as it is."""
+        return super().forward(edges, weight, states)
 
-    def message_and_aggregate(self, pull: Pull, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
-        """See :meth:`Aggregation.message_and_aggregate`; here they are two steps."""
-        (edge_index, _), w = self._edges(pull, pull.wiring), self._edge_weight(pull)
+    def message_and_aggregate(
+        self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor]
+    ) -> Tensor:
+        """See :meth:`Backend.message_and_aggregate`; here they are two steps."""
+        (edge_index, _), w = self._edges(edges, edges.wiring), self._edge_weight(edges)
         x = torch.cat(list(states)).to(weight.dtype)
-        out = self._sum(x, edge_index, w, len(pull.block.nodes))
+        out = self._sum(x, edge_index, w, len(edges.block.nodes))
         return out.to(states[0].dtype)
 
     def gradient_to_states(
-        self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
+        self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> list[Tensor]:
-        """See :meth:`Aggregation.gradient_to_states`."""
-        edge_index, _ = self._edges(pull, pull.wiring)
+        """See :meth:`Backend.gradient_to_states`."""
+        edge_index, _ = self._edges(edges, edges.wiring)
         order = edge_index[0].argsort(stable=True)
         sizes = [len(z) for z in states]
-        backwards, w = edge_index.flip(0)[:, order], self._edge_weight(pull)[order]
+        backwards, w = edge_index.flip(0)[:, order], self._edge_weight(edges)[order]
         out = self._sum(grad.to(weight.dtype), backwards, w, sum(sizes))
         return list(out.to(states[0].dtype).split(sizes))
 
     def gradient_to_weight(
-        self, pull: Pull, weight: Tensor, states: Sequence[Tensor], grad: Tensor
+        self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> Tensor:
-        """See :meth:`Aggregation.gradient_to_weight`."""
-        wiring = pull.wiring.with_gradient
+        """See :meth:`Backend.gradient_to_weight`."""
+        wiring = edges.wiring.with_gradient
         if wiring is None:
-            start, edge_id = pull.block.edges.start, torch.arange(len(weight), device=weight.device)
-            edge_index = self._renumbered(pull, pull.wiring.topology.edges(start + edge_id))
+            start, edge_id = (
+                edges.block.edges.start,
+                torch.arange(len(weight), device=weight.device),
+            )
+            edge_index = self._renumbered(edges, edges.wiring.topology.edges(start + edge_id))
         else:
-            edge_index, edge_id = self._edges(pull, wiring)
+            edge_index, edge_id = self._edges(edges, wiring)
         x, grad = torch.cat(list(states)).to(weight.dtype), grad.to(weight.dtype)
         out = torch.zeros_like(weight)
         step = max(1, _ELEMENTS_AT_ONCE // max(1, grad[0].numel()))
@@ -85,27 +90,27 @@ class Reference(Aggregation):
         )
         return out
 
-    def _edges(self, pull: Pull, wiring: Wiring) -> tuple[Tensor, Tensor]:
+    def _edges(self, edges: BlockEdges, wiring: Wiring) -> tuple[Tensor, Tensor]:
         """Return a wiring's edges into the block and their places among its candidates."""
-        rowptr, nodes = wiring.rowptr, pull.block.nodes
-        edges = slice(int(rowptr[nodes.start]), int(rowptr[nodes.stop]))
-        edge_id = wiring.position[edges] - wiring.span(pull.block).start
-        edge_index = wiring.topology.edges(wiring.edge_id[edges])
-        return self._renumbered(pull, edge_index), edge_id
+        rowptr, nodes = wiring.rowptr, edges.block.nodes
+        span = slice(int(rowptr[nodes.start]), int(rowptr[nodes.stop]))
+        edge_id = wiring.position[span] - wiring.span(edges.block).start
+        edge_index = wiring.topology.edges(wiring.edge_id[span])
+        return self._renumbered(edges, edge_index), edge_id
 
     @staticmethod
-    def _edge_weight(pull: Pull) -> Tensor:
+    def _edge_weight(edges: BlockEdges) -> Tensor:
         """Return the weights of the real edges into the block."""
-        rowptr, nodes = pull.wiring.rowptr, pull.block.nodes
-        return pull.wiring.edge_weight[int(rowptr[nodes.start]) : int(rowptr[nodes.stop])]
+        rowptr, nodes = edges.wiring.rowptr, edges.block.nodes
+        return edges.wiring.edge_weight[int(rowptr[nodes.start]) : int(rowptr[nodes.stop])]
 
     @staticmethod
-    def _renumbered(pull: Pull, edge_index: Tensor) -> Tensor:
+    def _renumbered(edges: BlockEdges, edge_index: Tensor) -> Tensor:
         """Renumber sources by row of the stacked states, targets by row of the block."""
-        row = edge_index.new_zeros(max((s.nodes.stop for s in pull.sources), default=0))
+        row = edge_index.new_zeros(max((s.nodes.stop for s in edges.sources), default=0))
         at = 0
-        for source in pull.sources:
+        for source in edges.sources:
             nodes = source.nodes
             row[nodes.start : nodes.stop] = torch.arange(at, at + len(nodes), device=row.device)
             at += len(nodes)
-        return torch.stack([row[edge_index[0]], edge_index[1] - pull.block.nodes.start])
+        return torch.stack([row[edge_index[0]], edge_index[1] - edges.block.nodes.start])

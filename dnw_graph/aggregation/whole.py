@@ -26,7 +26,7 @@ ByBlock = Mapping[int, Tensor]
 
 
 class WholeGraph(ABC):
-    """What :class:`Aggregation` computes by target block; here, by source in the backward.
+    """What :class:`Backend` computes by target block; here, by source in the backward.
 
     The gradient to a block's states is then one sum over all that it feeds, with nothing to be
     added up afterwards, and its states are needed only once. Blocks are complete.
@@ -39,7 +39,7 @@ class WholeGraph(ABC):
         self.wiring, self.topology = wiring, wiring.topology
 
     @abstractmethod
-    def pull(self, block: Block, states: ByBlock) -> Tensor:
+    def aggregate(self, block: Block, states: ByBlock) -> Tensor:
         """Return the inputs ``I`` of a block, given the states of the blocks that feed it."""
 
     def edges_by_source(self) -> Any:
@@ -77,7 +77,7 @@ class WholeGraph(ABC):
 class SparseWholeGraph(WholeGraph):
     """Over real edges only, on a CPU."""
 
-    def pull(self, block: Block, states: ByBlock) -> Tensor:
+    def aggregate(self, block: Block, states: ByBlock) -> Tensor:
         """See :class:`WholeGraph`."""
         wiring = self.wiring
         edges = wiring.edge_weight, wiring.edge_index[0], wiring.rowptr
@@ -122,7 +122,7 @@ class DenseWholeGraph(WholeGraph):
         kept = wiring.with_gradient
         self._kept = None if kept is None else kept.mask
 
-    def pull(self, block: Block, states: ByBlock) -> Tensor:
+    def aggregate(self, block: Block, states: ByBlock) -> Tensor:
         """See :class:`WholeGraph`."""
         weights = {i: self._real(i, block.index, z.dtype) for i, z in states.items()}
         like = next(iter(states.values()))

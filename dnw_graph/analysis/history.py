@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dnw_graph._wrapped import unwrapped
-from dnw_graph.wiring import choices
+from dnw_graph.wiring import selectors
 
 Ids = NDArray[np.int64]
 """Ids of candidate edges, ascending."""
@@ -300,8 +300,8 @@ def real_edges(model: nn.Module) -> dict[str, tuple[Ids, int]]:
     By name of the module; of a graph that is the whole network, ``"graph"``.
     """
     found = {}
-    for name, choice, weight in choices(unwrapped(model)):
-        edge_id = choice.select(weight.detach(), training=False).edge_id
+    for name, selector, weight in selectors(unwrapped(model)):
+        edge_id = selector.select(weight.detach(), training=False).edge_id
         ids = torch.sort(edge_id).values.cpu().numpy().astype(np.int64)
-        found[name or "graph"] = ids, choice.topology.num_candidates
+        found[name or "graph"] = ids, selector.topology.num_candidates
     return found

@@ -14,7 +14,7 @@ from torch import nn
 
 from dnw_graph._wrapped import unwrapped
 from dnw_graph.topology import Role, Topology
-from dnw_graph.wiring import Wiring, choices, whole
+from dnw_graph.wiring import Wiring, selectors, whole
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -215,14 +215,14 @@ def structure_of(
 def structures_of(model: nn.Module) -> dict[str, Structure]:
     """Return the real edges of each graph and sparse layer of a network, by name of the module."""
     found = {}
-    for name, choice, weight in choices(unwrapped(model)):
-        flat = choice.flat(whole(weight.detach()))
-        wiring = Wiring.of(choice.select(flat, training=False), flat, choice.topology)
-        source, target = choice.topology.edges(wiring.edge_id.cpu()).numpy()
+    for name, selector, weight in selectors(unwrapped(model)):
+        flat = selector.flat(whole(weight.detach()))
+        wiring = Wiring.of(selector.select(flat, training=False), flat, selector.topology)
+        source, target = selector.topology.edges(wiring.edge_id.cpu()).numpy()
         values = wiring.edge_weight.detach().double().cpu().numpy()
         layer = name.removesuffix("parametrizations.weight").removesuffix(".")
         layer = layer.replace("parametrizations.", "")  # of another parameter
-        found[layer] = Structure(choice.topology, source, target, values)
+        found[layer] = Structure(selector.topology, source, target, values)
     return found
 
 

@@ -27,7 +27,7 @@ PLAN_BYTES = 2**28  # memory of their plans, but for the last one
 
 
 @dataclass(frozen=True)
-class Choice:
+class PartKernel:
     """How the inputs of a part are summed.
 
     Attributes:
@@ -67,7 +67,7 @@ class Engine:
     def __init__(self, graph: "FrozenGraph") -> None:
         self.graph = graph
         self._plans: dict[tuple[int, ...], _Plan] = {}
-        self._choices: dict[tuple[int, int], list[Choice]] = {}
+        self._kernels_by_scale: dict[tuple[int, int], list[PartKernel]] = {}
         self._matrices: dict[int, tuple[Tensor, slice]] = {}
         self._lock = threading.Lock()
         self.parts, self.nodes = _live_parts(graph)
@@ -158,10 +158,10 @@ class Engine:
             and bool(self.graph.reached[: len(self.graph.inputs)].all())
         )
 
-    def choices(self, x: Tensor) -> list[Choice]:
+    def part_kernels(self, x: Tensor) -> list[PartKernel]:
         """Return how sums are formed for such an input ``[1, ...]``."""
         with self._lock:
-            return self._plan(x, 1).choices
+            return self._plan(x, 1).part_kernels
 
     def _plan(self, x: Tensor, batch: int, stem: nn.Conv2d | None = None) -> "_Plan":
         key = (batch, *x.shape, id(stem), torch.get_num_threads())
@@ -192,18 +192,18 @@ class Engine:
             self._matrices[at] = matrix, rows
         return self._matrices[at]
 
-    def known_choices(self, positions: int) -> list[Choice] | None:
+    def known_kernels(self, positions: int) -> list[PartKernel] | None:
         """Return how sums are best formed for about so many pixels, if that was measured.
 
         Args:
             positions: Pixels of the input, of all images that go through together.
         """
-        return self._choices.get(self._scale(positions))
+        return self._kernels_by_scale.get(self._scale(positions))
 
-    def remember(self, positions: int, choices: list[Choice]) -> None:
-        """Keep what was measured for :meth:`known_choices`."""
-        self._choices[self._scale(positions)] = choices
-        dense = {c.at for known in self._choices.values() for c in known if c.is_dense}
+    def remember(self, positions: int, part_kernels: list[PartKernel]) -> None:
+        """Keep what was measured for :meth:`known_kernels`."""
+        self._kernels_by_scale[self._scale(positions)] = part_kernels
+        dense = {c.at for known in self._kernels_by_scale.values() for c in known if c.is_dense}
         self._matrices = {at: found for at, found in self._matrices.items() if at in dense}
 
     def _scale(self, positions: int) -> tuple[int, int]:
@@ -401,18 +401,18 @@ class _Plan:
     def _choose(self, x: Tensor) -> None:
         """Form the sums of each part in the way that is fastest for inputs of about this size."""
         positions = self.batch * math.prod(self.sizes[0])
-        choices = self.engine.known_choices(positions)
-        if choices is None:
-            choices = self._measured(x)
-            self.engine.remember(positions, choices)
-        self.choices = choices
-        for choice in choices:
-            self.blocks[choice.at, kernels.KIND] = choice.kind
-        self.dense = {c.at: self.engine.matrix(c.at) for c in choices if c.is_dense}
+        part_kernels = self.engine.known_kernels(positions)
+        if part_kernels is None:
+            part_kernels = self._measured(x)
+            self.engine.remember(positions, part_kernels)
+        self.part_kernels = part_kernels
+        for part_kernel in part_kernels:
+            self.blocks[part_kernel.at, kernels.KIND] = part_kernel.kind
+        self.dense = {c.at: self.engine.matrix(c.at) for c in part_kernels if c.is_dense}
 
-    def _measured(self, x: Tensor) -> list[Choice]:
+    def _measured(self, x: Tensor) -> list[PartKernel]:
         """Time the sums of each part by every kernel, and return the fastest ones."""
-        engine, choices = self.engine, []
+        engine, part_kernels = self.engine, []
         out = np.zeros((len(x), *self.outputs), dtype=np.float32)
         for at, part in enumerate(engine.parts):
             first, past = self.blocks[at, :2]
@@ -429,8 +429,8 @@ class _Plan:
             self.blocks[at, kernels.KIND] = kind
             sparse = min(seconds[kernels.BY_TILE], seconds[kernels.BY_NODE])
             dense = seconds[kernels.SUMMED]
-            choices.append(Choice(at, part, kind, edges, matrix.numel(), sparse, dense))
-        return choices
+            part_kernels.append(PartKernel(at, part, kind, edges, matrix.numel(), sparse, dense))
+        return part_kernels
 
     @property
     def nbytes(self) -> int:

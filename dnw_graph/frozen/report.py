@@ -147,11 +147,11 @@ def _counted(layer: nn.Module, x: Tensor, out: Tensor, live: Tensor) -> tuple[in
 
 
 def _remark(graph: FrozenGraph, x: Tensor) -> str:
-    choices = graph.engine.choices(x)
-    dense = sum(choice.is_dense for choice in choices)
+    part_kernels = graph.engine.part_kernels(x)
+    dense = sum(part_kernel.is_dense for part_kernel in part_kernels)
     hidden = sum(len(p) for p in graph.parts if p.role == Role.HIDDEN)
     constants = int((~graph.reached).sum())
     return (
         f"{graph.num_nodes} nodes ({hidden} hidden, {constants} constant), "
-        f"{graph.num_edges:,} edges; {len(choices) - dense} sums sparse, {dense} dense"
+        f"{graph.num_edges:,} edges; {len(part_kernels) - dense} sums sparse, {dense} dense"
     )

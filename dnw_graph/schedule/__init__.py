@@ -1,17 +1,33 @@
 """When nodes fire: by block (static); in discrete or continuous time."""
 
-from dnw_graph.schedule.base import SCHEDULES, Carried, Flow, PullFunction, Schedule
+from dnw_graph._deprecated import renamed
+from dnw_graph.schedule.base import (
+    SCHEDULES,
+    AggregateFunction,
+    ForwardPass,
+    RecurrentState,
+    Schedule,
+)
 from dnw_graph.schedule.continuous import Continuous
 from dnw_graph.schedule.discrete import Discrete
 from dnw_graph.schedule.static import Static
 
 __all__ = [
     "SCHEDULES",
-    "Carried",
+    "AggregateFunction",
     "Continuous",
     "Discrete",
-    "Flow",
-    "PullFunction",
+    "ForwardPass",
+    "RecurrentState",
     "Schedule",
     "Static",
 ]
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "Carried": "RecurrentState",
+        "Flow": "ForwardPass",
+        "PullFunction": "AggregateFunction",
+    },
+)

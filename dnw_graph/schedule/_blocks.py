@@ -15,29 +15,29 @@ from torch.autograd.function import once_differentiable
 from dnw_graph._arena import empty
 from dnw_graph.aggregation.whole import WholeGraph
 from dnw_graph.node import NormReluConv, fused
-from dnw_graph.schedule.base import Flow, is_identity, is_observed
+from dnw_graph.schedule.base import ForwardPass, is_identity, is_observed
 from dnw_graph.topology import Block, Role
 
 
-def run(flow: Flow, x: Tensor) -> Tensor | None:
+def run(forward_pass: ForwardPass, x: Tensor) -> Tensor | None:
     """Return the states of the output nodes, or None where the graph is not of this kind.
 
     Args:
-        flow: The graph.
+        forward_pass: The graph.
         x: Inputs of the input nodes ``[inputs, B, H, W]``, by number of the node.
 
     Returns:
         States ``[outputs, B, H / stride, W / stride]``, by number of the node.
     """
-    blocks, nodes = flow.topology.blocks, flow.nodes
-    if x.dim() != 4 or flow.wiring.sampler is not None:
+    blocks, nodes = forward_pass.topology.blocks, forward_pass.nodes
+    if x.dim() != 4 or forward_pass.wiring.sampler is not None:
         return None
     ends = {block.index for block in blocks if block.role == Role.OUTPUT}
-    if not all(map(_known, blocks, nodes, flow.messages)):
+    if not all(map(_known, blocks, nodes, forward_pass.messages)):
         return None
     if any(ends.intersection(block.sources) for block in blocks):  # outputs that feed others
         return None
-    products = flow.aggregation.whole_graph(flow.wiring)
+    products = forward_pass.backend.whole_graph(forward_pass.wiring)
     if products is None:
         return None
     x, stride = x.to(fused.accepted(x)), int(nodes[0].stride)  # type: ignore[arg-type]
@@ -53,7 +53,7 @@ def run(flow: Flow, x: Tensor) -> Tensor | None:
             computing.append((node, maps))
     tensors = [t for p in plans for t in (p.scale, p.shift, p.filters, p.mean, p.rstd)]
     settings = [(p.stride, p.eps, p.given) for p in plans]
-    y, *statistics = _Function.apply(products, settings, flow.weight, x, *tensors)
+    y, *statistics = _Function.apply(products, settings, forward_pass.weight, x, *tensors)
     for i, (node, maps) in enumerate(computing):
         mean, rstd = statistics[2 * i : 2 * i + 2]
         node.learn(mean, rstd, maps[0].numel())
@@ -104,7 +104,7 @@ class _Function(torch.autograd.Function):
                 maps = x[taken : taken + len(block.nodes)]
                 taken += len(block.nodes)
             else:
-                maps = products.pull(block, {i: states[i] for i in block.sources})
+                maps = products.aggregate(block, {i: states[i] for i in block.sources})
             if block.role == Role.OUTPUT:
                 outputs.append(maps)
                 continue

@@ -37,10 +37,10 @@ class Chain:
         # Stands for the buffer: has its shape, no memory, and the buffer of gradients as gradient.
         self._link: Tensor = _Begin.apply(self._shared, weight, like.detach())
 
-    def pull(self, block: Block) -> Tensor:
+    def aggregate(self, block: Block) -> Tensor:
         """Return the inputs of a block ``[nodes, *features]``."""
         inputs: Tensor
-        inputs, self._link = _Pull.apply(self._shared, block, self._link)
+        inputs, self._link = _Aggregate.apply(self._shared, block, self._link)
         return inputs
 
     def push(self, block: Block, messages: Tensor) -> None:
@@ -81,7 +81,7 @@ class _Begin(torch.autograd.Function):
         return None, shared.correlation(shared.messages, grads, ctx.dtype), None
 
 
-class _Pull(torch.autograd.Function):
+class _Aggregate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shared: _Shared, block: Block, link: Tensor) -> tuple[Tensor, Tensor]:
         ctx.shared, ctx.block = shared, block

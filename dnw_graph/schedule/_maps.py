@@ -18,7 +18,7 @@ from dnw_graph.aggregation import Correlation
 from dnw_graph.aggregation._kernels import TYPES, by_source, wide
 from dnw_graph.node import NormReluConv, ReluConv, fused
 from dnw_graph.schedule import _kernels
-from dnw_graph.schedule.base import Flow, is_identity, is_observed
+from dnw_graph.schedule.base import ForwardPass, is_identity, is_observed
 from dnw_graph.topology import Role, Topology
 from dnw_graph.wiring import Wiring
 
@@ -38,28 +38,30 @@ class _Nodes:
     norms: list[nn.BatchNorm2d]
 
 
-def run(flow: Flow, x: Tensor) -> Tensor | None:
+def run(forward_pass: ForwardPass, x: Tensor) -> Tensor | None:
     """Return the states of the output nodes, or None where the graph is not of this kind.
 
     Args:
-        flow: The graph.
+        forward_pass: The graph.
         x: Inputs of the input nodes ``[inputs, B, H, W]``, by number of the node.
 
     Returns:
         States ``[outputs, B, H / stride, W / stride]``, by number of the node.
     """
-    wiring = flow.wiring
+    wiring = forward_pass.wiring
     known = x.is_cpu and x.dim() == 4 and x.numel() and fused.accepted(x) in TYPES
-    if not known or wiring.sampler is not None or not flow.aggregation.by_edge(wiring):
+    if not known or wiring.sampler is not None or not forward_pass.backend.by_edge(wiring):
         return None
     x = x.to(fused.accepted(x)).contiguous()
-    nodes = _nodes(flow, x)
+    nodes = _nodes(forward_pass, x)
     if nodes is None:
         return None
-    plan, stride = nodes.plan, int(flow.nodes[0].stride)  # type: ignore[arg-type]
+    plan, stride = nodes.plan, int(forward_pass.nodes[0].stride)  # type: ignore[arg-type]
     tensors = plan.scale, plan.shift, plan.filters, plan.mean, plan.rstd
     settings = stride, plan.eps, plan.given
-    y, mean, rstd = _Function.apply(wiring, Correlation(wiring), settings, flow.weight, x, *tensors)
+    y, mean, rstd = _Function.apply(
+        wiring, Correlation(wiring), settings, forward_pass.weight, x, *tensors
+    )
     counts = torch.full_like(mean, y[0].numel())
     counts[: len(x)] = x[0].numel()
     _learn(nodes, mean, rstd, counts)
@@ -67,10 +69,12 @@ def run(flow: Flow, x: Tensor) -> Tensor | None:
     return result
 
 
-def _nodes(flow: Flow, x: Tensor) -> _Nodes | None:
+def _nodes(forward_pass: ForwardPass, x: Tensor) -> _Nodes | None:
     """Return what the nodes have; None if compiled code does not know one of them."""
     computing: list[Any] = []
-    for block, node, message in zip(flow.topology.blocks, flow.nodes, flow.messages, strict=True):
+    for block, node, message in zip(
+        forward_pass.topology.blocks, forward_pass.nodes, forward_pass.messages, strict=True
+    ):
         if is_observed(node) or not is_identity(message) or is_observed(message):
             return None
         if block.role != Role.OUTPUT:
@@ -84,7 +88,7 @@ def _nodes(flow: Flow, x: Tensor) -> _Nodes | None:
         same = type(node) is type(first) and node.use_fused
         if not same or node.conv.weight.dtype not in (torch.float32, torch.float64):
             return None
-    inputs = sum(block.role == Role.INPUT for block in flow.topology.blocks)
+    inputs = sum(block.role == Role.INPUT for block in forward_pass.topology.blocks)
     if any(node.stride != first.stride for node in computing[:inputs]):
         return None
     if any(node.stride != 1 for node in computing[inputs:]):

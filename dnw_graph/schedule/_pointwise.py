@@ -16,7 +16,7 @@ from dnw_graph.aggregation import Correlation
 from dnw_graph.aggregation._kernels import TYPES, wide
 from dnw_graph.node import Bias, Gelu, Identity, Linear, Relu, Tanh, fused
 from dnw_graph.schedule import _kernels
-from dnw_graph.schedule.base import Flow, is_identity, is_observed
+from dnw_graph.schedule.base import ForwardPass, is_identity, is_observed
 from dnw_graph.topology import Role
 from dnw_graph.wiring import Wiring
 
@@ -29,26 +29,28 @@ KINDS = {
 KNOWN = (Bias, Gelu, Identity, Linear, Relu, Tanh)
 
 
-def run(flow: Flow, x: Tensor) -> Tensor | None:
+def run(forward_pass: ForwardPass, x: Tensor) -> Tensor | None:
     """Return the states of the output nodes, or None where the graph is not of this kind.
 
     Args:
-        flow: The graph.
+        forward_pass: The graph.
         x: Inputs of the input nodes ``[inputs, *features]``, by number of the node.
 
     Returns:
         States ``[outputs, *features]``, by number of the node.
     """
-    wiring = flow.wiring
+    wiring = forward_pass.wiring
     x = x.to(fused.accepted(x))
     if not x.is_cpu or x.dtype not in TYPES or not x.numel() or wiring.sampler is not None:
         return None
-    if not flow.aggregation.by_edge(wiring) or not all(map(_known, flow.nodes, flow.messages)):
+    if not forward_pass.backend.by_edge(wiring) or not all(
+        map(_known, forward_pass.nodes, forward_pass.messages)
+    ):
         return None
     like = wide(wiring.edge_weight)
-    scale, shift = (_affine(flow.nodes, name, like) for name in ("scale", "bias"))
-    keeps_inputs = scale is not None or shift is not None or _needs_inputs(flow)
-    tensors = _kinds(flow), flow.weight, x, scale, shift
+    scale, shift = (_affine(forward_pass.nodes, name, like) for name in ("scale", "bias"))
+    keeps_inputs = scale is not None or shift is not None or _needs_inputs(forward_pass)
+    tensors = _kinds(forward_pass), forward_pass.weight, x, scale, shift
     result: Tensor = _Function.apply(wiring, Correlation(wiring), keeps_inputs, *tensors)
     return result
 
@@ -60,17 +62,17 @@ def _known(node: nn.Module, message: nn.Module) -> bool:
     return is_identity(message) and type(node) in KNOWN
 
 
-def _kinds(flow: Flow) -> Tensor:
+def _kinds(forward_pass: ForwardPass) -> Tensor:
     """Return the kind of each node's activation ``[V]``, int8."""
-    kinds = [KINDS[node.activation] for node in flow.nodes]  # type: ignore[index]
-    sizes = torch.tensor([len(block.nodes) for block in flow.topology.blocks], device="cpu")
+    kinds = [KINDS[node.activation] for node in forward_pass.nodes]  # type: ignore[index]
+    sizes = torch.tensor([len(block.nodes) for block in forward_pass.topology.blocks], device="cpu")
     each = torch.tensor(kinds, dtype=torch.int8, device="cpu")
     return each.repeat_interleave(sizes)
 
 
-def _needs_inputs(flow: Flow) -> bool:
+def _needs_inputs(forward_pass: ForwardPass) -> bool:
     """Return whether the derivative of an activation is not a function of what it returns."""
-    return any(node.activation == "gelu" for node in flow.nodes)
+    return any(node.activation == "gelu" for node in forward_pass.nodes)
 
 
 def _affine(nodes: Any, name: str, like: Tensor) -> Tensor | None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dnw_graph.schedule.base import Flow, PullFunction, Schedule
+from dnw_graph.schedule.base import AggregateFunction, ForwardPass, Schedule
 from dnw_graph.topology import Grouping, Topology, by_role
 
 States = list[Tensor]
@@ -37,18 +37,18 @@ class InTime(Schedule):
         return by_role(topology)
 
 
-def start(flow: Flow, given: dict[int, Tensor]) -> States:
+def start(forward_pass: ForwardPass, given: dict[int, Tensor]) -> States:
     """Return the first states: what is given, and 0 elsewhere."""
     like = next(iter(given.values()))
     return [
         given[b.index] if b.index in given else like.new_zeros(len(b.nodes), *like.shape[1:])
-        for b in flow.topology.blocks
+        for b in forward_pass.topology.blocks
     ]
 
 
 def update(
-    flow: Flow,
-    pull: PullFunction,
+    forward_pass: ForwardPass,
+    aggregate: AggregateFunction,
     states: Sequence[Tensor],
     t: float,
     given: dict[int, Tensor] | None = None,
@@ -56,20 +56,22 @@ def update(
     """Return ``f(A m(Z) + X, t)`` of each block.
 
     Args:
-        flow: The graph.
-        pull: Sums messages.
+        forward_pass: The graph.
+        aggregate: Sums messages.
         states: ``Z``.
         t: The time.
         given: ``X``, what flows into the inputs now, by index of the block; nothing unless given.
     """
-    blocks, features = flow.topology.blocks, states[0].shape[2:]
-    messages = [padded(flow.send(b, z, t), features) for b, z in zip(blocks, states, strict=True)]
+    blocks, features = forward_pass.topology.blocks, states[0].shape[2:]
+    messages = [
+        padded(forward_pass.send(b, z, t), features) for b, z in zip(blocks, states, strict=True)
+    ]
     new = []
     for block in blocks:
-        inputs = pull(block, messages)
+        inputs = aggregate(block, messages)
         if given and block.index in given:
             inputs = inputs + given[block.index]
-        new.append(padded(flow.fire(block, inputs, t), features))
+        new.append(padded(forward_pass.fire(block, inputs, t), features))
     return new
 
 

@@ -9,18 +9,18 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
 from dnw_graph._registry import PartRegistry
-from dnw_graph.aggregation import Aggregation
-from dnw_graph.aggregation.base import Pull
+from dnw_graph.aggregation import Backend
+from dnw_graph.aggregation.base import BlockEdges
 from dnw_graph.node import Identity
 from dnw_graph.topology import Block, Grouping, Role, Topology
 from dnw_graph.wiring import Wiring
 
-PullFunction = Callable[[Block, Sequence[Tensor]], Tensor]
-"""``pull(block, messages)``: the inputs of a block, given what each block so far sends."""
+AggregateFunction = Callable[[Block, Sequence[Tensor]], Tensor]
+"""``aggregate(block, messages)``: the inputs of a block, given what each block so far sends."""
 
 
 @dataclass
-class Carried:
+class RecurrentState:
     """What goes from one call to the next in time.
 
     Attributes:
@@ -36,48 +36,48 @@ class Carried:
 
 
 @dataclass(frozen=True)
-class Flow:
+class ForwardPass:
     """A graph in one forward pass: the real edges are decided, nothing has fired yet.
 
     Attributes:
         wiring: The real edges.
         weight: Candidate weights ``[E]``, or those of real edges (:meth:`Wiring.trained`).
-        aggregation: How messages are summed.
+        backend: How messages are summed.
         nodes: Node function of each block.
         messages: What a block sends, given its states: a module a block.
         evaluations: How often the graph was evaluated, to be counted by schedules that find out.
-        carried: States to begin with, and to be replaced by the last ones, if the call has any.
+        state: States to begin with, and to be replaced by the last ones, if the call has any.
     """
 
     wiring: Wiring
     weight: Tensor
-    aggregation: Aggregation
+    backend: Backend
     nodes: Sequence[nn.Module]
     messages: Sequence[nn.Module]
     evaluations: dict[str, int] = field(default_factory=dict)
-    carried: Carried | None = None
+    state: RecurrentState | None = None
 
     @property
     def topology(self) -> Topology:
         """The candidates."""
         return self.wiring.topology
 
-    def puller(self) -> PullFunction:
+    def aggregator(self) -> AggregateFunction:
         """Return what sums messages; made once a pass, since it prepares the weights once."""
         blocks = self.topology.blocks
         weights = self.weight.split([len(self.wiring.span(block)) for block in blocks])
-        prepared = self.aggregation.prepare(self.wiring)
+        prepared = self.backend.prepare(self.wiring)
 
-        def pull(block: Block, messages: Sequence[Tensor]) -> Tensor:
+        def aggregate(block: Block, messages: Sequence[Tensor]) -> Tensor:
             if not block.edges:
                 return messages[0].new_zeros(len(block.nodes), *messages[0].shape[1:])
             sources = tuple(blocks[i] for i in block.sources)
             given = [messages[i] for i in block.sources]
-            asked = Pull(block, sources, self.wiring, prepared)
-            total: Tensor = self.aggregation(asked, weights[block.index], given)
+            asked = BlockEdges(block, sources, self.wiring, prepared)
+            total: Tensor = self.backend(asked, weights[block.index], given)
             return total
 
-        return pull
+        return aggregate
 
     def fire(self, block: Block, inputs: Tensor, t: float) -> Tensor:
         """Return the states of a block: what its node function makes of its inputs.
@@ -105,7 +105,7 @@ class Schedule(ABC):
     #: Whether it returns one.
     gives_sequence: bool = False
 
-    #: Whether it can begin with states handed in (:attr:`Flow.carried`).
+    #: Whether it can begin with states handed in (:attr:`ForwardPass.state`).
     carries_state: bool = False
 
     #: Whether states have the size of what the graph is given, whatever the strides.
@@ -124,11 +124,11 @@ class Schedule(ABC):
         return Grouping(topology)
 
     @abstractmethod
-    def run(self, flow: Flow, frames: Sequence[Tensor]) -> list[Tensor]:
+    def run(self, forward_pass: ForwardPass, frames: Sequence[Tensor]) -> list[Tensor]:
         """Return the outputs.
 
         Args:
-            flow: The graph.
+            forward_pass: The graph.
             frames: What it is given ``[inputs, *features]``, by number of the node: once, or at
                 each time where it :attr:`takes_sequence`.
 
@@ -141,7 +141,7 @@ class Schedule(ABC):
         """Return how often each node fires in a pass.
 
         Args:
-            evaluations: What :attr:`Flow.evaluations` held after it.
+            evaluations: What :attr:`ForwardPass.evaluations` held after it.
         """
         return 1
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
 from dnw_graph.schedule._time import InTime, start, update
-from dnw_graph.schedule.base import SCHEDULES, Flow, outputs_of, parts_of
+from dnw_graph.schedule.base import SCHEDULES, ForwardPass, outputs_of, parts_of
 
 
 @SCHEDULES.register("continuous")
@@ -83,21 +83,21 @@ class Continuous(InTime):
         except (ValueError, TypeError, UserWarning) as error:
             raise ValueError(f"continuous time with method {method!r}: {error}") from error
 
-    def run(self, flow: Flow, frames: Sequence[Tensor]) -> list[Tensor]:
+    def run(self, forward_pass: ForwardPass, frames: Sequence[Tensor]) -> list[Tensor]:
         """See :meth:`Schedule.run`."""
         (x,) = frames
-        if self.adjoint and flow.wiring.slot is not None:
+        if self.adjoint and forward_pass.wiring.slot is not None:
             raise ValueError(
                 "the adjoint gives no gradients to edges that are sampled: take adjoint=False, or "
                 "another rule"
             )
         with torch.autocast(x.device.type, enabled=False):
             x = x.float() if x.dtype != torch.float64 else x
-            states = torch.cat(start(flow, parts_of(flow.topology, x)))
+            states = torch.cat(start(forward_pass, parts_of(forward_pass.topology, x)))
             ends = torch.tensor([0.0, self.t1], dtype=x.dtype, device=x.device)
-            derivative = _Derivative(flow, self)
+            derivative = _Derivative(forward_pass, self)
             if not states.numel():  # no images
-                return [outputs_of(flow.topology, derivative.by_block(states))]
+                return [outputs_of(forward_pass.topology, derivative.by_block(states))]
             with derivative.counting("forward"):
                 if self.adjoint:
                     held = tuple(p for p in derivative.parameters() if p.requires_grad)
@@ -106,7 +106,7 @@ class Continuous(InTime):
                     )
                 else:
                     found = self._solve(odeint, derivative, states, ends)
-        return [outputs_of(flow.topology, derivative.by_block(found[-1]))]
+        return [outputs_of(forward_pass.topology, derivative.by_block(found[-1]))]
 
     def _solve(self, solver: Any, *args: Any, **more: Any) -> Any:
         given = {"rtol": self.rtol, "atol": self.atol, "method": self.method}
@@ -130,13 +130,13 @@ class _Derivative(nn.Module):
     gradients to parameters of the right-hand side, and to nothing else that it uses.
     """
 
-    def __init__(self, flow: Flow, schedule: Continuous) -> None:
+    def __init__(self, forward_pass: ForwardPass, schedule: Continuous) -> None:
         super().__init__()
-        self._flow, self._schedule, self._phase = flow, schedule, "backward"
-        self._pull = None if schedule.adjoint else flow.puller()
-        self.weight = flow.weight
-        self.functions = nn.ModuleList([*flow.nodes, *flow.messages])
-        flow.evaluations.update(forward=0, backward=0)
+        self._flow, self._schedule, self._phase = forward_pass, schedule, "backward"
+        self._pull = None if schedule.adjoint else forward_pass.aggregator()
+        self.weight = forward_pass.weight
+        self.functions = nn.ModuleList([*forward_pass.nodes, *forward_pass.messages])
+        forward_pass.evaluations.update(forward=0, backward=0)
 
     @contextmanager
     def counting(self, phase: str) -> Iterator[None]:
@@ -166,5 +166,5 @@ class _Derivative(nn.Module):
             )
         if schedule.rectified:
             states.relu_()  # the solver goes on from these
-        pull = self._pull or self._flow.puller()
-        return torch.cat(update(self._flow, pull, self.by_block(states), now))
+        aggregate = self._pull or self._flow.aggregator()
+        return torch.cat(update(self._flow, aggregate, self.by_block(states), now))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dnw_graph.schedule._time import InTime, padded, start, update
-from dnw_graph.schedule.base import SCHEDULES, Carried, Flow, outputs_of, parts_of
+from dnw_graph.schedule.base import SCHEDULES, ForwardPass, RecurrentState, outputs_of, parts_of
 from dnw_graph.topology import Topology
 
 Input = Literal["start", "held", "new"]
@@ -70,15 +70,19 @@ class Discrete(InTime):
                     f"an input has {self.steps} edges; give other steps, or input='held'"
                 )
 
-    def run(self, flow: Flow, frames: Sequence[Tensor]) -> list[Tensor]:
+    def run(self, forward_pass: ForwardPass, frames: Sequence[Tensor]) -> list[Tensor]:
         """See :meth:`Schedule.run`.
 
         Raises:
             ValueError: A sequence with more than one frame a step.
         """
-        if flow.carried is not None:
-            return self._go_on(flow, frames, flow.carried)
-        topology, pull, features = flow.topology, flow.puller(), frames[0].shape[2:]
+        if forward_pass.state is not None:
+            return self._go_on(forward_pass, frames, forward_pass.state)
+        topology, aggregate, features = (
+            forward_pass.topology,
+            forward_pass.aggregator(),
+            frames[0].shape[2:],
+        )
         if len(frames) > self.steps + 1:
             raise ValueError(
                 f"a sequence of {len(frames)} does not flow in within {self.steps} steps; give "
@@ -89,37 +93,41 @@ class Discrete(InTime):
         first = given[0]
         if self.input != "start":
             blocks = topology.blocks
-            first = {i: padded(flow.fire(blocks[i], x, 0.0), features) for i, x in first.items()}
-        states, outputs = start(flow, first), []
+            first = {
+                i: padded(forward_pass.fire(blocks[i], x, 0.0), features) for i, x in first.items()
+            }
+        states, outputs = start(forward_pass, first), []
         for step in range(self.steps):
             now = given[0] if self.input == "held" else None
             if self.input == "new" and step + 1 < len(given):
                 now = given[step + 1]
-            states = update(flow, pull, states, float(step), now)
+            states = update(forward_pass, aggregate, states, float(step), now)
             if self.gives_sequence or step + 1 == self.steps:
                 outputs.append(outputs_of(topology, states))
         return outputs
 
-    def _go_on(self, flow: Flow, frames: Sequence[Tensor], carried: Carried) -> list[Tensor]:
+    def _go_on(
+        self, forward_pass: ForwardPass, frames: Sequence[Tensor], state: RecurrentState
+    ) -> list[Tensor]:
         """Begin with states handed in, and hand on those at the end."""
-        topology, pull = flow.topology, flow.puller()
+        topology, aggregate = forward_pass.topology, forward_pass.aggregator()
         given = [parts_of(topology, frame) for frame in frames]
-        states, outputs = list(carried.states), []
+        states, outputs = list(state.states), []
         if self.input == "start":
             states = [given[0].get(i, z) for i, z in enumerate(states)]
         steps = len(frames) if self.input == "new" else self.steps
         for step in range(steps):
             now = given[min(step, len(given) - 1)] if self.input != "start" else None
             # Of time, the first frame of a sequence is the start, as where no states are given.
-            t = float(max(carried.step + step - (self.input != "start"), 0))
-            new = update(flow, pull, states, t, now)
-            if carried.lengths is not None:
-                goes = (step < carried.lengths).view(1, -1, *[1] * (new[0].dim() - 2))
+            t = float(max(state.step + step - (self.input != "start"), 0))
+            new = update(forward_pass, aggregate, states, t, now)
+            if state.lengths is not None:
+                goes = (step < state.lengths).view(1, -1, *[1] * (new[0].dim() - 2))
                 new = [torch.where(goes, z, old) for z, old in zip(new, states, strict=True)]
             states = new
             if self.gives_sequence or step + 1 == steps:
                 outputs.append(outputs_of(topology, states))
-        carried.states, carried.step = states, carried.step + steps
+        state.states, state.step = states, state.step + steps
         return outputs
 
     def _check_frames(self, topology: Topology, frames: int) -> None:

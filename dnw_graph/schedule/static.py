@@ -11,18 +11,18 @@ from dnw_graph.aggregation.auto import SMALL
 from dnw_graph.node import fused
 from dnw_graph.schedule import _blocks, _maps, _pointwise
 from dnw_graph.schedule._chain import Chain
-from dnw_graph.schedule.base import SCHEDULES, Flow, Schedule, outputs_of, parts_of
+from dnw_graph.schedule.base import SCHEDULES, ForwardPass, Schedule, outputs_of, parts_of
 from dnw_graph.topology import Block, Role, Topology
 
 
 class _Sums:
     """The messages of the blocks that have fired, for any backend; as :class:`Chain`."""
 
-    def __init__(self, flow: Flow) -> None:
-        self._pull = flow.puller()
+    def __init__(self, forward_pass: ForwardPass) -> None:
+        self._pull = forward_pass.aggregator()
         self._messages: list[Tensor] = []
 
-    def pull(self, block: Block) -> Tensor:
+    def aggregate(self, block: Block) -> Tensor:
         """Return the inputs of a block ``[nodes, *features]``."""
         return self._pull(block, self._messages)
 
@@ -31,13 +31,13 @@ class _Sums:
         self._messages.append(messages)
 
 
-def _sums(flow: Flow, like: Tensor) -> "Chain | _Sums":
+def _sums(forward_pass: ForwardPass, like: Tensor) -> "Chain | _Sums":
     """Return what sums messages like those of the first block."""
-    wiring, dtype = flow.wiring, fused.accepted(like)
-    compiled = flow.aggregation.by_edge(wiring) and dtype in TYPES
+    wiring, dtype = forward_pass.wiring, fused.accepted(like)
+    compiled = forward_pass.backend.by_edge(wiring) and dtype in TYPES
     if not compiled or wiring.sampler is not None or torch.compiler.is_compiling():
-        return _Sums(flow)
-    return Chain(wiring, flow.weight, like.to(dtype))
+        return _Sums(forward_pass)
+    return Chain(wiring, forward_pass.weight, like.to(dtype))
 
 
 @SCHEDULES.register("static")
@@ -79,28 +79,28 @@ class Static(Schedule):
                 f"{topology.describe(lost)}; add edges, or take the node out of the outputs"
             )
 
-    def run(self, flow: Flow, frames: Sequence[Tensor]) -> list[Tensor]:
+    def run(self, forward_pass: ForwardPass, frames: Sequence[Tensor]) -> list[Tensor]:
         """See :meth:`Schedule.run`."""
         (x,) = frames
-        small = flow.topology.num_nodes < SMALL * len(flow.topology.blocks)
+        small = forward_pass.topology.num_nodes < SMALL * len(forward_pass.topology.blocks)
         on_maps = (_maps.run, _blocks.run) if small else (_blocks.run, _maps.run)
         for whole in (_pointwise.run, *on_maps):
-            found = whole(flow, x)
+            found = whole(forward_pass, x)
             if found is not None:
                 return [found]
-        given = parts_of(flow.topology, x)
+        given = parts_of(forward_pass.topology, x)
         states: list[Tensor] = []
         sums: Chain | _Sums | None = None
-        for block in flow.topology.blocks:
+        for block in forward_pass.topology.blocks:
             if block.index in given:
                 inputs = given[block.index]
             else:
                 assert sums is not None  # inputs come first
-                inputs = sums.pull(block)
-            states.append(flow.fire(block, inputs, t=0.0))
-            messages = flow.send(block, states[-1], t=0.0)
+                inputs = sums.aggregate(block)
+            states.append(forward_pass.fire(block, inputs, t=0.0))
+            messages = forward_pass.send(block, states[-1], t=0.0)
             if sums is None:
-                first, sums = messages, _sums(flow, messages)
+                first, sums = messages, _sums(forward_pass, messages)
             if messages.shape[2:] != first.shape[2:]:
                 raise ValueError(
                     f"node functions must agree on the size of feature maps: block 0 has "
@@ -108,7 +108,7 @@ class Static(Schedule):
                     "only input nodes may have a stride"
                 )
             sums.push(block, messages)
-        return [outputs_of(flow.topology, states)]
+        return [outputs_of(forward_pass.topology, states)]
 
     @staticmethod
     def _edges(topology: Topology, block: Block) -> Tensor:

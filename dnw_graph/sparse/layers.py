@@ -10,29 +10,29 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from dnw_graph.wiring import Choice, whole
+from dnw_graph.wiring import EdgeSelector, SelectorOwner, whole
 
 Layer = _ConvNd | nn.Linear
 
 
-class SparseWeight(nn.Module):
+class SparseWeight(SelectorOwner):
     """Parametrization of a weight: real edges as they are, hallucinated ones 0.
 
     The gradient passes to every candidate, or to real edges only, as the rule says. Memory format
     and shape of the weight stay as they are.
 
     Args:
-        choice: What chooses.
+        selector: What chooses.
     """
 
-    def __init__(self, choice: Choice) -> None:
+    def __init__(self, selector: EdgeSelector) -> None:
         super().__init__()
-        self.choice = choice
+        self.selector = selector
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight with zeros at hallucinated edges."""
         weight = whole(weight)
-        chosen = self.choice.select(weight, self.training)
+        chosen = self.selector.select(weight, self.training)
         if chosen.edge_weight is None:
             real = self._mask(chosen.edge_id, weight)
             silent = weight.detach().masked_fill(real, 0)
@@ -47,12 +47,12 @@ class SparseWeight(nn.Module):
     def _mask(self, edge_id: Tensor, weight: Tensor) -> Tensor:
         """Return where edges are, in the shape of the weight."""
         mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
-        return self.choice.shaped(mask.index_fill_(0, edge_id, True), weight)
+        return self.selector.shaped(mask.index_fill_(0, edge_id, True), weight)
 
     def _spread(self, values: Tensor, edge_id: Tensor, weight: Tensor) -> Tensor:
         """Return values at their edges, 0 elsewhere, in the shape of the weight."""
         spread = values.new_zeros(weight.numel()).index_copy_(0, edge_id, values)
-        return self.choice.shaped(spread, weight)
+        return self.selector.shaped(spread, weight)
 
 
 class Weight(NamedTuple):
@@ -81,10 +81,10 @@ class Weight(NamedTuple):
         return bool(parametrize.is_parametrized(self.layer, self.parameter))
 
     @property
-    def choice(self) -> Choice | None:
+    def selector(self) -> EdgeSelector | None:
         """What chooses among them, if :func:`sparsify` made them sparse."""
         parts = self.list if self.is_parametrized else ()
-        return next((part.choice for part in parts if isinstance(part, SparseWeight)), None)
+        return next((part.selector for part in parts if isinstance(part, SparseWeight)), None)
 
     @property
     def evaluated(self) -> Tensor:
@@ -103,8 +103,8 @@ class Weight(NamedTuple):
         Those that a rule chooses, which may weigh 0 just after they have grown; without a rule,
         those other than 0.
         """
-        if self.choice is not None:
-            return len(self.choice.select(whole(self.stored.detach()), training=False).edge_id)
+        if self.selector is not None:
+            return len(self.selector.select(whole(self.stored.detach()), training=False).edge_id)
         return int(torch.count_nonzero(self.evaluated))
 
     @property
@@ -156,7 +156,7 @@ def _parameters_of(layer: nn.Module, embeddings: bool) -> list[str]:
 def sparse_weights_of(module: nn.Module) -> Iterator[tuple[str, Weight]]:
     """Yield those that :func:`sparsify` made sparse."""
     for name, weight in weights_of(module):
-        if weight.choice is not None:
+        if weight.selector is not None:
             yield name, weight
 
 

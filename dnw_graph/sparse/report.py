@@ -71,7 +71,7 @@ def sparsity(module: nn.Module) -> Sparsity:
     """
     found, seen = [], set()
     embeddings = any(
-        isinstance(weight.layer, nn.Embedding) and weight.choice is not None
+        isinstance(weight.layer, nn.Embedding) and weight.selector is not None
         for _, weight in weights_of(unwrapped(module))
     )
     for name, weight in weights_of(unwrapped(module), embeddings):

@@ -20,7 +20,7 @@ from dnw_graph.sparse.layers import (
     weights_of,
 )
 from dnw_graph.topology import Topology
-from dnw_graph.wiring import RULES, Choice, Rule
+from dnw_graph.wiring import RULES, EdgeSelector, Rule
 
 
 def sparsify(
@@ -103,7 +103,7 @@ def _chosen(module: nn.Module, keep_dense: Sequence[str], embeddings: bool) -> d
     chosen = {name: layer for name, layer in layers.items() if not matches(name, keep_dense)}
     for name, weight in chosen.items():
         why = ""
-        if weight.choice is not None:
+        if weight.selector is not None:
             why = "is sparse already: a module is made sparse once; bake() it first"
         elif weight.parameter not in weight.layer._parameters:
             why = "is computed (weight_norm, prune or another parametrization): remove that first"
@@ -138,12 +138,12 @@ def _sparse(weight: Tensor, rule: Rule, budget: int | None) -> SparseWeight:
             f"rule {RULES.name_of(rule)} keeps {own:,} of {weight.numel():,} weights, not the "
             f"{budget:,} of that density: leave density out"
         )
-    choice = Choice(rule, topology, own)
-    choice.reset(weight)
+    selector = EdgeSelector(rule, topology, own)
+    selector.reset(weight)
     if rule.starts_from == "trained":
-        candidates = choice.candidates(weight, training=False)
+        candidates = selector.candidates(weight, training=False)
         rule.inherit(candidates, candidates.weight)
-    return SparseWeight(choice)
+    return SparseWeight(selector)
 
 
 def _unshare(module: nn.Module) -> None:

@@ -1,19 +1,26 @@
 """Which edges exist now: rules that choose the real edges from the candidate weights."""
 
+from dnw_graph._deprecated import renamed
 from dnw_graph.wiring.base import (
     RULES,
     Candidates,
     Forget,
-    Moment,
     NeverActsWarning,
     Rule,
     RuleState,
+    TrainingProgress,
 )
-from dnw_graph.wiring.choice import Choice, Wired, choices, whole
 from dnw_graph.wiring.complete import Complete
 from dnw_graph.wiring.constant_fan_in import ConstantFanIn
 from dnw_graph.wiring.dnw import DNW, NoUpdate
 from dnw_graph.wiring.dnw_factored import DNWFactored
+from dnw_graph.wiring.edge_selector import (
+    CandidateModule,
+    EdgeSelector,
+    SelectorOwner,
+    selectors,
+    whole,
+)
 from dnw_graph.wiring.fixed import FineTune, Lottery, Random
 from dnw_graph.wiring.gse import GSE
 from dnw_graph.wiring.l1_anneal import L1Anneal
@@ -34,16 +41,16 @@ __all__ = [
     "RULES",
     "SET",
     "SRSTE",
+    "CandidateModule",
     "Candidates",
-    "Choice",
     "Complete",
     "ConstantFanIn",
     "DNWFactored",
+    "EdgeSelector",
     "FineTune",
     "Forget",
     "L1Anneal",
     "Lottery",
-    "Moment",
     "NOfM",
     "NeverActsWarning",
     "NoUpdate",
@@ -52,15 +59,26 @@ __all__ = [
     "Rule",
     "RuleState",
     "Sampler",
+    "SelectorOwner",
     "SoftThreshold",
     "TargetedDropout",
     "TopKAST",
-    "Wired",
+    "TrainingProgress",
     "Wiring",
     "attach",
-    "choices",
     "inherit",
     "penalty",
+    "selectors",
     "top_k",
     "whole",
 ]
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "Choice": "EdgeSelector",
+        "Moment": "TrainingProgress",
+        "Wired": "CandidateModule",
+        "choices": "selectors",
+    },
+)

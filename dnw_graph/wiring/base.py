@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dnw_graph._deprecated import warn_renamed
 from dnw_graph._registry import PartRegistry
 from dnw_graph.topology import Topology
 from dnw_graph.wiring.wiring import Selection
@@ -21,8 +22,8 @@ Forget = Callable[[Tensor], None]
 
 
 @dataclass(frozen=True)
-class Moment:
-    """When a rule is asked.
+class TrainingProgress:
+    """How far a training has come when a rule is asked.
 
     Attributes:
         step: Steps that the optimizer has done.
@@ -37,9 +38,15 @@ class Moment:
     training: bool = False
 
     @property
-    def progress(self) -> float:
+    def fraction(self) -> float:
         """Share of the training that is done, 0 to 1."""
         return min(1.0, self.step / self.total_steps) if self.total_steps else 0.0
+
+    @property
+    def progress(self) -> float:
+        """:attr:`fraction`, by an earlier name."""
+        warn_renamed("progress.progress", "progress.fraction")
+        return self.fraction
 
     def generator(self, device: torch.device) -> torch.Generator:
         """Return random numbers that depend on the graph's seed and the step alone."""
@@ -58,7 +65,7 @@ class Candidates:
         num_edges: The budget ``k``.
         topology: The candidates.
         state: What :meth:`Rule.init_state` returned for this graph.
-        moment: When it is asked.
+        progress: How far the training has come.
         sampled: After a step, ids ``[n]``, ascending, and gradients ``[n]`` of hallucinated edges,
             if :meth:`Rule.num_sampled` asked for some.
     """
@@ -67,8 +74,14 @@ class Candidates:
     num_edges: int
     topology: Topology
     state: RuleState
-    moment: Moment
+    progress: TrainingProgress
     sampled: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def moment(self) -> TrainingProgress:
+        """:attr:`progress`, by an earlier name."""
+        warn_renamed("candidates.moment", "candidates.progress")
+        return self.progress
 
 
 class NeverActsWarning(UserWarning):
@@ -116,7 +129,11 @@ class Rule(ABC):
     def follows_training(self) -> bool:
         """Whether training without ``attach`` is an error."""
         changes_weights = type(self).after_step is not Rule.after_step
-        return self.timed or self.changes_gradients or (changes_weights and self.acts(Moment()))
+        return (
+            self.timed
+            or self.changes_gradients
+            or (changes_weights and self.acts(TrainingProgress()))
+        )
 
     def budget(self, num_edges: int | None, topology: Topology) -> int:
         """Return the number of real edges ``k``, and raise where the budget cannot be met.
@@ -174,7 +191,7 @@ class Rule(ABC):
         otherwise. It is asked anew whenever a graph is run, in recomputation and evaluation too.
         """
 
-    def straight_through(self, moment: Moment) -> bool:
+    def straight_through(self, progress: TrainingProgress) -> bool:
         """Return whether hallucinated edges have a gradient; if not, only real edges do."""
         return True
 
@@ -207,7 +224,7 @@ class Rule(ABC):
         gradient_id = self.gradient_edges(candidates, edge_id)
         return Selection(
             edge_id,
-            gradient_id is None and self.straight_through(candidates.moment),
+            gradient_id is None and self.straight_through(candidates.progress),
             gradient_id,
             self.edge_weight(candidates, edge_id),
         )
@@ -219,7 +236,7 @@ class Rule(ABC):
         """
         return 0
 
-    def penalty(self, weight: Tensor, moment: Moment) -> Tensor | None:
+    def penalty(self, weight: Tensor, progress: TrainingProgress) -> Tensor | None:
         """Return what is to be added to the loss, with a gradient to ``weight``."""
         return None
 
@@ -249,7 +266,7 @@ class Rule(ABC):
         """
         return None
 
-    def acts(self, moment: Moment) -> bool:
+    def acts(self, progress: TrainingProgress) -> bool:
         """Return whether :meth:`after_step` is to be called now: always, if there is one.
 
         Where weights are sharded or not contiguous, a call takes copying them.
@@ -262,7 +279,7 @@ class Rule(ABC):
         """Change state or weights, in place, after a step of the optimizer, where it :meth:`acts`.
 
         Args:
-            candidates: As they are after the step; ``moment.step`` counts it.
+            candidates: As they are after the step; ``progress.step`` counts it.
             grad: Gradient of the step, one number a weight, reduced over all processes.
             forget: Clears the optimizer's momentum of candidates.
         """

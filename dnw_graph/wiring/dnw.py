@@ -8,9 +8,9 @@ from dnw_graph.wiring.base import (
     RULES,
     Candidates,
     Forget,
-    Moment,
     Rule,
     RuleState,
+    TrainingProgress,
     check_steps,
 )
 from dnw_graph.wiring.select import top_k
@@ -59,28 +59,30 @@ class DNW(Rule):
 
     def select(self, candidates: Candidates) -> Tensor:
         """See :meth:`Rule.select`."""
-        if self._moving(candidates.moment):
+        if self._moving(candidates.progress):
             return self._largest(candidates)
         return candidates.state["edge_id"].clone()
 
-    def straight_through(self, moment: Moment) -> bool:
+    def straight_through(self, progress: TrainingProgress) -> bool:
         """See :meth:`Rule.straight_through`."""
-        due = self.hallucinate_every == 1 or moment.step % self.hallucinate_every == 0
-        return due and self._moving(moment)
+        due = self.hallucinate_every == 1 or progress.step % self.hallucinate_every == 0
+        return due and self._moving(progress)
 
-    def acts(self, moment: Moment) -> bool:
+    def acts(self, progress: TrainingProgress) -> bool:
         """See :meth:`Rule.acts`: when edges stop moving."""
-        return self._moving(replace(moment, step=moment.step - 1)) and not self._moving(moment)
+        return self._moving(replace(progress, step=progress.step - 1)) and not self._moving(
+            progress
+        )
 
     def after_step(self, candidates: Candidates, grad: Tensor | None, forget: Forget) -> None:
         """Remember the wiring."""
         candidates.state["edge_id"].copy_(self._largest(candidates))
 
-    def _moving(self, moment: Moment) -> bool:
+    def _moving(self, progress: TrainingProgress) -> bool:
         if not self._rests:
             return True
-        return self.move_from <= moment.progress and (
-            self.freeze_at == 1 or moment.progress < self.freeze_at
+        return self.move_from <= progress.fraction and (
+            self.freeze_at == 1 or progress.fraction < self.freeze_at
         )
 
     @staticmethod
@@ -100,6 +102,6 @@ class NoUpdate(Rule):
         """See :meth:`Rule.select`."""
         return top_k(candidates.weight, candidates.num_edges)
 
-    def straight_through(self, moment: Moment) -> bool:
+    def straight_through(self, progress: TrainingProgress) -> bool:
         """See :meth:`Rule.straight_through`: never."""
         return False

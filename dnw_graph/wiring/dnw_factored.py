@@ -80,6 +80,6 @@ class DNWFactored(Rule):
         if len(edge_id) == len(weight):
             return None
         average_factored(average, grad, candidates.topology, 1 - self.momentum)
-        rate = self.rate * math.cos(math.pi / 2 * candidates.moment.progress)
+        rate = self.rate * math.cos(math.pi / 2 * candidates.progress.fraction)
         step = -rate * weight[edge_id].abs().amin()
         return torch.addcmul(weight, average, step, out=empty(weight, weight.shape))

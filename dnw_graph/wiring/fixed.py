@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dnw_graph.wiring.base import RULES, Candidates, Moment, Rule, RuleState
+from dnw_graph.wiring.base import RULES, Candidates, Rule, RuleState, TrainingProgress
 from dnw_graph.wiring.select import top_k
 
 
@@ -16,7 +16,7 @@ class Fixed(Rule):
         """See :meth:`Rule.select`."""
         return candidates.state["edge_id"].clone()  # a wiring outlives the next change
 
-    def straight_through(self, moment: Moment) -> bool:
+    def straight_through(self, progress: TrainingProgress) -> bool:
         """See :meth:`Rule.straight_through`: never."""
         return False
 

@@ -46,7 +46,7 @@ class GradualPruning(Rule):
 
     def number(self, candidates: Candidates) -> int:
         """Return the number of real edges :math:`k_t`."""
-        left = max(0.0, 1 - candidates.moment.progress / self.until) ** 3
+        left = max(0.0, 1 - candidates.progress.fraction / self.until) ** 3
         k = candidates.num_edges
         return k + round((len(candidates.weight) - k) * left)
 

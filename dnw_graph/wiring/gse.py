@@ -67,13 +67,13 @@ class GSE(RigL):
             self.select(candidates), straight_through=False, slot=candidates.state["slot"].clone()
         )
 
-    def straight_through(self, moment: object) -> bool:
+    def straight_through(self, progress: object) -> bool:
         """See :meth:`Rule.straight_through`: never."""
         return False
 
     def num_sampled(self, candidates: Candidates) -> int:
         """See :meth:`Rule.num_sampled`: some in the last step before edges change."""
-        follows = super().straight_through(candidates.moment)
+        follows = super().straight_through(candidates.progress)
         return math.ceil(self.samples * candidates.num_edges) if follows else 0
 
     def after_step(self, candidates: Candidates, grad: Tensor | None, forget: Forget) -> None:
@@ -84,7 +84,7 @@ class GSE(RigL):
         ids, gradients = candidates.sampled
         new = ~torch.isin(ids, real)  # as weights may have been loaded since the pass
         ids, gradients = ids[new], gradients[new]
-        number = min(int(self.share(candidates.moment) * len(real)), len(ids))
+        number = min(int(self.share(candidates.progress) * len(real)), len(ids))
         if not number:
             return
         grown = ids[top_k(gradients, number)]

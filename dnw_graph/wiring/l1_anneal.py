@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dnw_graph.wiring.base import RULES, Candidates, Forget, Moment
+from dnw_graph.wiring.base import RULES, Candidates, Forget, TrainingProgress
 from dnw_graph.wiring.gradual import GradualPruning
 
 
@@ -29,11 +29,11 @@ class L1Anneal(GradualPruning):
             raise ValueError(f"l1 must be 0 or more, got {l1}")
         self.l1 = l1
 
-    def straight_through(self, moment: Moment) -> bool:
+    def straight_through(self, progress: TrainingProgress) -> bool:
         """See :meth:`Rule.straight_through`: never."""
         return False
 
-    def penalty(self, weight: Tensor, moment: Moment) -> Tensor | None:
+    def penalty(self, weight: Tensor, progress: TrainingProgress) -> Tensor | None:
         """See :meth:`Rule.penalty`; removed edges are 0."""
         return self.l1 * weight.abs().sum() if self.l1 else None
 

@@ -12,9 +12,9 @@ from dnw_graph.wiring.base import (
     RULES,
     Candidates,
     Forget,
-    Moment,
     NeverActsWarning,
     RuleState,
+    TrainingProgress,
     check_steps,
 )
 from dnw_graph.wiring.fixed import Fixed, Random
@@ -52,13 +52,13 @@ class Rewire(Fixed):
         """Draw the first wiring."""
         return Random().init_state(candidates)
 
-    def share(self, moment: Moment) -> float:
-        """Return the share of the real edges that a change at this moment drops."""
+    def share(self, progress: TrainingProgress) -> float:
+        """Return the share of the real edges that a change drops at this point of the training."""
         return self.fraction
 
     def check_length(self, total_steps: int) -> None:
         """Warn where edges never change."""
-        if not self.acts(Moment(self.every, total_steps)):
+        if not self.acts(TrainingProgress(self.every, total_steps)):
             warnings.warn(
                 f"rule {RULES.name_of(self)} changes edges every {self.every} steps of the first "
                 f"{self.until:.0%}, so never within {total_steps}; give it a smaller every",
@@ -66,10 +66,10 @@ class Rewire(Fixed):
                 stacklevel=3,
             )
 
-    def acts(self, moment: Moment) -> bool:
+    def acts(self, progress: TrainingProgress) -> bool:
         """See :meth:`Rule.acts`: every so many steps."""
-        step = moment.step
-        return step % self.every == 0 and step < self.until * moment.total_steps
+        step = progress.step
+        return step % self.every == 0 and step < self.until * progress.total_steps
 
     @abstractmethod
     def _score(self, candidates: Candidates, grad: Tensor | None) -> Tensor:
@@ -77,8 +77,8 @@ class Rewire(Fixed):
 
     def after_step(self, candidates: Candidates, grad: Tensor | None, forget: Forget) -> None:
         """Drop and grow."""
-        moment, real = candidates.moment, candidates.state["edge_id"]
-        number = min(int(self.share(moment) * len(real)), len(candidates.weight) - len(real))
+        progress, real = candidates.progress, candidates.state["edge_id"]
+        number = min(int(self.share(progress) * len(real)), len(candidates.weight) - len(real))
         if not number:
             return
         others = torch.ones_like(candidates.weight, dtype=torch.bool).index_fill_(0, real, False)
@@ -97,7 +97,7 @@ class SET(Rewire):
 
     def _score(self, candidates: Candidates, grad: Tensor | None) -> Tensor:
         device = candidates.weight.device
-        generator = candidates.moment.generator(device)
+        generator = candidates.progress.generator(device)
         return torch.rand(candidates.weight.shape, generator=generator, device=device)
 
 
@@ -109,13 +109,13 @@ class RigL(Rewire):
     takes its step also when edges change, and what is dropped does not come back at once.
     """
 
-    def share(self, moment: Moment) -> float:
+    def share(self, progress: TrainingProgress) -> float:
         """See :meth:`Rewire.share`: ``fraction / 2 (1 + cos(pi t / until))``."""
-        return self.fraction / 2 * (1 + math.cos(math.pi * moment.progress / self.until))
+        return self.fraction / 2 * (1 + math.cos(math.pi * progress.fraction / self.until))
 
-    def straight_through(self, moment: Moment) -> bool:
+    def straight_through(self, progress: TrainingProgress) -> bool:
         """See :meth:`Rule.straight_through`: in the step that a change follows."""
-        return moment.training and self.acts(replace(moment, step=moment.step + 1))
+        return progress.training and self.acts(replace(progress, step=progress.step + 1))
 
     def _score(self, candidates: Candidates, grad: Tensor | None) -> Tensor:
         return torch.zeros_like(candidates.weight) if grad is None else grad

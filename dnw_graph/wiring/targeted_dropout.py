@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dnw_graph.topology import Topology
-from dnw_graph.wiring.base import RULES, Candidates, Moment, Rule
+from dnw_graph.wiring.base import RULES, Candidates, Rule, TrainingProgress
 from dnw_graph.wiring.select import top_k
 
 
@@ -43,22 +43,22 @@ class TargetedDropout(Rule):
         """See :attr:`Rule.timed`: always, each step draws anew."""
         return True
 
-    def rho(self, moment: Moment) -> float:
+    def rho(self, progress: TrainingProgress) -> float:
         """Return the probability that a target is dropped."""
-        return self.first + (self.last - self.first) * moment.progress
+        return self.first + (self.last - self.first) * progress.fraction
 
     def select(self, candidates: Candidates) -> Tensor:
         """See :meth:`Rule.select`."""
         weight, k = candidates.weight, candidates.num_edges
         largest = _largest_into_nodes(candidates) if self.per_node else top_k(weight, k)
-        if not candidates.moment.training:
+        if not candidates.progress.training:
             return largest
-        spared = _draw(len(weight), 1 - self.rho(candidates.moment), candidates)
+        spared = _draw(len(weight), 1 - self.rho(candidates.progress), candidates)
         real = torch.zeros_like(weight, dtype=torch.bool)
         real.index_fill_(0, largest, True).index_fill_(0, spared, True)
         return real.nonzero().flatten()
 
-    def straight_through(self, moment: Moment) -> bool:
+    def straight_through(self, progress: TrainingProgress) -> bool:
         """See :meth:`Rule.straight_through`: never."""
         return False
 
@@ -71,7 +71,7 @@ def _draw(number: int, probability: float, candidates: Candidates) -> Tensor:
     device = candidates.weight.device
     if probability in (0, 1):
         return torch.arange(int(probability) * number, device=device)
-    generator, last = candidates.moment.generator(device), -1
+    generator, last = candidates.progress.generator(device), -1
     expected = number * probability
     some, parts = int(expected + 6 * expected**0.5) + 8, []
     while last < number - 1:

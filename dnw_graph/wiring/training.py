@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from dnw_graph._wrapped import unwrapped, unwrapped_names
 from dnw_graph.wiring.base import RULES, Rule, check_steps
-from dnw_graph.wiring.choice import Use, choices, whole
+from dnw_graph.wiring.edge_selector import NamedSelector, selectors, whole
 
 
 def attach(
@@ -48,16 +48,16 @@ def attach(
     """
     check_steps(total_steps=total_steps)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    found = list(choices(model))
-    for rule in {use.choice.rule for use in found}:
+    found = list(selectors(model))
+    for rule in {entry.selector.rule for entry in found}:
         rule.check_length(total_steps)
-    for use in found:
-        if use.weight.requires_grad and id(use.weight) not in held:
+    for entry in found:
+        if entry.weight.requires_grad and id(entry.weight) not in held:
             raise ValueError(
-                f"the optimizer does not hold the edge weights of {use.name or 'the graph'}; give "
-                "it model.parameters(), of the model as it is now"
+                f"the optimizer does not hold the edge weights of {entry.name or 'the graph'}; "
+                "give it model.parameters(), of the model as it is now"
             )
-    _check_shared([use for use in found if use.choice.rule.changes_gradients])
+    _check_shared([entry for entry in found if entry.selector.rule.changes_gradients])
     return Attachment(found, optimizer, total_steps, restart)
 
 
@@ -65,7 +65,7 @@ class Attachment:
     """What :func:`attach` did to an optimizer.
 
     Args:
-        uses: What follows it.
+        entries: What follows it.
         optimizer: The optimizer.
         total_steps: Steps of the whole training.
         restart: As for :func:`attach`.
@@ -73,14 +73,14 @@ class Attachment:
 
     def __init__(
         self,
-        uses: Sequence[Use],
+        entries: Sequence[NamedSelector],
         optimizer: Optimizer,
         total_steps: int,
         restart: bool | None = None,
     ) -> None:
-        self._uses = uses
-        self._changing = [use for use in uses if use.choice.rule.changes_gradients]
-        reset = [use.choice.start(self, total_steps, restart) for use in uses]
+        self._uses = entries
+        self._changing = [entry for entry in entries if entry.selector.rule.changes_gradients]
+        reset = [entry.selector.start(self, total_steps, restart) for entry in entries]
         if was := next(filter(None, reset), None):
             warnings.warn(
                 f"the clocks of rules were at {was} and are set to 0: pass restart=True to attach "
@@ -91,7 +91,7 @@ class Attachment:
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
         ]
-        following = [use for use in uses if use.choice.rule.follows_training]
+        following = [entry for entry in entries if entry.selector.rule.follows_training]
         self._missed_steps = _MissedSteps(self, following)
         self._handles += self._missed_steps.handles
 
@@ -99,8 +99,8 @@ class Attachment:
         """Undo it."""
         for handle in self._handles:
             handle.remove()
-        for use in self._uses:
-            use.choice.leave(self)
+        for entry in self._uses:
+            entry.selector.leave(self)
 
     def __enter__(self) -> "Attachment":
         return self
@@ -114,8 +114,9 @@ class Attachment:
             return None
         if getattr(optimizer, "grad_scale", None) is not None:
             raise ValueError(
-                f"rule {RULES.name_of(self._changing[0].choice.rule)} changes gradients, but these "
-                "are still scaled: call scaler.unscale_(optimizer) before scaler.step(optimizer)"
+                f"rule {RULES.name_of(self._changing[0].selector.rule)} changes gradients, but "
+                "these are still scaled: call scaler.unscale_(optimizer) before "
+                "scaler.step(optimizer)"
             )
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
@@ -131,12 +132,12 @@ class Attachment:
 
     @torch.no_grad()
     def _change_gradients(self) -> None:
-        for use in self._changing:
-            use.choice.before_step(self, use.weight)
+        for entry in self._changing:
+            entry.selector.before_step(self, entry.weight)
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        for use in [] if _skips(optimizer) else self._uses:
-            use.choice.after_step(self, use.weight, optimizer)
+        for entry in [] if _skips(optimizer) else self._uses:
+            entry.selector.after_step(self, entry.weight, optimizer)
         self._missed_steps.end()
 
 
@@ -147,7 +148,7 @@ class _MissedSteps:
 
     Args:
         attachment: What the steps are counted by.
-        uses: Whose weights are checked.
+        entries: Whose weights are checked.
 
     Attributes:
         handles: What removes the hooks.
@@ -155,15 +156,15 @@ class _MissedSteps:
 
     TOLERATED = 3
 
-    def __init__(self, attachment: Attachment, uses: Sequence[Use]) -> None:
+    def __init__(self, attachment: Attachment, entries: Sequence[NamedSelector]) -> None:
         self._attachment = attachment
         self._versions: dict[int, int] = {}
         self._changes: Counter[int] = Counter()
         self._in_step = False
         self.handles = [
-            use.weight.register_post_accumulate_grad_hook(self._after_backward(use))
-            for use in uses
-            if use.weight.requires_grad
+            entry.weight.register_post_accumulate_grad_hook(self._after_backward(entry))
+            for entry in entries
+            if entry.weight.requires_grad
         ]
 
     def pause(self) -> None:
@@ -175,19 +176,19 @@ class _MissedSteps:
         for handle in self.handles:
             handle.remove()
 
-    def _after_backward(self, use: Use) -> Callable[[Tensor], None]:
+    def _after_backward(self, entry: NamedSelector) -> Callable[[Tensor], None]:
         def check(weight: Tensor) -> None:
-            if self._in_step or not use.choice.is_followed_by(self._attachment):
+            if self._in_step or not entry.selector.is_followed_by(self._attachment):
                 return
             version = weight._version
             self._changes[id(weight)] += self._versions.get(id(weight), version) != version
             self._versions[id(weight)] = version
             if self._changes[id(weight)] == self.TOLERATED:
                 warnings.warn(
-                    f"the edge weights of {use.name or 'the graph'} have changed {self.TOLERATED} "
-                    "times without a step of the optimizer given to attach, so the rule does not "
-                    "act: give attach the optimizer whose step is called, such as "
-                    "optimizer.base_optimizer",
+                    f"the edge weights of {entry.name or 'the graph'} have changed "
+                    f"{self.TOLERATED} times without a step of the optimizer given to attach, "
+                    "so the rule does not act: give attach the optimizer whose step is called, "
+                    "such as optimizer.base_optimizer",
                     stacklevel=2,
                 )
 
@@ -200,26 +201,26 @@ def _skips(optimizer: Optimizer) -> bool:
     return overflow is not None and bool(overflow)
 
 
-def _check_shared(uses: Sequence[Use]) -> None:
+def _check_shared(entries: Sequence[NamedSelector]) -> None:
     """Raise where a gradient would be changed once for each graph that shares the weight."""
     names: dict[int, str] = {}
-    for use in uses:
-        other = names.setdefault(id(use.weight), use.name)
-        if other != use.name:
+    for entry in entries:
+        other = names.setdefault(id(entry.weight), entry.name)
+        if other != entry.name:
             raise ValueError(
-                f"{other} and {use.name} share their weights, which rule "
-                f"{RULES.name_of(use.choice.rule)} cannot train: it changes their one gradient; "
-                "give each weights of its own, or take another rule"
+                f"{other} and {entry.name} share their weights, which rule "
+                f"{RULES.name_of(entry.selector.rule)} cannot train: it changes their one "
+                "gradient; give each weights of its own, or take another rule"
             )
 
 
 def penalty(model: nn.Module) -> Tensor | float:
     """Return what the rules of a model add to its loss: 0.0 where none adds anything."""
     terms = []
-    for _, choice, weight in choices(model):
-        if type(choice.rule).penalty is not Rule.penalty:
-            flat = choice.flat(whole(weight))
-            term = choice.rule.penalty(flat, choice.moment(choice.training))
+    for _, selector, weight in selectors(model):
+        if type(selector.rule).penalty is not Rule.penalty:
+            flat = selector.flat(whole(weight))
+            term = selector.rule.penalty(flat, selector.progress(selector.training))
             terms += [] if term is None else [term]
     return torch.stack(terms).sum() if terms else 0.0
 
@@ -239,11 +240,11 @@ def inherit(
         ValueError: A rule that starts from itself, or the state of another model.
     """
     model = unwrapped(model)
-    uses = list(choices(model))
-    sources = {use.choice.rule.starts_from for use in uses}
+    entries = list(selectors(model))
+    sources = {entry.selector.rule.starts_from for entry in entries}
     if len(sources) != 1 or sources == {"itself"}:
         raise ValueError("only models with rule lottery or fine_tune inherit a wiring")
-    mine = {id(use.choice) for use in uses}
+    mine = {id(entry.selector) for entry in entries}
     remembered = tuple(f"{n}.".lstrip(".") for n, m in model.named_modules() if id(m) in mine)
     initial, trained = (
         _as_stored(model, unwrapped_names(state, model.state_dict()))
@@ -254,16 +255,16 @@ def inherit(
     expected = {k: v for k, v in model.state_dict().items() if not k.startswith(remembered)}
     apart = sorted(taken.keys() ^ expected.keys())
     apart += [k for k in taken.keys() & expected.keys() if taken[k].shape != expected[k].shape]
-    chosen_by = {next(n for n, p in model.named_parameters() if p is u.weight): u for u in uses}
-    for key, use in chosen_by.items():
-        if key not in trained or trained[key].shape != use.weight.shape:
+    chosen_by = {next(n for n, p in model.named_parameters() if p is u.weight): u for u in entries}
+    for key, entry in chosen_by.items():
+        if key not in trained or trained[key].shape != entry.weight.shape:
             apart.append(key)
     if apart:
         raise ValueError(f"these are weights of another model: they differ at {apart[0]}")
     model.load_state_dict(taken, strict=False)
-    for key, (_, choice, weight) in chosen_by.items():
-        candidates = choice.candidates(weight, training=False)
-        choice.rule.inherit(candidates, choice.flat(trained[key]).to(candidates.weight))
+    for key, (_, selector, weight) in chosen_by.items():
+        candidates = selector.candidates(weight, training=False)
+        selector.rule.inherit(candidates, selector.flat(trained[key]).to(candidates.weight))
 
 
 def _as_stored(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

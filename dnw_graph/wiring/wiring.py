@@ -39,7 +39,7 @@ class Wiring:
         edge_id: Places of the real edges among the candidates ``[k]``, ascending.
         rowptr: Real edges into node ``v`` are ``rowptr[v]`` to ``rowptr[v + 1] - 1``. ``[V + 1]``
         edge_weight: Weights of the real edges ``[k]``, without a gradient: that goes through the
-            aggregation, to the candidates' weights.
+            backend, to the candidates' weights.
         topology: The candidates.
         straight_through: Whether every candidate has a gradient.
         others: Where not, the edges that have one, if they are not the real ones.

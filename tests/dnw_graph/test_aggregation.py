@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dnw_graph import NeuralGraph, Role, Topology
 from dnw_graph.aggregation import BACKENDS, Auto, Dense, Reference, Sparse
-from dnw_graph.aggregation.base import Pull
+from dnw_graph.aggregation.base import BlockEdges
 from dnw_graph.node import NormReluConv
 from tests.conftest import BUDGETED, ready, relative_error
 
@@ -127,7 +127,7 @@ def test_backends_agree_on_irregular_topologies(
     expected = graph(x)
     wanted = gradients(expected, graph, x)
     for backend in (Sparse(), Auto()):
-        graph.aggregation = backend
+        graph.backend = backend
         y = graph(x)
         assert relative_error(y, expected.detach()) < 1e-10
         for ours, theirs in zip(gradients(y, graph, x), wanted, strict=True):
@@ -207,8 +207,8 @@ def test_auto_goes_by_cost() -> None:
 
     def chosen(num_edges: int) -> type:
         graph = NeuralGraph(topology, num_edges=num_edges)
-        pull = Pull(topology.blocks[1], (topology.blocks[0],), graph.wiring())
-        return type(graph.aggregation.choose(pull, graph.weight))
+        edges = BlockEdges(topology.blocks[1], (topology.blocks[0],), graph.wiring())
+        return type(graph.backend.choose(edges, graph.weight))
 
     assert chosen(10) is Sparse
     assert chosen(topology.num_candidates) is Dense

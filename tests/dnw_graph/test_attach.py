@@ -91,7 +91,7 @@ def test_lightning_resumes_rules(tmp_path: Any) -> None:
     resumed = Training()
     trainer = lightning.Trainer(max_epochs=2, **quiet)
     trainer.fit(resumed, images, ckpt_path=tmp_path / "half.ckpt")
-    assert int(resumed.graph.choice.clock[0]) == STEPS
+    assert int(resumed.graph.selector.clock[0]) == STEPS
     assert len(resumed.graph.wiring().edge_id) == 40
 
 
@@ -138,7 +138,7 @@ def test_clocks_that_are_set_to_0_are_reported(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         attach(model, sgd(model), total_steps=total_steps, restart=restart)
-    assert model.choice.clock[:2].tolist() == [clock, total_steps]
+    assert model.selector.clock[:2].tolist() == [clock, total_steps]
     assert [warning] * (warning is not None) == [
         warning if warning and warning in str(one.message) else str(one.message) for one in caught
     ]
@@ -214,7 +214,7 @@ def test_the_inner_optimizer_can_be_attached() -> None:
     for _ in range(STEPS):
         sam_round(graph, sam)
     assert len(graph.wiring().edge_id) == 40
-    assert int(graph.choice.clock[0]) == STEPS
+    assert int(graph.selector.clock[0]) == STEPS
 
 
 @pytest.mark.filterwarnings("error")
@@ -273,4 +273,4 @@ def test_weights_may_be_perturbed_several_times_between_steps() -> None:
         with torch.no_grad():
             graph.weight.add_(0.01 * torch.randn_like(graph.weight))
     optimizer.step()
-    assert int(graph.choice.clock[0]) == 2
+    assert int(graph.selector.clock[0]) == 2

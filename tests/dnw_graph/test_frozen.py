@@ -27,7 +27,7 @@ from dnw_graph.frozen import (
     to_exported,
     to_onnx,
 )
-from dnw_graph.frozen.engine import Choice
+from dnw_graph.frozen.engine import PartKernel
 from dnw_graph.frozen.file import FORMAT, _described, _digest
 from dnw_graph.node import Norm, NormReluConv
 from models import create_model
@@ -162,7 +162,7 @@ def test_networks(name: str, size: int) -> None:
 @pytest.mark.parametrize("faster", ["dense", "sparse"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
 def test_a_bad_image_spoils_no_other(faster: str, bad: float, monkeypatch: Any) -> None:
-    monkeypatch.setattr(Choice, "is_dense", property(lambda _: faster == "dense"))
+    monkeypatch.setattr(PartKernel, "is_dense", property(lambda _: faster == "dense"))
     times = iter(range(10**6)) if faster == "sparse" else iter(range(10**6, 0, -1))
     monkeypatch.setattr("dnw_graph.frozen.engine._seconds", lambda _: next(times))
     for seed in range(4):
@@ -462,7 +462,7 @@ def test_sums_are_the_same_both_ways_and_the_report_says_which(
     faster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(1)
-    monkeypatch.setattr(Choice, "is_dense", faster == "dense")
+    monkeypatch.setattr(PartKernel, "is_dense", faster == "dense")
     graph = lived_in(NeuralGraph(Topology.layered([6, 20, 6], skip=False), rule="complete"))
     frozen, x = freeze(graph), torch.randn(1, 6, 14, 14)
     with torch.no_grad():

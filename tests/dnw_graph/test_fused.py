@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dnw_graph import NeuralGraph, Topology
 from dnw_graph.node import NormReluConv
-from dnw_graph.schedule import Flow, _blocks, _maps
+from dnw_graph.schedule import ForwardPass, _blocks, _maps
 from tests.conftest import relative_error
 
 BF16 = 2.0**-8
@@ -143,7 +143,7 @@ def test_a_graph_as_one_function_equals_it_block_by_block(
 def whole(graph: NeuralGraph, x: Tensor) -> bool:
     """Return whether a graph is run as one function."""
     modules = list(graph.nodes), list(graph.messages)
-    flow = Flow(graph.wiring(), graph.weight, graph.aggregation, *modules)
+    flow = ForwardPass(graph.wiring(), graph.weight, graph.backend, *modules)
     return _blocks.run(flow, x.transpose(0, 1).contiguous()) is not None
 
 

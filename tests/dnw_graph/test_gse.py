@@ -107,7 +107,7 @@ def test_gradients_are_those_that_every_candidate_would_have(
     ys = [g(x.double()) for g in (graph, other)]
     for y in ys:
         y.pow(3).sum().backward()
-    ids, grads = graph.choice._passing.sampler.result()
+    ids, grads = graph.selector._passing.sampler.result()
     assert len(ids) >= 5
     assert not torch.isin(ids, wiring.edge_id).any()
     assert torch.allclose(grads, other.weight.grad[ids].to(grads), rtol=1e-5, atol=1e-6)
@@ -132,7 +132,7 @@ def test_gradients_of_several_passes_are_summed(schedule: str) -> None:
     for part in parts:
         for g in (graph, other):
             g(part).pow(3).sum().backward()
-    ids, grads = graph.choice._passing.sampler.result()
+    ids, grads = graph.selector._passing.sampler.result()
     for block in SPARSE.blocks[1:]:
         assert ((ids >= block.edges.start) & (ids < block.edges.stop)).sum() >= 3
     assert torch.allclose(grads, other.weight.grad[ids], rtol=1e-4, atol=1e-6)
@@ -145,7 +145,7 @@ def test_a_change_drops_the_smallest_and_grows_the_largest_gradients_drawn() -> 
     momentum = optimizer.state[graph.weight]["momentum_buffer"]
     optimizer.zero_grad()
     (graph(x) - x.mean()).square().mean().backward()
-    ids, grads = graph.choice._passing.sampler.result()
+    ids, grads = graph.selector._passing.sampler.result()
     grad = {id: graph.weight.grad.tolist()[s] for id, s in _slots(graph).items()}
     memory = {id: 0.9 * momentum.tolist()[s] + grad[id] for id, s in _slots(graph).items()}
     optimizer.step()
@@ -225,15 +225,15 @@ def test_a_compiled_graph_samples_too() -> None:
 def test_gradients_that_were_cleared_are_forgotten() -> None:
     graph, optimizer, x = trained(LAYERED, "gse(every=1)", 0)
     graph(x).mul(1e6).sum().backward()
-    loud = graph.choice._passing.sampler.result()[1].abs().max()
+    loud = graph.selector._passing.sampler.result()[1].abs().max()
     optimizer.zero_grad()
     graph(x).sum().backward()
-    assert graph.choice._passing.sampler.result()[1].abs().max() < loud / 1e3
-    first = graph.choice._passing.sampler
+    assert graph.selector._passing.sampler.result()[1].abs().max() < loud / 1e3
+    first = graph.selector._passing.sampler
     graph(x).sum().backward()
-    assert graph.choice._passing.sampler is first
+    assert graph.selector._passing.sampler is first
     attach(graph, optimizer, total_steps=9)
-    assert graph.choice._passing.sampler is None
+    assert graph.selector._passing.sampler is None
 
 
 def test_what_is_real_by_the_time_of_the_step_does_not_grow_again() -> None:
@@ -242,7 +242,7 @@ def test_what_is_real_by_the_time_of_the_step_does_not_grow_again() -> None:
     torch.manual_seed(5)
     other = NeuralGraph(LAYERED, rule="gse", num_edges=70).state_dict()
     graph(x).square().sum().backward()
-    loaded = {key: value for key, value in other.items() if key in ("weight", "choice.edge_id")}
+    loaded = {key: value for key, value in other.items() if key in ("weight", "selector.edge_id")}
     graph.load_state_dict(loaded, strict=False)
     optimizer.step()
     assert len(ends(graph)) == 70
@@ -274,7 +274,7 @@ def test_steps_that_overflow_are_none(unscaled: bool) -> None:
         scaler.unscale_(optimizer)
     scaler.step(optimizer)
     assert ends(graph) == before
-    assert int(graph.choice.clock[0]) == 0
+    assert int(graph.selector.clock[0]) == 0
 
 
 def test_candidates_without_a_weight_are_drawn_one_when_edited() -> None:
@@ -314,8 +314,8 @@ def test_a_compact_rule_has_to_say_which_weight_is_whose() -> None:
 def test_copies_sample_nothing_for_the_original() -> None:
     graph, _, x = trained(LAYERED, "gse(every=1)", 0)
     graph(x).sum().backward()
-    assert graph.choice._passing.sampler is not None
-    assert copy.deepcopy(graph).choice._passing.sampler is None
+    assert graph.selector._passing.sampler is not None
+    assert copy.deepcopy(graph).selector._passing.sampler is None
     averaged = torch.optim.swa_utils.AveragedModel(graph)
     torch.optim.swa_utils.update_bn([x], averaged)
     assert averaged.module.nodes[0].norm.num_batches_tracked == 1
@@ -367,7 +367,7 @@ def test_processes_look_at_all_that_any_drew(tmp_path: Path) -> None:
     torch.manual_seed(0)
     first = NeuralGraph(LAYERED, rule="gse", num_edges=70).wiring().edge_id
     state = torch.load(tmp_path / "replicated0.pt")
-    assert int((~torch.isin(state["choice.edge_id"], first)).sum()) > 5
+    assert int((~torch.isin(state["selector.edge_id"], first)).sum()) > 5
     for name in ("replicated1", "sharded0"):
         other = torch.load(tmp_path / f"{name}.pt")
         for key, value in state.items():

@@ -116,7 +116,7 @@ def test_hallucinated_edges_move_by_factored_gradients_and_real_ones_by_the_opti
     plain = torch.optim.SGD([other], lr=0.1, momentum=0.9, weight_decay=0.1)
     plain.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     before, mask = graph.weight.detach().clone(), graph.wiring().mask
-    average = graph.choice.average.numpy().copy()
+    average = graph.selector.average.numpy().copy()
     assert average.any() == (step > 0)
     optimizer.zero_grad()
     graph(x).square().sum().backward()
@@ -489,7 +489,7 @@ class Shrunk(Rule):
 class ShrunkReal(Shrunk):
     """Likewise, with gradients for real edges only."""
 
-    def straight_through(self, moment: object) -> bool:
+    def straight_through(self, progress: object) -> bool:
         return False
 
     def gradient_edges(self, candidates: Candidates, edge_id: Tensor) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dnw_graph import NeuralGraph, Rule, Topology
-from dnw_graph.aggregation import Aggregation, Sparse
+from dnw_graph.aggregation import Backend, Sparse
 from dnw_graph.node import NormReluConv
 from dnw_graph.schedule import Static
 from dnw_graph.wiring import DNW, Candidates
@@ -176,7 +176,7 @@ def test_state_dicts_round_trip_and_hold_learned_things_only() -> None:
     learned = {n for n in model.state_dict() if n.startswith("graph.")} - {
         f"graph.{n}" for n, _ in model.graph.named_parameters()
     }
-    assert all("norm" in n or n == "graph.choice.edge_id" for n in learned)
+    assert all("norm" in n or n == "graph.selector.edge_id" for n in learned)
 
 
 def test_moves_to_a_device_and_a_type(device: str) -> None:
@@ -257,7 +257,7 @@ def test_resetting_draws_weights_wiring_and_node_functions_anew() -> None:
     graph.nodes[0].norm.running_mean += 1
     graph.reset_parameters()
     after = graph.state_dict()
-    for name in ("weight", "choice.edge_id", "nodes.0.conv.weight"):
+    for name in ("weight", "selector.edge_id", "nodes.0.conv.weight"):
         assert not torch.equal(before[name], after[name]), name
     assert float(after["nodes.0.norm.running_mean"].abs().max()) == 0.0
 
@@ -354,7 +354,7 @@ def test_a_backend_of_ones_own() -> None:
             type(self).calls += 1
             return super().message_and_aggregate(*args)
 
-    assert issubclass(Loud, Aggregation)
+    assert issubclass(Loud, Backend)
     graph = NeuralGraph(Topology.layered([4, 6, 3]), num_edges=20, backend=Loud())
     graph(torch.randn(2, 4, 5, 5))
     assert Loud.calls == 2
@@ -386,11 +386,11 @@ def test_to_data_keeps_the_names_of_nodes() -> None:
 def test_validate_names_weights_that_are_not_finite() -> None:
     graph = NeuralGraph(Topology.layered([4, 6, 3]), num_edges=20)
     graph.validate()
-    kept = graph.choice.rule
-    graph.choice.rule = Chosen(torch.tensor([7, 5]))
+    kept = graph.selector.rule
+    graph.selector.rule = Chosen(torch.tensor([7, 5]))
     with pytest.raises(ValueError, match="ascending"):
         graph.validate()
-    graph.choice.rule = kept
+    graph.selector.rule = kept
     graph.weight.data[7] = torch.nan
     with pytest.raises(ValueError, match=r"1 are not, the first weight\[7\]"):
         graph.validate()

@@ -172,14 +172,14 @@ def test_the_last_optimizer_attached_counts_and_copies_are_on_their_own() -> Non
     graph(torch.randn(2, 6)).sum().backward()
     twin = copy.deepcopy(graph)
     first.step()
-    assert graph.choice.moment(training=True).step == 0
+    assert graph.selector.progress(training=True).step == 0
     second.step()
     second.step()
-    assert graph.choice.moment(training=True).step == 2
+    assert graph.selector.progress(training=True).step == 2
     with pytest.raises(ValueError, match=r"rule dnw has to be told of the steps"):
         twin(torch.randn(2, 6))  # in training, where nobody would count its steps
     ready(twin)
-    assert twin.choice.moment(training=True).step == 0
+    assert twin.selector.progress(training=True).step == 0
 
 
 def test_a_state_that_is_loaded_has_to_be_attached_too() -> None:
@@ -255,7 +255,7 @@ def test_targeted_dropout_ramps_and_keeps_signs() -> None:
     graph = make(rule)
     optimizer, rhos = ready(graph, STEPS), []
     for _ in range(STEPS):
-        rhos.append(rule.rho(graph.choice.moment(training=True)))
+        rhos.append(rule.rho(graph.selector.progress(training=True)))
         optimizer.step()
     assert rhos == pytest.approx([step / STEPS for step in range(STEPS)])
     x = torch.eye(6)
@@ -404,7 +404,7 @@ class Loudest(Rule):
         return top_k(candidates.state["loud"] + 1e-3 * candidates.weight, candidates.num_edges)
 
     def after_step(self, candidates: Candidates, grad: Tensor | None, forget: object) -> None:
-        candidates.state["loud"].lerp_(grad.abs(), 1 / candidates.moment.step)
+        candidates.state["loud"].lerp_(grad.abs(), 1 / candidates.progress.step)
 
 
 def test_a_rule_of_ones_own_may_ask_for_the_same() -> None:
@@ -414,14 +414,14 @@ def test_a_rule_of_ones_own_may_ask_for_the_same() -> None:
         if graph.weight.grad is not None:
             grads.append(graph.weight.grad.abs().clone())
             mean = torch.stack(grads).mean(0)
-            assert torch.allclose(graph.choice.loud, mean, rtol=1e-4, atol=1e-6)
+            assert torch.allclose(graph.selector.loud, mean, rtol=1e-4, atol=1e-6)
 
 
 def test_a_clock_is_read_from_its_device_once_only() -> None:
     graph = make(DNW(hallucinate_every=2))
     optimizer = ready(graph, STEPS)
     read = []
-    clock = graph.choice._buffers["clock"] = graph.choice.clock.as_subclass(Noted)
+    clock = graph.selector._buffers["clock"] = graph.selector.clock.as_subclass(Noted)
     clock.read = read
     list(train(graph, optimizer, 5))
     assert read == [1]

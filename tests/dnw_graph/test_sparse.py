@@ -135,11 +135,11 @@ def test_rewiring_reaches_weights_that_are_not_contiguous() -> None:
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
     attach(layer, optimizer, total_steps=4)
     original = layer.parametrizations.weight.original
-    before = layer.parametrizations.weight[0].choice.edge_id.clone()
+    before = layer.parametrizations.weight[0].selector.edge_id.clone()
     layer(torch.randn(2, 6, 5, 5)).square().mean().backward()
     grad = original.grad.reshape(-1).abs()
     optimizer.step()
-    after = layer.parametrizations.weight[0].choice.edge_id
+    after = layer.parametrizations.weight[0].selector.edge_id
     born = after[~torch.isin(after, before)]
     assert len(born) > 10
     assert not original.detach().reshape(-1)[born].any()

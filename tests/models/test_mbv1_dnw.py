@@ -49,7 +49,7 @@ def test_equals_the_published_implementation(reference: Any, backend: str, devic
     given = {"prune_rate": meta["prune_rate"], "image_size": meta["image_size"]}
     model = load_allenai(state, kind="mbv1_dnw", **given).train()
     for graph in model.graphs:
-        graph.aggregation = BACKENDS.resolve(backend)
+        graph.backend = BACKENDS.resolve(backend)
     model.to(device)
 
     logits = model(recorded["input"].to(device))

@@ -316,7 +316,7 @@ def test_cifar10_is_read_from_a_folder_of_classes(tmp_path: Path) -> None:
 def test_cifar10_is_read_as_torchvision_keeps_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Kept:
+    class CachedImages:
         classes = ("cat", "dog")
 
         def __init__(self, root: str, train: bool, download: bool) -> None:
@@ -324,7 +324,7 @@ def test_cifar10_is_read_as_torchvision_keeps_it(
             self.data = np.arange(3 * 32 * 32 * 3).astype(np.uint8).reshape(3, 32, 32, 3)
             self.targets = [1, 0, 1]
 
-    monkeypatch.setattr("train.data.sources.CIFAR10", Kept)
+    monkeypatch.setattr("train.data.sources.CIFAR10", CachedImages)
     monkeypatch.setenv("DNW_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)  # away from data/cifar10 of whoever runs the tests
     source = open_source(None, dataset="cifar10")
@@ -459,20 +459,22 @@ def gathered(batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> list[bytes
 
 
 @pytest.mark.parametrize("kind", [Batches, ResidentBatches])
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world_size", [2, 3])
 def test_processes_share_what_one_would_see(
-    tmp_path: Path, kind: type[Batches] | type[ResidentBatches], world: int
+    tmp_path: Path, kind: type[Batches] | type[ResidentBatches], world_size: int
 ) -> None:
     source = open_source(str(small(tmp_path, number=10)), dataset="cifar10")
     settings: dict[str, Any] = {"image_size": 32, "batch_size": 6}
     whole = kind(source, **settings)
-    parts = [kind(source, **settings, rank=rank, world=world) for rank in range(world)]
+    parts = [
+        kind(source, **settings, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
     shared = zip(*(part.train(2, first_step=1) for part in parts), strict=True)
     for (images, labels), several in zip(whole.train(2, first_step=1), shared, strict=True):
-        assert {len(x) for x, _ in several} == {6 // world}
+        assert {len(x) for x, _ in several} == {6 // world_size}
         for rank, (x, y) in enumerate(several):
-            assert torch.equal(x, images[rank::world])
-            assert torch.equal(y, labels[rank::world])
+            assert torch.equal(x, images[rank::world_size])
+            assert torch.equal(y, labels[rank::world_size])
     held_out = [image for part in parts for image in gathered(part.validation())]
     assert sorted(held_out) == sorted(gathered(whole.validation()))
     assert parts[0].steps == whole.steps == 3

@@ -140,7 +140,7 @@ from train.cli import parse_options, run_command
 
 training = Training(parse_options(sys.argv[1:], "", ""))
 training.checkpoint()
-if training.world.rank == 1:
+if training.processes.rank == 1:
     with torch.no_grad():
         graph = training.plain_model.graphs[1]
         graph.weight[graph.weight.abs().argmin()] = 10.0

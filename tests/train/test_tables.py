@@ -16,7 +16,7 @@ import torch
 
 import train.tables
 from benchmarks.kills import environment
-from dnw_graph.wiring import NeverActsWarning, choices
+from dnw_graph.wiring import NeverActsWarning, selectors
 from tests.train.test_data import small
 from train.checkpoint import Checkpoints
 from train.loop import Training
@@ -252,8 +252,8 @@ def test_the_preset_smoke_lets_every_rule_act() -> None:
                 network = build_network(cell.options, num_classes=10)
             with warnings.catch_warnings():
                 warnings.simplefilter("error", NeverActsWarning)
-                for use in choices(network):
-                    use.choice.rule.check_length(steps)
+                for entry in selectors(network):
+                    entry.selector.rule.check_length(steps)
 
 
 def test_other_presets_keep_the_rules_of_the_recipes() -> None:

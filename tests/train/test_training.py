@@ -26,9 +26,9 @@ from train.loop import Training
 from train.options import OptimizationOptions, Options
 from train.predict import Predictor
 from train.predict import main as predict_main
+from train.process_group import make_fabric
 from train.run import RunConfig, RunFolder
 from train.setup import make_schedule
-from train.world import make_fabric
 
 SMALL = {  # a network that trains in seconds
     "graph": "mbv1",
@@ -276,7 +276,7 @@ def test_rules_that_start_from_a_complete_run(
     ours, after = RunFolder(out).load_weights("initial"), RunFolder(out).load_weights("last")
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
     for name, ids in ((n, v) for n, v in after.items() if n.endswith("edge_id")):
-        size = trained[name.replace("choice.edge_id", "weight")].abs()
+        size = trained[name.replace("selector.edge_id", "weight")].abs()
         assert float(size[ids].min()) >= float(size.index_fill(0, ids, 0).max())
         assert torch.equal(ids, ours[name])
     assert not torch.equal(ours["stem.weight"], after["stem.weight"])

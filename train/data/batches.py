@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from train.data.images import MemoryImages
 from train.data.loading import Batch, Transformed, as_ever
-from train.data.order import Chosen, Order, check_batch_size, held_out_batches, share
+from train.data.order import BatchRequest, Order, check_batch_size, held_out_batches, share
 from train.data.slots import Slots
 from train.data.source import Source
 from train.data.transforms import evaluation_transform, training_transform
@@ -53,7 +53,7 @@ class Batches:
         workers: Processes that load images; see :class:`train.options.DataOptions`.
         on_cpu: Whether training itself runs on the CPU.
         rank: Which of the processes that train together this is.
-        world: How many there are.
+        world_size: How many there are.
 
     Attributes:
         steps: Batches an epoch.
@@ -70,7 +70,7 @@ class Batches:
         workers: int | Literal["auto"] = "auto",
         on_cpu: bool = True,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
         self.batch_size, self.seed, self.bad = batch_size, seed, source.bad
         self.num_train, self.num_validation = len(source.train), len(source.validation)
@@ -82,17 +82,17 @@ class Batches:
         self._pinned, self._image_size = not on_cpu, image_size
         train = training_transform(source.augmentation, image_size)
         held_out = partial(as_ever, evaluation_transform(source.augmentation, image_size))
-        self._part = share(batch_size, rank, world)
+        self._part = share(batch_size, rank, world_size)
         self._order = Order(self.num_train, batch_size, seed, self._part)
         self._loaded = Transformed(source.train, train, seed)
         self._train = self._loader(self._loaded, self._order, persistent=self._workers > 0)
         self._validation = self._loader(
             Transformed(source.validation, held_out, seed),
-            held_out_batches(self.num_validation, batch_size, rank, world),
+            held_out_batches(self.num_validation, batch_size, rank, world_size),
         )
 
     def _loader(
-        self, images: Transformed, batches: Iterable[Chosen], persistent: bool = False
+        self, images: Transformed, batches: Iterable[BatchRequest], persistent: bool = False
     ) -> DataLoader[Batch]:
         return DataLoader(
             images,

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedImages:
     """Cached images: their bytes one after the other, and their shapes."""
 
     values: Tensor
@@ -89,10 +89,10 @@ def pictures_entry(paths: Sequence[Path]) -> Path | None:
     return entry_of(_PICTURES, paths) if paths else None
 
 
-def find(entry: Path | None) -> Kept | None:
+def find(entry: Path | None) -> CachedImages | None:
     """Return cached images, or None."""
     tensors = find_tensors(entry)
-    return Kept(tensors["values"], tensors["shapes"]) if tensors else None
+    return CachedImages(tensors["values"], tensors["shapes"]) if tensors else None
 
 
 def keep(entry: Path | None, pictures: Sequence[Tensor]) -> None:

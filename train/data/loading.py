@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from train.data.bad import BadImage
 from train.data.images import Images
-from train.data.order import Chosen
+from train.data.order import BatchRequest
 from train.data.slots import NO_SLOT, Slots
 from train.data.transforms import Transform
 
@@ -51,7 +51,7 @@ class Transformed(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, chosen: Chosen) -> Batch:
+    def __getitems__(self, chosen: BatchRequest) -> Batch:
         """Return a batch; called by PyTorch's loader."""
         loaded = {index: self._load(chosen.epoch, index) for index in chosen.indices}
         images = {i: image for i, image in loaded.items() if isinstance(image, Tensor)}

@@ -9,7 +9,7 @@ from torch.utils.data import Sampler
 from train.data.slots import NO_SLOT, Slots
 
 
-class Chosen(NamedTuple):
+class BatchRequest(NamedTuple):
     """A batch to load.
 
     Attributes:
@@ -30,19 +30,21 @@ def batch_indices(num_images: int, batch_size: int, seed: int, epoch: int) -> np
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 
-def share(batch_size: int, rank: int, world: int) -> slice:
+def share(batch_size: int, rank: int, world_size: int) -> slice:
     """Return the part of every training batch that is one process': every so many-th image.
 
     So parts of these parts are, over all processes, the parts that one process would have taken.
     """
-    return slice(rank, batch_size, world)
+    return slice(rank, batch_size, world_size)
 
 
-def held_out_batches(num_images: int, batch_size: int, rank: int, world: int) -> list[Chosen]:
+def held_out_batches(
+    num_images: int, batch_size: int, rank: int, world_size: int
+) -> list[BatchRequest]:
     """Return one process' validation batches: one in so many as there are processes."""
-    starts = range(rank * batch_size, num_images, world * batch_size)
+    starts = range(rank * batch_size, num_images, world_size * batch_size)
     ends = (min(start + batch_size, num_images) for start in starts)
-    return [Chosen(0, list(range(*both))) for both in zip(starts, ends, strict=True)]
+    return [BatchRequest(0, list(range(*both))) for both in zip(starts, ends, strict=True)]
 
 
 def check_batch_size(batch_size: int, num_train: int) -> None:
@@ -54,7 +56,7 @@ def check_batch_size(batch_size: int, num_train: int) -> None:
         )
 
 
-class Order(Sampler[Chosen]):
+class Order(Sampler[BatchRequest]):
     """One process' part of an epoch's batches.
 
     Args:
@@ -78,11 +80,11 @@ class Order(Sampler[Chosen]):
     def __len__(self) -> int:
         return self.num_images // self.batch_size - self.first_step
 
-    def __iter__(self) -> Iterator[Chosen]:
+    def __iter__(self) -> Iterator[BatchRequest]:
         batches = batch_indices(self.num_images, self.batch_size, self.seed, self.epoch)
         if self.slots:
             self.slots.reclaim()
         for chosen in batches[self.first_step :, self.part]:
-            yield Chosen(
+            yield BatchRequest(
                 self.epoch, chosen.tolist(), self.slots.reserve() if self.slots else NO_SLOT
             )

@@ -37,7 +37,7 @@ class ResidentBatches:
         seed: Of order and augmentation.
         device: Where batches are wanted; the CPU unless given.
         rank: Which of the processes that train together this is.
-        world: How many there are.
+        world_size: How many there are.
 
     Attributes:
         steps: Batches an epoch.
@@ -53,15 +53,15 @@ class ResidentBatches:
         seed: int = 0,
         device: torch.device | None = None,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
         self.batch_size, self.seed, self.bad = batch_size, seed, source.bad
         self.device = device or torch.device("cpu")
         self.num_train, self.num_validation = len(source.train), len(source.validation)
         self.steps = self.num_train // batch_size
         self._shifts = source.augmentation == "shift"
-        self._part = share(batch_size, rank, world)
-        self._held_out = held_out_batches(self.num_validation, batch_size, rank, world)
+        self._part = share(batch_size, rank, world_size)
+        self._held_out = held_out_batches(self.num_validation, batch_size, rank, world_size)
         self._train = self._place(source.train, image_size)
         self._validation = self._place(source.validation, image_size)
 

@@ -12,8 +12,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
+from dnw_graph._deprecated import warn_renamed
 from dnw_graph.topology import Topology
-from dnw_graph.wiring.base import RULES, Candidates, Moment, Rule
+from dnw_graph.wiring.base import RULES, Candidates, Rule, TrainingProgress
 from dnw_graph.wiring.sampling import Sampler, gathered
 from dnw_graph.wiring.wiring import Selection, Wiring, check_ids
 
@@ -33,7 +34,7 @@ def _sharded(values: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(values, like.device_mesh, like.placements)
 
 
-class Choice(nn.Module):
+class EdgeSelector(nn.Module):
     """Asks a rule, on behalf of one tensor of candidate weights, of any shape and memory format.
 
     Candidate ``i`` is the ``i``-th weight by rows, the last index fastest, unless the rule wants
@@ -116,12 +117,12 @@ class Choice(nn.Module):
             clock[2] = torch.randint(2**31, (), device="cpu")
             self.register_buffer("clock", clock.to(weight.device))
         flat = self.flat(weight.detach())
-        blank = Candidates(flat, self.num_edges, self.topology, {}, Moment())
+        blank = Candidates(flat, self.num_edges, self.topology, {}, TrainingProgress())
         for name, value in self.rule.init_state(blank).items():
             self.register_buffer(name, value.to(weight.device))
         self._write(flat, weight)
 
-    def moment(self, training: bool) -> Moment:
+    def progress(self, training: bool) -> TrainingProgress:
         """Return when it is; a device is waited for only after something else wrote the clock.
 
         Raises:
@@ -131,14 +132,14 @@ class Choice(nn.Module):
         if training and blind and torch.is_grad_enabled():
             raise self._not_attached()
         if not self.rule.timed:
-            return Moment(training=training)
+            return TrainingProgress(training=training)
         version = -1 if self.clock.is_inference() else self.clock._version
         if self._read is None or self._read[0] != version or version < 0:
             self._read = version, self.clock.tolist()
         step, total, seed = self._read[1]
         if training and not total:
             raise self._not_attached()
-        return Moment(step, total, seed, training)
+        return TrainingProgress(step, total, seed, training)
 
     def _not_attached(self) -> ValueError:
         return ValueError(
@@ -148,11 +149,11 @@ class Choice(nn.Module):
 
     def candidates(self, weight: Tensor, training: bool) -> Candidates:
         """Return what the rule is asked about."""
-        return self._candidates(self.flat(weight.detach()), self.moment(training))
+        return self._candidates(self.flat(weight.detach()), self.progress(training))
 
-    def _candidates(self, weight: Tensor, moment: Moment) -> Candidates:
+    def _candidates(self, weight: Tensor, progress: TrainingProgress) -> Candidates:
         state = {name: b for name, b in self.named_buffers() if name != "clock"}
-        return Candidates(weight, self.num_edges, self.topology, state, moment)
+        return Candidates(weight, self.num_edges, self.topology, state, progress)
 
     def select(self, weight: Tensor, training: bool) -> Selection:
         """Return what the rule decides for a pass with these weights."""
@@ -185,7 +186,7 @@ class Choice(nn.Module):
         """Return what samples from the first pass after gradients were cleared up to the step."""
         sampler = self._passing.sampler
         if sampler is None or first:
-            generator = self.moment(training=True).generator(wiring.edge_id.device)
+            generator = self.progress(training=True).generator(wiring.edge_id.device)
             sampler = Sampler(self.topology, wiring.edge_id, number, generator)
             self._passing.sampler = sampler
         return sampler
@@ -213,7 +214,7 @@ class Choice(nn.Module):
         return f"step {step:,} of {total:,}" if step and not keeps and not restart else None
 
     def is_followed_by(self, follows: object) -> bool:
-        """Return whether this was the last to :meth:`start` the choice."""
+        """Return whether this was the last to :meth:`start` the selector."""
         return self._follows is follows
 
     def leave(self, follows: object) -> None:
@@ -240,20 +241,20 @@ class Choice(nn.Module):
             return
         if self.rule.timed:
             step, total, seed = self._tick()
-            moment = Moment(step, total, seed, training=True)
+            progress = TrainingProgress(step, total, seed, training=True)
         else:
-            moment = Moment(training=True)
+            progress = TrainingProgress(training=True)
         passing, self._passing = self._passing, _Passing()
         self._clock_is_loaded = False
         if passing.moved is not None:
             self._move(weight, *passing.moved)
-        if not weight.requires_grad or not self.rule.acts(moment):
+        if not weight.requires_grad or not self.rule.acts(progress):
             return
         flat = self.flat(whole(weight.detach()))
         grad = None if weight.grad is None else self.flat(whole(weight.grad))
         forget = _Forget(self, weight, optimizer)
-        candidates = self._candidates(flat, moment)
-        before = replace(candidates, moment=replace(moment, step=max(0, moment.step - 1)))
+        candidates = self._candidates(flat, progress)
+        before = replace(candidates, progress=replace(progress, step=max(0, progress.step - 1)))
         if self.rule.num_sampled(before):
             none = torch.empty(0, dtype=torch.int64, device=flat.device)
             sampler = passing.sampler
@@ -270,9 +271,9 @@ class Choice(nn.Module):
 
     def _tick(self) -> list[int]:
         """Advance the clock without waiting for its device."""
-        moment = self.moment(training=True)
+        progress = self.progress(training=True)
         self.clock[0] += 1
-        now = [moment.step + 1, moment.total_steps, moment.seed]
+        now = [progress.step + 1, progress.total_steps, progress.seed]
         self._read = self.clock._version, now
         return now
 
@@ -295,8 +296,8 @@ class _Passing:
 class _Forget:
     """Clears the momentum of candidates, whatever the optimizer calls it."""
 
-    def __init__(self, choice: Choice, weight: nn.Parameter, optimizer: Optimizer) -> None:
-        self._choice, self._weight, self._optimizer = choice, weight, optimizer
+    def __init__(self, selector: EdgeSelector, weight: nn.Parameter, optimizer: Optimizer) -> None:
+        self._choice, self._weight, self._optimizer = selector, weight, optimizer
 
     def __call__(self, which: Tensor) -> None:
         for value in self._optimizer.state.get(self._weight, {}).values():
@@ -306,10 +307,26 @@ class _Forget:
                 value.mul_(_sharded(self._choice.shaped(kept, value), value))
 
 
-class Wired(nn.Module):
-    """A module whose candidate weights a rule chooses from."""
+class SelectorOwner(nn.Module):
+    """A module with a selector of its own."""
 
-    choice: Choice
+    selector: EdgeSelector
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        old = f"{prefix}choice."  # until version 0.1
+        for key in [key for key in state_dict if key.startswith(old)]:
+            state_dict[f"{prefix}selector.{key.removeprefix(old)}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @property
+    def choice(self) -> EdgeSelector:
+        """:attr:`selector`, by an earlier name."""
+        warn_renamed("choice", "selector")
+        return self.selector
+
+
+class CandidateModule(SelectorOwner):
+    """A module whose candidate weights a rule chooses from."""
 
     @property
     @abstractmethod
@@ -317,26 +334,26 @@ class Wired(nn.Module):
         """The candidate weights ``[E]``, or those of real edges ``[k]`` if the rule is compact."""
 
 
-class Use(NamedTuple):
-    """A choice somewhere in a model: the name of what has it, and the weights it is about."""
+class NamedSelector(NamedTuple):
+    """A selector somewhere in a model: the name of what has it, and the weights it is about."""
 
     name: str
-    choice: Choice
+    selector: EdgeSelector
     weight: nn.Parameter
 
 
-def choices(model: nn.Module) -> Iterator[Use]:
-    """Yield every choice in a model once: of graphs, and of weights made sparse."""
+def selectors(model: nn.Module) -> Iterator[NamedSelector]:
+    """Yield every selector in a model once: of graphs, and of weights made sparse."""
     seen = set()
     for name, module in model.named_modules():
         found = []
-        if isinstance(module, Wired):
-            found = [(module.choice, module.candidate_weight)]
+        if isinstance(module, CandidateModule):
+            found = [(module.selector, module.candidate_weight)]
         elif isinstance(module, ParametrizationList):
             weight: Any = module.original
-            parts = [getattr(part, "choice", None) for part in module]
-            found = [(choice, weight) for choice in parts if isinstance(choice, Choice)]
-        for choice, weight in found:
-            if id(choice) not in seen:
-                seen.add(id(choice))
-                yield Use(name, choice, weight)
+            parts = [getattr(part, "selector", None) for part in module]
+            found = [(selector, weight) for selector in parts if isinstance(selector, EdgeSelector)]
+        for selector, weight in found:
+            if id(selector) not in seen:
+                seen.add(id(selector))
+                yield NamedSelector(name, selector, weight)

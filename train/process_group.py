@@ -16,7 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from dnw_graph.analysis import real_edges
-from dnw_graph.wiring import choices
+from dnw_graph.wiring import selectors
 
 
 def launched() -> bool:
@@ -60,7 +60,7 @@ def make_fabric(device: str, precision: str, many: bool = False) -> Fabric:
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     known = signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    sync: dict[str, Any] = {name: False}  # once an epoch is enough: World.share_statistics
+    sync: dict[str, Any] = {name: False}  # once an epoch is enough: ProcessGroup.share_statistics
     return Fabric(
         accelerator=kind,
         devices=here,
@@ -81,7 +81,7 @@ def _meet(backend: str) -> None:
     dist.init_process_group(backend, store=again, rank=rank, world_size=size)
 
 
-class World:
+class ProcessGroup:
     """What the processes of a run agree on; alone, a process agrees with itself.
 
     Args:
@@ -177,8 +177,8 @@ def wiring_hash(model: nn.Module) -> str:
     for name, (ids, _) in real_edges(model).items():
         digest.update(name.encode())
         digest.update(ids.tobytes())
-    for use in choices(model):
-        for name, buffer in use.choice.named_buffers():
+    for entry in selectors(model):
+        for name, buffer in entry.selector.named_buffers():
             digest.update(name.encode())
             digest.update(buffer.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
