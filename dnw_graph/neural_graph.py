@@ -16,7 +16,6 @@ from dnw_graph.node import make_node
 from dnw_graph.node.base import NodeFactory
 from dnw_graph.schedule import SCHEDULES, ForwardPass, RecurrentState, Schedule
 from dnw_graph.topology import Role, Topology
-from dnw_graph.topology.exchange import nodes_to_networkx
 from dnw_graph.wiring import RULES, CandidateModule, EdgeSelector, Rule, Wiring
 
 
@@ -350,7 +349,7 @@ class NeuralGraph(CandidateModule):
                 ``real``, and ``weight`` is what is trained, which a rule may replace in a pass
                 (:meth:`Rule.edge_weight`); with a compact rule, only real edges have one.
         """
-        graph, wiring = nodes_to_networkx(self.topology), self.wiring()
+        graph, wiring = self.topology.nodes_to_networkx(), self.wiring()
         names, source = self.topology.names, wiring.edge_index[0].cpu()
         alive = torch.isin(torch.arange(self.topology.num_nodes, device="cpu"), source)
         alive |= self.topology.role == Role.OUTPUT

@@ -4,6 +4,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -58,3 +59,17 @@ def test_imports_lead_one_way(path: Path) -> None:
 def test_every_part_of_the_library_has_a_place() -> None:
     parts = {p.parts[1].removesuffix(".py") for p in FILES if p.parts[0] == "dnw_graph"}
     assert parts - {"__init__"} == set(LIBRARY)
+
+
+def test_no_modules_import_one_another() -> None:
+    """Imports for type checkers count, and so do those inside functions."""
+    names = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+    imports = nx.DiGraph()
+    for name, path in names.items():
+        for other in imported(path):
+            while other not in names and "." in other:  # a name that a module defines
+                other = other.rpartition(".")[0]
+            if other in names and not name.startswith(f"{other}."):  # a package lists its parts
+                imports.add_edge(name, other)
+    circles = [sorted(circle) for circle in nx.strongly_connected_components(imports)]
+    assert [circle for circle in circles if len(circle) > 1] == []

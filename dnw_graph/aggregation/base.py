@@ -13,7 +13,8 @@ from torch_geometric.nn import MessagePassing
 from dnw_graph._registry import PartRegistry
 from dnw_graph.aggregation.whole import WholeGraph
 from dnw_graph.topology import Block
-from dnw_graph.wiring import Sampler, Wiring
+from dnw_graph.wiring import Wiring
+from dnw_graph.wiring.wiring import GradientObserver
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def _observe(
-    sampler: Sampler,
+    sampler: GradientObserver,
     backend: Backend,
     edges: BlockEdges,
     weight: Tensor,

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,10 +15,8 @@ from torch import Tensor, nn
 
 from dnw_graph import _jit
 from dnw_graph.frozen import _kernels as kernels
+from dnw_graph.frozen.layout import Layout, Part
 from dnw_graph.topology import Role
-
-if TYPE_CHECKING:
-    from dnw_graph.frozen.graph import FrozenGraph, Part
 
 PIXELS_AT_ONCE = 1024  # images go through together up to so many pixels of a state
 PLANS = 64  # sizes of input that are remembered
@@ -41,7 +38,7 @@ class PartKernel:
     """
 
     at: int
-    part: "Part"
+    part: Part
     kind: int
     edges: int
     candidates: int
@@ -64,7 +61,7 @@ class Engine:
         graph: The graph, on a CPU, in float32.
     """
 
-    def __init__(self, graph: "FrozenGraph") -> None:
+    def __init__(self, graph: Layout) -> None:
         self.graph = graph
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._kernels_by_scale: dict[tuple[int, int], list[PartKernel]] = {}
@@ -127,7 +124,7 @@ class Engine:
         """Return the states of the outputs.
 
         Args:
-            x: What the graph is given; see :class:`FrozenGraph` for shapes.
+            x: What the graph is given; see :class:`Layout` for shapes.
             stem: A convolution that ``x`` goes through before; see :meth:`takes`.
         """
         flat = x.detach().reshape(*x.shape[:2], -1).contiguous()
@@ -472,7 +469,7 @@ def _seconds(function: Callable[[], object], repeats: int = 3) -> float:
     return min(times[1:])
 
 
-def _live_parts(graph: "FrozenGraph") -> tuple[list["Part"], Tensor]:
+def _live_parts(graph: Layout) -> tuple[list[Part], Tensor]:
     """Return parts that hold nodes that something reaches, and the numbers of these nodes."""
     parts, nodes = [], []
     for part in graph.parts:

@@ -7,6 +7,8 @@ from dnw_graph.schedule.base import (
     ForwardPass,
     RecurrentState,
     Schedule,
+    outputs_of,
+    parts_of,
 )
 from dnw_graph.schedule.continuous import Continuous
 from dnw_graph.schedule.discrete import Discrete
@@ -21,6 +23,8 @@ __all__ = [
     "RecurrentState",
     "Schedule",
     "Static",
+    "outputs_of",
+    "parts_of",
 ]
 
 __getattr__ = renamed(

@@ -6,7 +6,7 @@ import numbers
 import re
 from collections.abc import Hashable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.etree.ElementTree import ParseError
 
 import networkx as nx
@@ -15,31 +15,7 @@ import torch
 
 from dnw_graph.topology.role import Role
 
-if TYPE_CHECKING:
-    from dnw_graph.topology.topology import Topology
-
-
 _NOT_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-
-
-def nodes_to_networkx(topology: "Topology") -> nx.DiGraph:
-    """Return the nodes as a directed graph without edges; see :meth:`Topology.to_networkx`."""
-    names, graph = topology.names, nx.DiGraph()
-    channel = {int(v): i for v in (topology.inputs, topology.outputs) for i, v in enumerate(v)}
-    for v, (role, block) in enumerate(
-        zip(topology.role.tolist(), topology.block.tolist(), strict=True)
-    ):
-        graph.add_node(names[v], role=Role(role).name.lower(), block=block)
-        if v in channel:
-            graph.nodes[names[v]]["channel"] = channel[v]
-    return graph
-
-
-def to_networkx(topology: "Topology") -> nx.DiGraph:
-    """Return candidates as a directed graph; see :meth:`Topology.to_networkx`."""
-    names, graph = topology.names, nodes_to_networkx(topology)
-    graph.add_edges_from((names[u], names[v]) for u, v in topology.edge_index.t().tolist())
-    return graph
 
 
 def nodes_of(

@@ -202,7 +202,21 @@ class Topology(Builders):
         Nodes go by :attr:`names` and have ``role`` and ``block``, inputs and outputs ``channel``;
         :meth:`from_networkx` undoes it.
         """
-        return exchange.to_networkx(self)
+        graph, names = self.nodes_to_networkx(), self.names
+        graph.add_edges_from((names[u], names[v]) for u, v in self.edge_index.t().tolist())
+        return graph
+
+    def nodes_to_networkx(self) -> nx.DiGraph:
+        """Return the nodes as a directed graph without edges; see :meth:`to_networkx`."""
+        names, graph = self.names, nx.DiGraph()
+        channel = {int(v): i for v in (self.inputs, self.outputs) for i, v in enumerate(v)}
+        for v, (role, block) in enumerate(
+            zip(self.role.tolist(), self.block.tolist(), strict=True)
+        ):
+            graph.add_node(names[v], role=Role(role).name.lower(), block=block)
+            if v in channel:
+                graph.nodes[names[v]]["channel"] = channel[v]
+        return graph
 
     @property
     def edge_index(self) -> Tensor:

@@ -1,15 +1,29 @@
 """The real edges of one forward pass."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from dnw_graph.topology import Block, Grouping, Topology
 
-if TYPE_CHECKING:
-    from dnw_graph.wiring.sampling import Sampler
+
+class GradientObserver(Protocol):
+    """Sees the states and gradients of a backward pass, as a :class:`Sampler` does."""
+
+    def observe(
+        self,
+        block: Block,
+        states: Sequence[Tensor],
+        grad: Tensor,
+        correlate: Callable[["Wiring"], Tensor],
+    ) -> None:
+        """See a block; ``correlate`` returns ``<Z_u, dL/dI_v>`` of the edges of a wiring."""
+
+    def regrouped(self, grouping: Grouping) -> "GradientObserver":
+        """Return what observes the blocks of a grouping."""
 
 
 class Selection(NamedTuple):
@@ -62,7 +76,7 @@ class Wiring:
     slot: Tensor | None = None
     ends: tuple[int, ...] | None = None
     order: Tensor | None = None
-    sampler: "Sampler | None" = None
+    sampler: GradientObserver | None = None
 
     @classmethod
     def of(cls, selection: Selection, weight: Tensor, topology: Topology) -> "Wiring":
