@@ -14,6 +14,7 @@ from torch import nn
 
 from dnw_graph._wrapped import unwrapped
 from dnw_graph.topology import Role, Topology
+from dnw_graph.topology._order import reached
 from dnw_graph.wiring import Wiring, selectors, whole
 
 Ints = NDArray[np.int64]
@@ -87,15 +88,9 @@ class Structure:
 
         These nodes themselves are among them.
         """
-        matrix = self.matrix.T.tocsr() if backward else self.matrix
-        reached = np.zeros(self.num_nodes, dtype=bool)
-        reached[start] = True
-        frontier = np.asarray(start)
-        while len(frontier):
-            found = np.unique(matrix[frontier].indices)
-            frontier = found[~reached[found]]
-            reached[frontier] = True
-        return reached
+        ends = (self.target, self.source) if backward else (self.source, self.target)
+        edge_index, nodes = torch.from_numpy(np.stack(ends)), torch.from_numpy(np.asarray(start))
+        return reached(edge_index, self.num_nodes, nodes).numpy()
 
     def random(self, generator: np.random.Generator) -> "Structure":
         """Return as many edges drawn from all candidates alike: the same blocks and budget."""

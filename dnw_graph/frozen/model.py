@@ -15,10 +15,11 @@ from dnw_graph.frozen.engine import usable
 from dnw_graph.frozen.graph import FrozenGraph, Part
 from dnw_graph.frozen.recurrent import FrozenRecurrent
 from dnw_graph.frozen.report import Report, counts, report
-from dnw_graph.frozen.unroll import spread, unroll
+from dnw_graph.frozen.unroll import unroll
 from dnw_graph.neural_graph import GraphState, NeuralGraph
 from dnw_graph.schedule import Discrete
 from dnw_graph.topology import Role
+from dnw_graph.topology._order import reached
 
 
 class FrozenModel(nn.Sequential):
@@ -404,10 +405,8 @@ def _reach(layers: Sequence[nn.Module]) -> None:
         if not isinstance(layer, FrozenGraph):
             constant = None
             continue
-        reached = torch.zeros(layer.num_nodes, dtype=torch.bool, device="cpu")
-        moving = torch.ones(len(layer.inputs), dtype=torch.bool, device="cpu")
+        moving = torch.arange(len(layer.inputs), device="cpu")
         if constant is not None:
-            moving = ~constant[layer.inputs]
-        reached[: len(moving)] = moving
-        layer.reached.copy_(spread(reached, layer.edge_index))
+            moving = moving[~constant[layer.inputs]]
+        layer.reached.copy_(reached(layer.edge_index, layer.num_nodes, moving))
         constant = ~layer.reached[layer.outputs]

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from dnw_graph.frozen.graph import FrozenGraph
-from dnw_graph.frozen.unroll import Unrolled, compact, formula_of, numbers_of, spread
+from dnw_graph.frozen.unroll import Unrolled, compact, formula_of, numbers_of
 from dnw_graph.neural_graph import GraphState, NeuralGraph
 from dnw_graph.node import Formula
 from dnw_graph.schedule import Discrete
 from dnw_graph.topology import Role
+from dnw_graph.topology._order import reached
 
 
 class FrozenRecurrent(nn.Module):
@@ -40,9 +41,7 @@ class FrozenRecurrent(nn.Module):
         self.num_nodes, self.num_inputs = topology.num_nodes, topology.num_inputs
         wiring = graph.wiring()
         edge_index = wiring.edge_index.cpu()[:, wiring.edge_weight.cpu() != 0]
-        needed = torch.zeros(self.num_nodes, dtype=torch.bool, device="cpu")
-        needed[topology.outputs] = True
-        needed = spread(needed, edge_index.flip(0))
+        needed = reached(edge_index.flip(0), self.num_nodes, topology.outputs.unique())
         place = needed.cumsum(0) - 1
         #: The nodes whose states are computed, ascending.
         self.register_buffer("nodes", needed.nonzero().flatten(), persistent=False)

@@ -12,6 +12,7 @@ from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.node import Formula
 from dnw_graph.schedule import Discrete, Static
 from dnw_graph.topology import Block, Role
+from dnw_graph.topology._order import reached
 
 Edges = tuple[Tensor, Tensor]
 """Sources and targets ``[2, n]``, and weights ``[n]``."""
@@ -184,9 +185,7 @@ def compact(unrolled: Unrolled, channel: Tensor, ends: Tensor) -> FrozenGraph:
     """Number what is needed anew: layers of inputs first, edges by target and source."""
     edge_index = torch.cat([index for index, _ in unrolled.edges], 1)
     weight = torch.cat([weight for _, weight in unrolled.edges])
-    needed = torch.zeros(unrolled.size, dtype=torch.bool, device="cpu")
-    needed[ends] = True
-    needed = spread(needed, edge_index.flip(0))
+    needed = reached(edge_index.flip(0), unrolled.size, ends.unique())
     number = torch.full((unrolled.size,), -1, device="cpu")
     order: list[Tensor] = []
     parts: list[Part] = []
@@ -227,18 +226,6 @@ def compact(unrolled: Unrolled, channel: Tensor, ends: Tensor) -> FrozenGraph:
 def _zeros(*shape: int) -> Tensor:
     """Return zeros, whatever the default type and device."""
     return torch.zeros(shape, dtype=torch.float32, device="cpu")
-
-
-def spread(marked: Tensor, edge_index: Tensor) -> Tensor:
-    """Return which nodes are marked, or have a path from one that is ``[V]``, boolean."""
-    marked = marked.clone()
-    while True:
-        found = marked.index_put(
-            (edge_index[1][marked[edge_index[0]]],), torch.tensor(True, device="cpu")
-        )
-        if torch.equal(found, marked):
-            return marked
-        marked = found
 
 
 def _numbered(unrolled: Unrolled) -> Iterator[tuple[Tensor, _Layer]]:

@@ -60,12 +60,17 @@ def distances(edge_index: Tensor, num_nodes: int, start: Tensor) -> Tensor:
     """Return the edges on a shortest path to each node from the nearest start, or -1."""
     children, ptr = _children(edge_index, num_nodes)
     distance = np.full(num_nodes, -1, dtype=np.int64)
-    reached, away = start.numpy(), 0
-    while len(reached):
-        distance[reached] = away
-        found = np.unique(_children_of(reached, children, ptr))
-        reached, away = found[distance[found] < 0], away + 1
+    frontier, away = start.numpy(), 0
+    while len(frontier):
+        distance[frontier] = away
+        found = np.unique(_children_of(frontier, children, ptr))
+        frontier, away = found[distance[found] < 0], away + 1
     return torch.from_numpy(distance)
+
+
+def reached(edge_index: Tensor, num_nodes: int, start: Tensor) -> Tensor:
+    """Return which nodes have a path from a start, or are one ``[V]``, boolean."""
+    return distances(edge_index, num_nodes, start) >= 0
 
 
 def walks(edge_index: Tensor, num_nodes: int, start: Tensor, length: int) -> Tensor:
