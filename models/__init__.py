@@ -2,7 +2,14 @@
 
 from models import mbv1, mbv1_dnw, resnet, tiny
 from models.allenai import load_allenai
-from models.registry import ModelConfig, create_model, list_models, model_options, register_model
+from models.registry import (
+    ModelConfig,
+    create_model,
+    list_models,
+    model_config,
+    model_options,
+    register_model,
+)
 
 __all__ = [
     "ModelConfig",
@@ -11,6 +18,7 @@ __all__ = [
     "load_allenai",
     "mbv1",
     "mbv1_dnw",
+    "model_config",
     "model_options",
     "register_model",
     "resnet",

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import nn
 
-from models.registry import ModelConfig, register_model
+from models.registry import ModelConfig, check_norm_eps, register_model
 from models.strides import check_strides
 
 #: Output channels and stride of each depthwise-separable layer at width 1.
@@ -47,8 +47,7 @@ class MobileNetV1Config(ModelConfig):
         super().__post_init__()
         if not (isinstance(self.width, int | float) and 0 < self.width < math.inf):
             raise ValueError(f"width must be a number above 0, got {self.width!r}")
-        if not self.norm_eps > 0:
-            raise ValueError(f"norm_eps must be above 0, got {self.norm_eps}")
+        check_norm_eps(self.norm_eps)
         if self.stem_stride != "auto" and not (
             isinstance(self.stem_stride, int) and self.stem_stride >= 1
         ):

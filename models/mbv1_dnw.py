@@ -55,7 +55,7 @@ class MobileNetV1GraphConfig(MobileNetV1Config):
     """What MobileNetV1 with a wiring is built from, besides what MobileNetV1 is.
 
     Attributes:
-        width: Width multiplier ``d``; it sets the number of real edges only.
+        width: Width multiplier ``d``; of a graph it sets the number of real edges only.
         num_edges: Real edges of each graph, that of a classifier included, in place of the width's.
         backend: How messages are summed; see :class:`dnw_graph.NeuralGraph`.
     """
@@ -74,7 +74,8 @@ class MobileNetV1DNWConfig(MobileNetV1GraphConfig):
     """What MobileNetV1-DNW is built from, besides that.
 
     Attributes:
-        rule: How edges are chosen.
+        rule: How edges are chosen, if need be with arguments, ``"rigl(every=50)"``; see
+            docs/rules.md.
     """
 
     rule: str | Rule | type[Rule] = "dnw"

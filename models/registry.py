@@ -2,9 +2,10 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from torch import nn
 
@@ -23,11 +24,20 @@ class ModelConfig:
     num_classes: int = 1000
     image_size: int = 224
 
+    #: Options by which the paper trains the model on CIFAR-10, where they are not Table 2's.
+    cifar10: ClassVar[Mapping[str, Any]] = {}
+
     def __post_init__(self) -> None:
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be 1 or more, got {self.num_classes}")
         if self.image_size < 1:
             raise ValueError(f"image_size must be 1 pixel or more, got {self.image_size}")
+
+
+def check_norm_eps(norm_eps: float) -> None:
+    """Raise where what normalisation adds to variances is out of range."""
+    if not 0 < norm_eps < math.inf:
+        raise ValueError(f"norm_eps must be a finite number above 0, got {norm_eps}")
 
 
 Config = TypeVar("Config", bound=ModelConfig)
@@ -75,6 +85,15 @@ def model_options(name: str) -> dict[str, Any]:
         ValueError: An unknown name.
     """
     return {field.name: field.default for field in dataclasses.fields(_MODELS[name].config)}
+
+
+def model_config(name: str) -> type[ModelConfig]:
+    """Return the class of a model's configuration.
+
+    Raises:
+        ValueError: An unknown name.
+    """
+    return _MODELS[name].config
 
 
 def create_model(name: str, **options: Any) -> nn.Module:

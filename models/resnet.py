@@ -18,7 +18,8 @@ class SparseResNetConfig(ModelConfig):
         density: Share of the weights of each layer that are real, 0.1 unless given or the rule
             says; biases and normalisation are dense.
         first_layer_dense: Whether all weights of the first convolution are real.
-        rule: How real weights are chosen.
+        rule: How real weights are chosen, if need be with arguments, ``"rigl(every=50)"``; see
+            docs/rules.md.
     """
 
     density: float | None = None

@@ -1,15 +1,17 @@
 """The tiny classifiers of Table 1: one graph, static, in discrete or in continuous time."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from dnw_graph import NeuralGraph, Rule, Topology, frozen
 from dnw_graph.aggregation import BACKENDS, Backend
 from dnw_graph.node import Norm, NormReluConv
-from dnw_graph.schedule import SCHEDULES
-from models.registry import ModelConfig, register_model
+from dnw_graph.schedule import SCHEDULES, Schedule
+from models.registry import ModelConfig, check_norm_eps, register_model
 
 INPUTS, OUTPUTS, NODES, EDGES = 32, 100, 800, 32_000
 LAYERS = 5
@@ -20,19 +22,24 @@ class TinyConfig(ModelConfig):
     """What a tiny classifier is built from, besides what every model is.
 
     Attributes:
-        rule: How edges are chosen.
+        rule: How edges are chosen, if need be with arguments, ``"rigl(every=50)"``; see
+            docs/rules.md.
         norm_eps: Added to variances by the nodes' normalisation.
         backend: How messages are summed; see :class:`dnw_graph.NeuralGraph`.
-        schedule: When nodes fire, if otherwise than the name says: ``"discrete(steps=3)"``.
+        schedule: When nodes fire, if otherwise than the name says: ``"discrete(steps=3)"``; see
+            docs/time.md.
     """
 
     rule: str | Rule | type[Rule] = "dnw"
     norm_eps: float = 1e-5
     backend: str | Backend | type[Backend] = "auto"
-    schedule: str | None = None
+    schedule: str | Schedule | type[Schedule] | None = None
+
+    cifar10: ClassVar[Mapping[str, Any]] = {"batch_size": 512, "lr_schedule": "steps"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_norm_eps(self.norm_eps)
         BACKENDS.resolve(self.backend)
         if self.schedule is not None:
             SCHEDULES.resolve(self.schedule)

@@ -7,10 +7,9 @@ is downloaded to data/cifar10 unless --data DIR holds train/<class>/* and test/<
     python -m train.cifar10 --graph mbv1_dnw
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 
+from models import model_config
 from train.cli import run_command
 from train.imagenet import run_training
 from train.options import DataOptions, OptimizationOptions, Options
@@ -21,16 +20,14 @@ DEFAULTS = Options(
 )
 
 
-TINY = DEFAULTS.replace(batch_size=512, lr_schedule="steps")
+def defaults(graph: str) -> Options:
+    """Return the paper's options for a model."""
+    return DEFAULTS.replace(**model_config(graph).cifar10)
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command."""
-    args = sys.argv[1:] if args is None else args
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--graph", default="")
-    tiny = first.parse_known_args(args)[0].graph.startswith("tiny_")
-    run_training(args, "python -m train.cifar10", __doc__ or "", TINY if tiny else DEFAULTS)
+    run_training(args, "python -m train.cifar10", __doc__ or "", defaults)
 
 
 if __name__ == "__main__":

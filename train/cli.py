@@ -19,7 +19,10 @@ from train.run import RunFolder
 
 
 def parse_options(
-    args: Sequence[str], prog: str, description: str, defaults: Options | None = None
+    args: Sequence[str],
+    prog: str,
+    description: str,
+    defaults: Callable[[str], Options] = lambda _: Options(),
 ) -> Options:
     """Return the options that flags give; they override ``--recipe FILE``, and it ``--resume RUN``.
 
@@ -27,7 +30,7 @@ def parse_options(
         args: The flags.
         prog: What the command is called.
         description: What it does, for ``--help``.
-        defaults: Options where nothing else is said.
+        defaults: Returns the options of a model where nothing else is said.
 
     Raises:
         ValueError: A recipe that cannot be read, or has an unknown key; not a run folder.
@@ -36,11 +39,16 @@ def parse_options(
     first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", type=Path, action="append", default=[])
     first.add_argument("--resume")
+    first.add_argument("--graph")
     found, rest = first.parse_known_args(args)
+    rest += [] if found.graph is None else [f"--graph={found.graph}"]
     recipes = [(path, read_recipe(path)) for path in map(_find_recipe, found.recipe)]
     resume = [values.pop("resume") for _, values in recipes if "resume" in values]
     resume += [found.resume] if found.resume is not None else []
-    options = defaults or Options()
+    graphs = [values["graph"] for _, values in recipes if "graph" in values]
+    graphs += [] if found.graph is None else [found.graph]
+    graph = graphs[-1] if graphs else Options().network.graph
+    options = defaults(graph) if graph in list_models() else Options()
     if resume:
         options = options.replace(resume=resume[-1])  # says so if it is empty
         options = RunFolder(resume[-1]).load_config().options.replace(resume=resume[-1])

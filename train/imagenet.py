@@ -6,7 +6,7 @@ The defaults are the protocol of the paper for ImageNet. To see it work in a min
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,14 @@ def resume(run: str | Path, **changes: Any) -> dict[str, Any]:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command."""
-    run_training(args, "python -m train.imagenet", __doc__ or "", Options())
+    run_training(args, "python -m train.imagenet", __doc__ or "", lambda _: Options())
 
 
 def run_training(
-    args: Sequence[str] | None, prog: str, description: str, defaults: Options
+    args: Sequence[str] | None,
+    prog: str,
+    description: str,
+    defaults: Callable[[str], Options],
 ) -> None:
     """Train as flags say, and print the summary.
 
@@ -54,7 +57,7 @@ def run_training(
         args: The flags; those of the command line unless given.
         prog: What the command is called.
         description: What it does.
-        defaults: Options where flags say nothing.
+        defaults: Returns the options of a model where flags say nothing.
     """
     args = sys.argv[1:] if args is None else args
     options = parse_options(args, prog, description.strip(), defaults)

@@ -11,47 +11,24 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 from typeguard import TypeCheckError, check_type
 
-from models import model_options
+from models import list_models, model_options
 from train.data import Dataset
+from train.network_options import network_options
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkOptions:
-    """Which network."""
+class Network:
+    """Which network; :data:`NetworkOptions` adds the options of every model."""
 
-    graph: str = "mbv1_dnw"
-    """Model, one of models.list_models()."""
-    width: float | None = None
-    """Width multiplier of a MobileNet, 1 unless given; of a graph it sets the number of real edges
-    only, and is 0.225 unless given."""
-    num_edges: tuple[int, ...] | None = None
-    """Real edges of each graph, in place of the width's."""
-    rule: str | None = None
-    """How edges are chosen: complete, constant_fan_in, dnw, dnw_factored, fine_tune, gse,
-    l1_anneal, lottery, n_of_m, no_update, random, rigl, set, soft_threshold, sr_ste,
-    targeted_dropout or top_kast, if need be with arguments, "rigl(every=50)" (docs/rules.md); dnw
-    unless given."""
-    schedule: str | None = None
-    """When nodes of a tiny classifier fire, such as "discrete(steps=5)" or "continuous(rtol=1e-4)"
-    (docs/time.md); the model's own unless given."""
-    norm_eps: float | None = None
-    """Added to variances by normalisation in a MobileNet; 1e-3, MobileNetV1's own, unless given;
-    PyTorch's is 1e-5."""
-    stem_stride: int | Literal["auto"] | None = None
-    """Stride of a MobileNet's first convolution, in pixels; auto, unless given, is 1 up to 64-pixel
-    images, else 2."""
-    density: float | None = None
-    """Share of each layer's weights that are real in a sparse ResNet; 0.1 unless given."""
-    first_layer_dense: bool = False
-    """Keep every weight of a sparse ResNet's first convolution."""
+    graph: Annotated[str, tyro.conf.arg(help=f"Model: {', '.join(list_models())}.")] = "mbv1_dnw"
 
     def given(self) -> dict[str, Any]:
         """Return what differs from what every model does unless told, the model's name apart."""
         fields = [field for field in dataclasses.fields(self) if field.name != "graph"]
-        found = {field.name: getattr(self, field.name) for field in fields}
-        return {f.name: found[f.name] for f in fields if found[f.name] != f.default}
+        values = {field.name: getattr(self, field.name) for field in fields}
+        return {f.name: values[f.name] for f in fields if values[f.name] != f.default}
 
-    def resolved(self) -> "NetworkOptions":
+    def resolved(self) -> "Network":
         """Return the same with every option that the model takes.
 
         Raises:
@@ -63,6 +40,10 @@ class NetworkOptions:
 
     def __str__(self) -> str:
         return ", ".join([self.graph, *(f"{name} {value}" for name, value in self.given().items())])
+
+
+NetworkOptions = network_options(Network)
+"""The model, and every option of every model in ``models/``; None where it is not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +158,7 @@ class RunOptions:
 class Options:
     """All options of a training run."""
 
-    network: NetworkOptions = field(default_factory=NetworkOptions)
+    network: Network = field(default_factory=NetworkOptions)
     data: DataOptions = field(default_factory=DataOptions)
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
     run: RunOptions = field(default_factory=RunOptions)
@@ -186,9 +167,7 @@ class Options:
         for name in ("data", "validation_data", "out", "resume", "init", "from_run", "wandb"):
             if self.flat()[name] == "":
                 raise ValueError(f"{name} is empty: name one, or leave it out")
-        norm_eps, optimization = self.network.norm_eps, self.optimization
-        if norm_eps is not None and not 0 < norm_eps < math.inf:
-            raise ValueError("norm_eps must be a finite number above 0")
+        optimization = self.optimization
         for name in ("history_every", "checkpoint_every"):
             every = getattr(self.run, name)
             if every is not None and every < 1:

@@ -1,5 +1,6 @@
 """What has to be right before training starts: device, folder, images, what a run begins from."""
 
+import dataclasses
 import logging
 import math
 import re
@@ -213,9 +214,9 @@ def _report_changes(folder: RunFolder, options: Options) -> None:
     """Log the options by which a network computes something else with the same weights."""
     theirs, ours = folder.load_config().options.network, options.network.resolved()
     changes = {
-        name: (getattr(theirs, name), getattr(ours, name))
-        for name in ("rule", "num_edges", "width", "density", "schedule", "norm_eps", "stem_stride")
-        if getattr(theirs, name) != getattr(ours, name)
+        name: (value, getattr(ours, name))
+        for name, value in dataclasses.asdict(theirs).items()
+        if name not in ("graph", "backend") and value != getattr(ours, name)
     }
     if changes:
         _log.warning(

@@ -60,7 +60,7 @@ def check_from(options: Options, network: nn.Module) -> None:
         network: Its network, without memory for its weights.
     """
     sources = {entry.selector.rule.starts_from for entry in selectors(network)}
-    rule, run = options.network.rule, options.run
+    rule, run = options.network.given().get("rule"), options.run
     if sources <= {"itself"}:
         if run.from_run is not None:
             raise ValueError(
@@ -92,10 +92,10 @@ def check_from(options: Options, network: nn.Module) -> None:
             f"--from {folder.path} is not finished; finish it with --resume {folder.path}"
         )
     for name in ("norm_eps", "stem_stride"):
-        if getattr(ours, name) is not None and getattr(kept, name) != getattr(ours, name):
+        before, now = (getattr(network, name, None) for network in (kept, ours))
+        if now is not None and before != now:
             raise ValueError(
-                f"--from {folder.path} was trained with {name} {getattr(kept, name)}, not "
-                f"{getattr(ours, name)}; give the same"
+                f"--from {folder.path} was trained with {name} {before}, not {now}; give the same"
             )
 
 
