@@ -112,12 +112,16 @@ class Custom(Init):
             ValueError: The function returned anything else, or a negative number.
         """
         nodes = start.topology.num_nodes
-        found = torch.as_tensor(self.function(start), dtype=torch.float64, device="cpu")
-        if (found.dim() and found.shape != (nodes,)) or not bool((found >= 0).all()):
-            raise ValueError(
-                f"init must return a bound for each of the {nodes} nodes, 0 or more, or one for "
-                f"all, got {found}"
-            )
+        bound = self.function(start)
+        wanted = f"init must return a finite bound for each of the {nodes} nodes, or one for all"
+        try:
+            found = torch.as_tensor(bound, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{wanted}, got {bound!r}") from error
+        largest = torch.finfo(torch.float32).max
+        within = bool(((found >= 0) & (found <= largest)).all())
+        if (found.dim() and found.shape != (nodes,)) or not within:
+            raise ValueError(f"{wanted}, 0 or more, got {found}")
         return found.expand(nodes).clone()
 
 

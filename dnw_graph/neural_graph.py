@@ -14,7 +14,13 @@ from dnw_graph.aggregation import BACKENDS, Backend
 from dnw_graph.init import Init, Start, gain_of, resolve
 from dnw_graph.node import make_node
 from dnw_graph.node.base import NodeFactory
-from dnw_graph.schedule import SCHEDULES, ForwardPass, RecurrentState, Schedule
+from dnw_graph.schedule import (
+    SCHEDULES,
+    ForwardPass,
+    RecurrentState,
+    Schedule,
+    checked_lengths,
+)
 from dnw_graph.topology import Role, Topology
 from dnw_graph.wiring import RULES, CandidateModule, EdgeSelector, Rule, Wiring
 
@@ -269,19 +275,7 @@ class NeuralGraph(CandidateModule):
 
     def _without_padding(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Return sequences with 0 for what comes after their ends."""
-        if not self.schedule.takes_sequence:
-            raise ValueError(
-                "lengths are those of sequences: give a schedule that takes some, such as "
-                "\"discrete(steps=9, input='new')\""
-            )
-        batch, frames = x.shape[:2]
-        lengths = torch.as_tensor(lengths, device=x.device)
-        within = lengths.shape == (batch,) and bool(((lengths >= 1) & (lengths <= frames)).all())
-        if not within or lengths.is_floating_point():
-            raise ValueError(
-                f"lengths must be whole numbers [{batch}] from 1 to {frames}, the number of "
-                f"frames, got {lengths}"
-            )
+        lengths, (batch, frames) = checked_lengths(self.schedule, x, lengths), x.shape[:2]
         there = torch.arange(frames, device=x.device) < lengths[:, None]
         return torch.where(there.view(batch, frames, *[1] * (x.dim() - 2)), x, 0)
 

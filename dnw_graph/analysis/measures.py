@@ -1,6 +1,7 @@
 """What a wiring looks like in numbers, beside random wirings with the same blocks and budget."""
 
 import math
+import warnings
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args, overload
@@ -382,6 +383,12 @@ def measure(
 
 
 def _measured(s: Structure, random: int, null: Null, seed: int) -> Measures:
+    if s.num_edges == s.topology.num_candidates and null == "budget":
+        warnings.warn(
+            "every candidate is real, so each random wiring is the wiring itself; to compare with "
+            "others over the same blocks, measure graph.to_networkx()",
+            stacklevel=3,
+        )
     generator = np.random.default_rng(seed)
     draw = s.random if null == "budget" else s.rewired
     drawn = [draw(generator) for _ in range(random)]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dnw_graph.frozen.graph import FrozenGraph
 from dnw_graph.frozen.model import FrozenModel
+from dnw_graph.neural_graph import NeuralGraph
 
 TOLERANCE = 1e-4  # largest difference from the network itself, relative to its largest output
 
@@ -27,6 +28,11 @@ def to_exported(model: nn.Module, example: Tensor) -> torch.export.ExportedProgr
     Raises:
         ValueError: The program computes something else.
     """
+    if any(isinstance(module, NeuralGraph) for module in model.modules()):
+        raise ValueError(
+            "the network has graphs that are not frozen: give freeze(model), or "
+            "freeze_graphs(model)"
+        )
     example = torch.cat([example[:1]] * 2)  # of one image, its number would not be free
     with torch.no_grad():
         for module in model.modules():

@@ -72,6 +72,11 @@ def save_frozen(
     Raises:
         ValueError: A layer that a file cannot hold; the message lists those that it can.
     """
+    if not isinstance(model, FrozenModel):
+        raise TypeError(
+            f"a file holds what freeze() returns, got {type(model).__name__}; keep what "
+            "freeze_graphs() returns by torch.save, or export it"
+        )
     layers = [_described(layer) for layer in model]
     tensors = {name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
     text = json.dumps({"layers": layers, "notes": dict(model.notes if notes is None else notes)})

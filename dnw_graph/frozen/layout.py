@@ -161,6 +161,11 @@ class Layout(nn.Module):
             raise ValueError(
                 f"expected {self.least_channels} channels or more, got {list(x.shape)}"
             )
+        if x.dtype != self.edge_weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(
+                f"expected input of the weights' type {self.edge_weight.dtype}, got {x.dtype}; "
+                f"convert it, or the frozen network with .to({x.dtype})"
+            )
         if x.dim() != 4 and any(part.filters for part in self.parts):
             raise ValueError(f"expected feature maps [B, C, H, W], got {list(x.shape)}")
 

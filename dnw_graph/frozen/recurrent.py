@@ -10,7 +10,7 @@ from dnw_graph.frozen.graph import FrozenGraph
 from dnw_graph.frozen.unroll import Unrolled, compact, formula_of, numbers_of
 from dnw_graph.neural_graph import GraphState, NeuralGraph
 from dnw_graph.node import Formula
-from dnw_graph.schedule import Discrete
+from dnw_graph.schedule import Discrete, checked_lengths
 from dnw_graph.topology import Role
 from dnw_graph.topology._order import reached
 
@@ -59,9 +59,10 @@ class FrozenRecurrent(nn.Module):
     ) -> Any:
         """Return the states of the outputs; see :meth:`NeuralGraph.forward`."""
         schedule = self.schedule
+        self._check(x, state)
         frames = list(x.unbind(1)) if schedule.takes_sequence else [x]
         if lengths is not None:
-            lengths = torch.as_tensor(lengths, device=x.device)
+            lengths = checked_lengths(schedule, x, lengths)
             alive = [(lengths > t).view(-1, *[1] * (x.dim() - 2)) for t in range(len(frames))]
             frames = [torch.where(a, f, 0) for a, f in zip(alive, frames, strict=True)]
         nothing = torch.zeros_like(frames[0])
@@ -90,18 +91,38 @@ class FrozenRecurrent(nn.Module):
         y = torch.stack(outputs, 1) if schedule.gives_sequence else outputs[0]
         if state is None:
             return y
-        states = z.new_zeros(len(z), self.num_nodes, *z.shape[2:])
+        states = z.new_zeros(z.shape[0], self.num_nodes, *z.shape[2:])
         return y, GraphState(states.index_copy(1, self.nodes, z), state.step + steps)
+
+    def _check(self, x: Tensor, state: GraphState | None) -> None:
+        """Raise where the graph itself would."""
+        at = 2 if self.schedule.takes_sequence else 1
+        if x.dim() <= at or x.shape[at] != self.num_inputs or (at == 2 and not x.shape[1]):
+            shape = f"[B, {'T, ' * (at - 1)}{self.num_inputs}, ...]"
+            raise ValueError(f"expected input {shape}, got {list(x.shape)}")
+        if state is None:
+            if at == 2 and x.shape[1] > self.schedule.steps + 1:
+                raise ValueError(
+                    f"a sequence of {x.shape[1]} does not flow in within {self.schedule.steps} "
+                    f"steps; give {self.schedule.steps + 1} frames or fewer, or a state"
+                )
+            return
+        expected = [x.shape[0], self.num_nodes, *x.shape[at + 1 :]]
+        if not isinstance(state, GraphState) or list(state.states.shape) != expected:
+            raise ValueError(
+                f"expected a state as a call returns it, with states {expected}; begin with "
+                "initial_state(x)"
+            )
 
     def initial_state(self, x: Tensor) -> GraphState:
         """Return the state before anything flowed in; see :meth:`NeuralGraph.initial_state`."""
         features = x.shape[2 + self.schedule.takes_sequence :]
-        return GraphState(x.new_zeros(len(x), self.num_nodes, *features), 0)
+        return GraphState(x.new_zeros(x.shape[0], self.num_nodes, *features), 0)
 
     def _first(self, frame: Tensor) -> Tensor:
         """Return the states at the start: those of the inputs, and 0 elsewhere."""
         given = frame[:, self.channels] if self.schedule.input == "start" else self.start(frame)
-        z = frame.new_zeros(len(frame), len(self.nodes), *frame.shape[2:])
+        z = frame.new_zeros(frame.shape[0], len(self.nodes), *frame.shape[2:])
         return z.index_copy(1, self.inputs, given)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dnw_graph.frozen.graph import FrozenGraph, Part
 from dnw_graph.neural_graph import NeuralGraph
-from dnw_graph.node import Formula
+from dnw_graph.node import Formula, WithoutTime
 from dnw_graph.schedule import Discrete, Static
 from dnw_graph.topology import Block, Role
 from dnw_graph.topology._order import reached
@@ -103,15 +103,16 @@ def _in_steps(graph: NeuralGraph, schedule: Discrete, unrolled: Unrolled, edges:
     for block in blocks:
         if held and block.role == Role.INPUT:
             given[_range(block)] = numbers_of(unrolled, block, Role.INPUT, Formula())
+    sending = set(topology.block[edge_index[0]].tolist())
     for step in range(schedule.steps + 1):
         before, last = last, torch.empty_like(last)
         for block in blocks:
             formula, role = Formula(), Role.HIDDEN
             if step or (held and block.role == Role.INPUT):
                 formula = formula_of(graph.nodes[block.index], float(max(step - 1, 0)))
-            if step < schedule.steps:
+            if step < schedule.steps and block.index in sending:
                 formula = chained(formula, formula_of(graph.messages[block.index], float(step)))
-            elif block.role == Role.OUTPUT:
+            elif step == schedule.steps and block.role == Role.OUTPUT:
                 role = Role.OUTPUT
             if formula.stride != 1:
                 raise ValueError("freeze() takes no strides in discrete time")
@@ -151,9 +152,12 @@ def formula_of(module: Any, t: float) -> Formula:
     """
     formula = module.formula(t) if hasattr(module, "formula") else None
     if not isinstance(formula, Formula):
+        own = module.function if isinstance(module, WithoutTime) else module
         raise ValueError(
-            f"freeze() does not know the node function {type(module).__name__}: give it a method "
-            "formula(t) that returns a dnw_graph.node.Formula"
+            f"freeze() does not know the node function {type(own).__name__}: it knows scale, "
+            "shift, norm, ReLU and 3x3 filter; a function that is made of these says so by a "
+            "method formula(t) that returns a dnw_graph.node.Formula, and a graph with any other "
+            "stays as it is"
         )
     return formula
 

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import Parameter, signature
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -77,8 +78,8 @@ class NodeFunction(nn.Module):
 NodeFactory = Callable[..., nn.Module]
 """Called as ``factory(num_nodes)``, or ``factory(num_nodes, stride=s)`` where ``s`` is not 1.
 
-A class that takes no argument, or one of PyTorch that requires none, such as ``torch.nn.GELU``, is
-called without a number.
+A class that requires no argument, such as ``torch.nn.GELU``, is called without a number, unless an
+argument of its is called ``num_nodes``.
 """
 
 
@@ -92,9 +93,18 @@ class WithoutTime(nn.Module):
     def __init__(self, function: nn.Module) -> None:
         super().__init__()
         self.function = function
-        for name in ("macs_per_pixel", "parameters_per_node"):
+        for name in ("macs_per_pixel", "parameters_per_node", "gain"):
             if hasattr(function, name):
                 setattr(self, name, getattr(function, name))
+
+    def formula(self, t: float = 0.0) -> Formula | None:
+        """Return what the function says that it computes, or what is known of PyTorch's."""
+        if type(self.function) is nn.ReLU:
+            return Formula(relu=True)
+        if type(self.function) is nn.Identity:
+            return Formula()
+        own: Any = getattr(self.function, "formula", None)
+        return own(t) if own else None
 
     def forward(self, x: Tensor, t: float = 0.0) -> Tensor:
         """Return the states ``Z`` of the inputs ``I``, at any time."""
@@ -148,10 +158,11 @@ def _takes_number(factory: NodeFactory) -> bool:
         parameters = list(signature(factory).parameters.values())
     except (TypeError, ValueError):  # a builtin, for example
         return True
-    own = getattr(factory, "func", factory)  # of functools.partial
-    if not str(getattr(own, "__module__", "")).startswith("torch."):
-        return any(p.kind in (*_POSITIONAL, p.VAR_POSITIONAL) for p in parameters)
-    return any(p.kind in _POSITIONAL and p.default is p.empty for p in parameters)
+    return any(
+        p.kind is p.VAR_POSITIONAL
+        or (p.kind in _POSITIONAL and (p.default is p.empty or p.name == "num_nodes"))
+        for p in parameters
+    )
 
 
 def _takes_time(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ from dnw_graph.schedule.base import (
     ForwardPass,
     RecurrentState,
     Schedule,
+    checked_lengths,
     outputs_of,
     parts_of,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "RecurrentState",
     "Schedule",
     "Static",
+    "checked_lengths",
     "outputs_of",
     "parts_of",
 ]

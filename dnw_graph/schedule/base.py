@@ -146,6 +146,29 @@ class Schedule(ABC):
         return 1
 
 
+def checked_lengths(schedule: Schedule, x: Tensor, lengths: Tensor) -> Tensor:
+    """Return the lengths of sequences ``[B, T, ...]`` on their device.
+
+    Raises:
+        ValueError: Not a whole number from 1 to ``T`` for each, or no sequences.
+    """
+    if not schedule.takes_sequence:
+        raise ValueError(
+            "lengths are those of sequences: give a schedule that takes some, such as "
+            "\"discrete(steps=9, input='new')\""
+        )
+    batch, frames = x.shape[:2]
+    lengths = torch.as_tensor(lengths, device=x.device)
+    whole = not lengths.is_floating_point() and lengths.dtype != torch.bool
+    within = lengths.shape == (batch,) and bool(((lengths >= 1) & (lengths <= frames)).all())
+    if not (whole and within):
+        raise ValueError(
+            f"lengths must be whole numbers [{batch}] from 1 to {frames}, the number of frames, "
+            f"got {lengths}"
+        )
+    return lengths
+
+
 def parts_of(topology: Topology, x: Tensor) -> dict[int, Tensor]:
     """Split what the inputs are given ``[inputs, *features]`` by index of the block."""
     blocks = [block for block in topology.blocks if block.role == Role.INPUT]

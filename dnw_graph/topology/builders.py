@@ -217,6 +217,9 @@ def _whole(number: object) -> bool:
 
 
 def _check_sizes(inputs: int, hidden: int, outputs: int, least: int = 0) -> None:
+    for name, number in (("inputs", inputs), ("hidden", hidden), ("outputs", outputs)):
+        if not _whole(number):
+            raise TypeError(f"{name} must be a whole number of nodes, got {number!r}")
     if inputs < 1 or outputs < 1:
         raise ValueError(
             f"a topology needs an input and an output at least, got {inputs} inputs and {outputs} "

@@ -4,7 +4,7 @@ import json
 import math
 import numbers
 import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
@@ -62,11 +62,11 @@ def nodes_of(
     }
 
 
-def _channels(graph: nx.DiGraph, names: Iterable[Hashable]) -> dict[Hashable, int]:
+def _channels(graph: nx.DiGraph, names: Sequence[Hashable]) -> dict[Hashable, int]:
     """Return the channels of those nodes that have one.
 
     Raises:
-        ValueError: Two nodes share a channel.
+        ValueError: Two nodes share a channel, or some have none.
     """
     channels: dict[Hashable, int] = {}
     nodes: dict[int, Hashable] = {}
@@ -77,6 +77,8 @@ def _channels(graph: nx.DiGraph, names: Iterable[Hashable]) -> dict[Hashable, in
         if channel in nodes:
             raise ValueError(f"nodes {nodes[channel]!r} and {name!r} share channel {channel}")
         channels[name], nodes[channel] = channel, name
+    if channels and (without := [name for name in names if name not in channels]):
+        raise ValueError(f"nodes {without[:5]} have no channel, but others have; give all or none")
     return channels
 
 

@@ -93,6 +93,7 @@ def test_measures_are_those_of_networkx(graph: nx.DiGraph) -> None:
     assert {s.names[v] for v in dead.cut_off} == set(graph) - come - unfed
 
 
+@pytest.mark.filterwarnings("ignore:every candidate is real")
 def test_quantiles_of_weights() -> None:
     graph = NeuralGraph(Topology.bipartite(10, 20), rule="complete")
     with torch.no_grad():
@@ -112,6 +113,7 @@ def test_a_path() -> None:
     assert m.skipping(s) == 0
 
 
+@pytest.mark.filterwarnings("ignore:every candidate is real")
 def test_a_complete_bipartite_block() -> None:
     graph = NeuralGraph(Topology.bipartite(4, 6), rule="complete")
     found = measure(graph)

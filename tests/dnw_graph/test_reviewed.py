@@ -1,0 +1,150 @@
+"""What was wrong when somebody built wirings from the documentation alone."""
+
+import networkx as nx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dnw_graph import NeuralGraph, Topology, freeze, freeze_graphs, frozen, save_frozen
+from dnw_graph.analysis import measure
+from dnw_graph.node import Formula
+
+LAYERS = Topology.layered([4, 8, 3])
+
+
+class Shifted(nn.Module):
+    """Takes inputs only, and says what it computes and how large its states are."""
+
+    def __init__(self, num_nodes: int) -> None:
+        super().__init__()
+        self.gain = 1.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu()
+
+    def formula(self, t: float) -> Formula:
+        return Formula(relu=True)
+
+
+@pytest.mark.parametrize("node", [Shifted, nn.ReLU, nn.Identity])
+def test_functions_of_inputs_alone_are_frozen(node: type[nn.Module]) -> None:
+    graph = NeuralGraph(LAYERS, rule="complete", node=node).eval()
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(freeze(graph)(x), graph(x))
+
+
+@pytest.mark.parametrize("node", ["gelu", "tanh", nn.ELU])
+def test_what_cannot_be_frozen_is_named(node: str) -> None:
+    graph = NeuralGraph(LAYERS, rule="complete", node=node)
+    name = {"gelu": "Gelu", "tanh": "Tanh"}.get(node, "ELU")
+    with pytest.raises(ValueError, match=f"does not know the node function {name}: it knows scale"):
+        freeze(graph)
+
+
+def test_the_gain_counts_whether_or_not_a_function_takes_the_time() -> None:
+    class InTime(Shifted):
+        def forward(self, x: Tensor, t: float) -> Tensor:  # type: ignore[override]
+            return x.relu()
+
+    one, other = (NeuralGraph(LAYERS, rule="complete", node=n) for n in (Shifted, InTime))
+    assert torch.equal(one.bounds(), other.bounds())
+
+
+def test_arguments_with_defaults_are_not_the_number_of_nodes() -> None:
+    class Swish(nn.Module):
+        def __init__(self, beta: float = 1.0) -> None:
+            super().__init__()
+            self.beta = beta
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.sigmoid(self.beta * x)
+
+    class Counting(Swish):
+        def __init__(self, num_nodes: int = 1) -> None:
+            super().__init__(float(num_nodes))
+
+    graph = NeuralGraph(LAYERS, rule="complete", node=Swish)
+    assert [node.function.beta for node in list(graph.nodes)[:2]] == [1.0, 1.0]
+    graph = NeuralGraph(LAYERS, rule="complete", node=Counting)
+    assert [node.function.beta for node in list(graph.nodes)[:2]] == [4.0, 8.0]
+
+
+def sequences(read: str = "end") -> NeuralGraph:
+    schedule = f"discrete(steps=7, input='new', read={read!r})"
+    topology = Topology.recurrent(4, 12, 3)
+    return NeuralGraph(topology, num_edges=120, node="relu", schedule=schedule).eval()
+
+
+@pytest.mark.parametrize(
+    "lengths", [[-1, 5], [0, 5], [9, 5], [2.5, 5.0], 5, [True, True], [5], [5, 5, 5]]
+)
+def test_frozen_sequences_check_lengths_as_the_graph_does(lengths: object) -> None:
+    graph, x = sequences(), torch.randn(2, 8, 4)
+    for network in (graph, freeze(graph)):
+        with pytest.raises(ValueError, match=r"lengths must be whole numbers \[2\] from 1 to 8"):
+            network(x, lengths=torch.tensor(lengths))
+
+
+def test_frozen_sequences_check_frames_channels_and_states() -> None:
+    network = freeze(sequences())
+    with pytest.raises(ValueError, match="sequence of 10 does not flow in within 7 steps"):
+        network(torch.randn(2, 10, 4))
+    for shape in ((2, 8, 5), (2, 0, 4), (2, 8)):
+        with pytest.raises(ValueError, match=r"expected input \[B, T, 4, ...\]"):
+            network(torch.randn(shape))
+    x = torch.randn(2, 8, 4)
+    (layer,) = network
+    state = layer.initial_state(x)
+    for wrong in (state.states, layer.initial_state(x[:1])):
+        with pytest.raises(ValueError, match="expected a state as a call returns it"):
+            network(x, wrong)
+
+
+@pytest.mark.parametrize("read", ["end", "every"])
+def test_frozen_sequences_are_exported(read: str) -> None:
+    network = freeze(sequences(read))
+    program = frozen.to_exported(network, torch.randn(5, 8, 4)).module()
+    x = torch.randn(3, 8, 4)
+    torch.testing.assert_close(program(x), network(x))
+
+
+def test_a_message_that_nobody_sends_is_not_in_the_way() -> None:
+    graph = NeuralGraph(
+        LAYERS,
+        rule="complete",
+        node="relu",
+        output_node="relu_conv",
+        message="relu",
+        schedule="discrete(steps=2, input='held')",
+    ).eval()
+    x = torch.randn(2, 4, 6, 6)
+    torch.testing.assert_close(freeze(graph)(x), graph(x))
+
+
+def test_a_wiring_without_choice_is_not_compared_with_itself_unsaid() -> None:
+    graph = NeuralGraph(LAYERS, rule="complete", node="relu")
+    with pytest.warns(UserWarning, match="every candidate is real"):
+        measure(graph, random=2)
+
+
+def test_channels_are_given_to_all_or_none() -> None:
+    graph = nx.DiGraph([("a", "c"), ("b", "c")])
+    graph.nodes["a"].update(role="input", channel=1)
+    graph.nodes["b"]["role"], graph.nodes["c"]["role"] = "input", "output"
+    with pytest.raises(ValueError, match=r"nodes \['b'\] have no channel, but others have"):
+        Topology.from_networkx(graph)
+
+
+def test_errors_say_what_to_do() -> None:
+    graph = NeuralGraph(LAYERS, rule="complete", node="relu")
+    with pytest.raises(ValueError, match=r"graphs that are not frozen: give freeze\(model\)"):
+        frozen.to_onnx(graph, torch.randn(2, 4), "never.onnx")
+    with pytest.raises(ValueError, match=r"type torch.float32, got torch.float64"):
+        freeze(graph)(torch.randn(2, 4).double())
+    with pytest.raises(TypeError, match=r"a file holds what freeze\(\) returns"):
+        save_frozen(freeze_graphs(nn.Sequential(graph)), "never.safetensors")
+    with pytest.raises(TypeError, match=r"hidden must be a whole number of nodes, got 3\.5"):
+        Topology.recurrent(2, 3.5, 1)
+    for bound in (float("inf"), 1e39, None, "large"):
+        with pytest.raises(ValueError, match="init must return a finite bound"):
+            NeuralGraph(LAYERS, rule="complete", node="relu", init=lambda _, b=bound: b)
