@@ -116,7 +116,8 @@ class Discrete(InTime):
         if self.input == "start":
             states = [given[0].get(i, z) for i, z in enumerate(states)]
         steps = len(frames) if self.input == "new" else self.steps
-        for step in range(steps):
+        until = steps if state.lengths is None else min(steps, int(state.lengths.max()))
+        for step in range(until):
             now = given[min(step, len(given) - 1)] if self.input != "start" else None
             # Of time, the first frame of a sequence is the start, as where no states are given.
             t = float(max(state.step + step - (self.input != "start"), 0))
@@ -125,8 +126,10 @@ class Discrete(InTime):
                 goes = (step < state.lengths).view(1, -1, *[1] * (new[0].dim() - 2))
                 new = [torch.where(goes, z, old) for z, old in zip(new, states, strict=True)]
             states = new
-            if self.gives_sequence or step + 1 == steps:
+            if self.gives_sequence or step + 1 == until:
                 outputs.append(outputs_of(topology, states))
+        if self.gives_sequence:  # all sequences have ended, so nothing changes any more
+            outputs += outputs[-1:] * (steps - until)
         state.states, state.step = states, state.step + steps
         return outputs
 

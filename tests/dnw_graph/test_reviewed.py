@@ -1,5 +1,7 @@
 """What was wrong when somebody built wirings from the documentation alone."""
 
+import copy
+
 import networkx as nx
 import pytest
 import torch
@@ -148,3 +150,19 @@ def test_errors_say_what_to_do() -> None:
     for bound in (float("inf"), 1e39, None, "large"):
         with pytest.raises(ValueError, match="init must return a finite bound"):
             NeuralGraph(LAYERS, rule="complete", node="relu", init=lambda _, b=bound: b)
+
+
+@pytest.mark.parametrize("read", ["end", "every"])
+def test_frames_after_all_sequences_have_ended_do_not_count(read: str) -> None:
+    schedule = f"discrete(steps=9, input='new', read={read!r})"
+    topology = Topology.recurrent(3, 8, 2)
+    graph = NeuralGraph(topology, rule="complete", node="norm", schedule=schedule)
+    twin = copy.deepcopy(graph)
+    x, lengths = torch.randn(4, 5, 3, 6, 6), torch.tensor([5, 3, 3, 3])
+    longer = torch.cat([x, torch.randn(4, 3, 3, 6, 6)], 1)
+    y, state = graph(x, graph.initial_state(x), lengths=lengths)
+    z, after = twin(longer, twin.initial_state(x), lengths=lengths)
+    torch.testing.assert_close(z if read == "end" else z[:, :5], y)
+    torch.testing.assert_close(after.states, state.states)
+    for name, value in graph.state_dict().items():
+        torch.testing.assert_close(twin.state_dict()[name], value)
