@@ -288,12 +288,15 @@ class NeuralGraph(CandidateModule):
                 f"schedule {SCHEDULES.name_of(self.schedule)} begins with its inputs alone: states "
                 'are for discrete time, schedule="discrete(...)"'
             )
-        expected = self.initial_state(x).states.shape
-        if not isinstance(state, GraphState) or state.states.shape != expected:
-            got = list(state.states.shape) if isinstance(state, GraphState) else repr(state)[:60]
+        expected = self.initial_state(x).states
+        fits = isinstance(state, GraphState) and state.states.shape == expected.shape
+        if not fits or state.states.dtype != expected.dtype:
+            got = repr(state)[:60]
+            if isinstance(state, GraphState):
+                got = f"{list(state.states.shape)} of {state.states.dtype}"
             raise ValueError(
-                f"expected a state as a call returns it, with states {list(expected)}, got {got}; "
-                "begin with graph.initial_state(x)"
+                f"expected a state as a call returns it, with states {list(expected.shape)} of "
+                f"{expected.dtype}, got {got}; begin with graph.initial_state(x)"
             )
         states, node = state.states.transpose(0, 1), self.grouping.node
         if node is not None:

@@ -186,6 +186,11 @@ def structure_of(
             names = ", ".join(list(found)[:5]) or "none"
             raise ValueError(f"the network has {len(found)} graphs ({names}); give one of them")
         return next(iter(found.values()))
+    if not isinstance(graph, nx.DiGraph):
+        raise TypeError(
+            "expected a NeuralGraph, a sparse layer, a network, or a networkx.DiGraph, got "
+            f"{type(graph).__name__}"
+        )
     given = Topology.from_networkx(graph)
     if candidates is None:
         marked = any("real" in data for _, _, data in graph.edges(data=True))

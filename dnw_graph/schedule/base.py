@@ -11,7 +11,7 @@ from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 from dnw_graph._registry import PartRegistry
 from dnw_graph.aggregation import Backend
 from dnw_graph.aggregation.base import BlockEdges
-from dnw_graph.node import Identity
+from dnw_graph.node import Identity, WithoutTime
 from dnw_graph.topology import Block, Grouping, Role, Topology
 from dnw_graph.wiring import Wiring
 
@@ -204,8 +204,9 @@ def _checked(module: nn.Module, kind: str, block: Block, x: Tensor, t: float) ->
     out: Tensor = module(x, t)
     if out.dim() != x.dim() or out.shape[:2] != x.shape[:2]:
         what = "states" if kind == "node" else "messages"
+        own = module.function if isinstance(module, WithoutTime) else module
         raise ValueError(
-            f"{kind} function {type(module).__name__} of block {block.index} must return {what} "
+            f"{kind} function {type(own).__name__} of block {block.index} must return {what} "
             f"[{len(block.nodes)}, B, ...] for inputs {list(x.shape)}, got {list(out.shape)}"
         )
     return out

@@ -166,3 +166,20 @@ def test_frames_after_all_sequences_have_ended_do_not_count(read: str) -> None:
     torch.testing.assert_close(after.states, state.states)
     for name, value in graph.state_dict().items():
         torch.testing.assert_close(twin.state_dict()[name], value)
+
+
+def test_types_that_do_not_fit_are_named() -> None:
+    with pytest.raises(TypeError, match=r"or a networkx\.DiGraph, got Topology"):
+        measure(LAYERS)
+    graph = sequences()
+    x = torch.randn(2, 8, 4)
+    state = graph.initial_state(x)
+    with pytest.raises(ValueError, match=r"states \[2, 19\] of torch.float32, got \[2, 19\] of"):
+        graph(x, state._replace(states=state.states.double()))
+
+    class Halved(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:1]
+
+    with pytest.raises(ValueError, match="node function Halved of block 0 must return states"):
+        NeuralGraph(LAYERS, rule="complete", node=Halved)(torch.randn(2, 4))

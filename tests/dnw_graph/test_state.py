@@ -153,7 +153,9 @@ def test_errors() -> None:
         graph(x, lengths=torch.tensor([4, 5, 1]))
     with pytest.raises(ValueError, match=r"lengths must be whole numbers"):
         graph(x, lengths=torch.tensor([4.0, 2.0, 1.0]))
-    with pytest.raises(ValueError, match=r"expected a state .* states \[3, 7\], got \[2, 7\]"):
+    with pytest.raises(
+        ValueError, match=r"expected a state .* states \[3, 7\] of torch.float64, got \[2, 7\]"
+    ):
         graph(x, graph.initial_state(x[:2]))
     with pytest.raises(ValueError, match=r"begin with graph.initial_state"):
         graph(x, torch.zeros(3, 7))
