@@ -88,7 +88,7 @@ def test_a_perceptron_is_a_graph_in_three_steps() -> None:
 
 
 def test_a_small_world_learns_under_every_schedule() -> None:
-    out = example("examples/small_process_group.py", "--epochs", "1")
+    out = example("examples/small_world.py", "--epochs", "1")
     assert re.findall(r"^(\w+): Topology", out, flags=re.MULTILINE) == [
         "static",
         "discrete",
