@@ -2,7 +2,8 @@
 
 from dnw_graph.frozen.export import to_exported, to_onnx
 from dnw_graph.frozen.file import LAYERS, LayerKind, load_frozen, save_frozen
-from dnw_graph.frozen.graph import FrozenGraph, Part
+from dnw_graph.frozen.graph import FrozenGraph
+from dnw_graph.frozen.layout import Part
 from dnw_graph.frozen.model import FrozenModel, freeze, freeze_graphs
 from dnw_graph.frozen.recurrent import FrozenRecurrent
 from dnw_graph.frozen.report import LayerReport, Report

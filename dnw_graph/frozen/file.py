@@ -14,7 +14,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dnw_graph._registry import Registry
-from dnw_graph.frozen.graph import TENSORS, FrozenGraph, Part
+from dnw_graph.frozen.graph import FrozenGraph
+from dnw_graph.frozen.layout import TENSORS, Part
 from dnw_graph.frozen.model import FrozenModel
 from dnw_graph.topology import Role
 

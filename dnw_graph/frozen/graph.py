@@ -6,9 +6,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from dnw_graph.frozen.engine import Engine, usable
-from dnw_graph.frozen.layout import TENSORS, Layout, Part
-
-__all__ = ["TENSORS", "FrozenGraph", "Part"]
+from dnw_graph.frozen.layout import Layout, Part
 
 
 class FrozenGraph(Layout):

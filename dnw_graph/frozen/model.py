@@ -12,7 +12,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from dnw_graph._wrapped import unwrapped
 from dnw_graph.frozen.engine import usable
-from dnw_graph.frozen.graph import FrozenGraph, Part
+from dnw_graph.frozen.graph import FrozenGraph
+from dnw_graph.frozen.layout import Part
 from dnw_graph.frozen.recurrent import FrozenRecurrent
 from dnw_graph.frozen.report import Report, counts, report
 from dnw_graph.frozen.unroll import unroll

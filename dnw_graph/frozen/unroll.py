@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dnw_graph.frozen.graph import FrozenGraph, Part
+from dnw_graph.frozen.graph import FrozenGraph
+from dnw_graph.frozen.layout import Part
 from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.node import Formula, WithoutTime
 from dnw_graph.schedule import Discrete, Static
