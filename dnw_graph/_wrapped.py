@@ -1,6 +1,6 @@
 """Networks inside of wrappers: compiled, averaged, or trained by several processes."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,14 +28,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def unwrapped_names(state: Mapping[str, Tensor], expected: Iterable[str] = ()) -> dict[str, Tensor]:
+def unwrapped_names(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Return the ``state_dict`` of a wrapped network with the names of the network itself.
 
     Args:
-        state: The state.
-        expected: Names of the network itself, if known: some may begin with ``module.``.
+        state: The state; of an earlier version, it may lack fingerprints of topologies.
+        expected: State of the network itself, if known: some names may begin with ``module.``.
     """
-    expected = set(expected)
+    expected = expected or {}
+    fingerprints = {n: v for n, v in expected.items() if n.split(".")[-1] == "fingerprint"}
     depth = min(map(_depth, expected), default=0)
     plain = {
         ".".join(part for part in name.split(".") if part != _COMPILED): value
@@ -44,7 +47,7 @@ def unwrapped_names(state: Mapping[str, Tensor], expected: Iterable[str] = ()) -
     while True:
         inner = {name: value for name, value in plain.items() if name != _AVERAGED}
         if not inner or min(map(_depth, inner)) <= depth:
-            return {_current(name, expected): value for name, value in inner.items()}
+            return fingerprints | {_current(name, expected): v for name, v in inner.items()}
         plain = {name.removeprefix(_MODULE): value for name, value in inner.items()}
 
 

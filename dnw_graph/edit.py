@@ -136,13 +136,20 @@ def _weights(new: NeuralGraph, wiring: nx.DiGraph, graph: NeuralGraph) -> tuple[
         try:
             weights[i] = float(data.get("weight", before.get(edge, weights[i])))
         except (TypeError, ValueError):
+            raise ValueError(f"{_edge(edge)} has weight {data['weight']!r}, not a number") from None
+        if not math.isfinite(weights[i]) and "weight" in data:
             raise ValueError(
-                f"edge {edge[0]!r} -> {edge[1]!r} has weight {data['weight']!r}, which is no number"
-            ) from None
+                f"{_edge(edge)} has weight {weights[i]}: weights must be finite; remove the edge, "
+                "or leave its weight out to keep the one it has"
+            )
         if data.get("real", True):
             ids.append(i)
     kept = torch.tensor(weights, dtype=torch.float64, device=new.weight.device)
     return kept, torch.tensor(ids, dtype=torch.int64, device="cpu")
+
+
+def _edge(edge: tuple[Hashable, Hashable]) -> str:
+    return f"edge {edge[0]!r} -> {edge[1]!r}"
 
 
 def _fix(weights: Tensor, fixed: Tensor, ids: Tensor) -> None:

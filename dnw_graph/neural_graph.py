@@ -93,6 +93,7 @@ class NeuralGraph(CandidateModule):
         TypeError: An argument of the wrong kind.
     """
 
+    fingerprint: Tensor
     input_order: Tensor | None
     output_order: Tensor | None
 
@@ -146,14 +147,29 @@ class NeuralGraph(CandidateModule):
         )
         self.init = resolve(init, self.nodes)  # type: ignore[arg-type]
         self.evaluations: dict[str, int] = {}
+        fingerprint = torch.tensor(topology.fingerprint, dtype=torch.int64, device="cpu")
+        self.register_buffer("fingerprint", fingerprint)
         self._reset_wiring()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self._check_fingerprint(state_dict, prefix, errors=args[-1])
         if self.grouping.topology is not self.topology:
             for kind, own in (("nodes", self.nodes), ("messages", self.messages)):
                 shapes = {f"{prefix}{kind}.{n}": v.shape for n, v in own.state_dict().items()}
                 _merge_functions(state_dict, f"{prefix}{kind}.", shapes, self)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _check_fingerprint(
+        self, state_dict: dict[str, Any], prefix: str, errors: list[str]
+    ) -> None:
+        """Add an error where a state is of another topology, which shapes may not show."""
+        # States saved before version 0.2 have no fingerprint, and are not checked.
+        saved = state_dict.setdefault(f"{prefix}fingerprint", self.fingerprint)
+        if not saved.is_meta and int(saved) != self.topology.fingerprint:
+            errors.append(
+                f"{prefix}weight belongs to another topology than {self.topology}, with other "
+                "candidates, roles or channels: build the graph from the topology it was saved with"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         named = {

@@ -206,12 +206,18 @@ class _Tracer(fx.Tracer):
 def _chain(model: nn.Module) -> list[nn.Module]:
     """Return the modules of a network in the order in which they are called."""
     model = unwrapped(model)
+    if isinstance(model, FrozenModel):
+        raise ValueError("expected a network with graphs to freeze, got one that is frozen already")
     if isinstance(model, NeuralGraph) or not list(model.children()):
         return [model]
     try:
         graph = _Tracer().trace(model)
     except Exception as error:
-        raise ValueError(f"freeze() cannot tell how the modules are called: {error}") from error
+        raise ValueError(
+            "freeze() takes networks whose modules follow one another, such as nn.Sequential, and "
+            f"could not trace {type(model).__name__}: {error}. freeze_graphs() freezes each graph "
+            "where it stands"
+        ) from error
     found, last = [], None
     for node in graph.nodes:
         known = node.op in ("placeholder", "call_module", "output")

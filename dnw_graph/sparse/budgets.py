@@ -52,8 +52,10 @@ def _at_least_one(budgets: dict[str, int]) -> dict[str, int]:
     return budgets
 
 
-def _check_density(density: float) -> None:
-    if isinstance(density, bool) or not 0 < density <= 1:
+def _check_density(density: object) -> None:
+    if isinstance(density, bool) or not isinstance(density, int | float):
+        raise TypeError(f"density must be a number or a mapping from names, got {density!r}")
+    if not 0 < density <= 1:
         raise ValueError(f"density must be a share of the weights, above 0 to 1, got {density!r}")
 
 

@@ -58,6 +58,7 @@ def sparsify(
     Raises:
         ValueError: A density outside (0, 1], a name that matches no layer, a module without
             weights, one that is sparse already, or layers that a rule does not fit.
+        TypeError: A density that is neither a number nor a mapping.
     """
     rule = RULES.resolve(rule)
     chosen = _chosen(module, keep_dense, embeddings)

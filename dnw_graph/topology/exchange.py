@@ -44,6 +44,11 @@ def nodes_of(
             channels = _channels(graph, found)
             found.sort(key=lambda name: channels.get(name, place[name]))
         else:
+            if not isinstance(given, Iterable):
+                raise TypeError(
+                    f"{role.name.lower()}s must be a list of nodes, such as [{given!r}], "
+                    f"got {given!r}"
+                )
             found = list(given)
             if missing := [name for name in found if name not in place]:
                 raise ValueError(f"{role.name.lower()}s {missing[:5]} are no nodes of the graph")

@@ -1,5 +1,6 @@
 """The candidate graph: nodes in blocks, and the edges that a rule may choose from."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -126,8 +127,15 @@ class Topology(Builders):
             ValueError: As for :class:`Topology`; or a node that is both input and output.
             TypeError: Inputs or outputs that are no whole numbers.
         """
+        for ends, given in (("inputs", inputs), ("outputs", outputs)):
+            if not isinstance(given, Iterable):
+                raise TypeError(
+                    f"{ends} must be a list of nodes, such as [{given!r}], got {given!r}"
+                )
         inputs, outputs = [index(v) for v in inputs], [index(v) for v in outputs]
         edge_index = torch.as_tensor(edge_index, device="cpu")
+        if not edge_index.numel() and edge_index.shape[:1] == (2,):
+            edge_index = edge_index.long()  # of empty lists, which have no type
         if num_nodes is None:
             largest = int(edge_index.max()) if edge_index.numel() else -1
             num_nodes = max(largest, *inputs, *outputs, -1) + 1
@@ -363,6 +371,16 @@ class Topology(Builders):
     def distance(self) -> Tensor:
         """Edges on a shortest path from an input to each node ``[V]``; -1 where there is none."""
         return _order.distances(self.edge_index, self.num_nodes, self.inputs)
+
+    @cached_property
+    def fingerprint(self) -> int:
+        """A 63-bit hash of roles, blocks, candidates and channels; names do not change it."""
+        digest = hashlib.sha256()
+        parts = (self.block, self.role, self.inputs, self.outputs, self.rowptr, self._table.long())
+        for part in parts:
+            digest.update(len(part).to_bytes(8, "little"))
+            digest.update(part.contiguous().numpy().tobytes())
+        return int.from_bytes(digest.digest()[:8], "little") >> 1
 
     def walks_from_inputs(self, length: int) -> Tensor:
         """Return the nodes at which a walk of that many edges from some input ends, ascending."""

@@ -55,9 +55,10 @@ class NOfM(Rule):
         counts = candidates.topology.rowptr.diff()
         uneven = (counts % self.m).nonzero().flatten()
         if len(uneven):
+            node = candidates.topology.describe([int(uneven[0])])
             raise ValueError(
-                f"{int(counts[uneven[0]])} candidates into a node do not divide into groups of "
-                f"{self.m}"
+                f"rule n_of_m needs candidates that divide into groups of {self.m} at each node, "
+                f"but node {node} has {int(counts[uneven[0]])}; constant_fan_in takes any number"
             )
         return {}
 

@@ -302,7 +302,10 @@ def test_errors() -> None:
     continuous = NeuralGraph(topology, num_edges=5, node="relu", schedule="continuous")
     cases: list[tuple[nn.Module, str]] = [
         (continuous, r"static or in discrete time, got schedule Continuous"),
-        (NeuralGraph(topology, num_edges=5, node=Odd), r"not know the node function Odd: .* a method formula\(t\)"),
+        (
+            NeuralGraph(topology, num_edges=5, node=Odd),
+            r"not know the node function Odd: .* a method formula\(t\)",
+        ),
         (Twice(), r"modules follow one another, .* here graph \(call module\)|add"),
         (nn.Linear(2, 2), r"found no NeuralGraph in the network; bake\(\)"),
     ]

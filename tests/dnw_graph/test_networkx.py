@@ -216,7 +216,7 @@ def test_a_weight_that_is_no_number_is_an_error_that_names_the_edge(weight: Any)
     graph = NeuralGraph(Topology.layered([3, 2]), num_edges=6)
     wiring = graph.to_networkx()
     wiring.edges[1, 4]["weight"] = weight
-    with pytest.raises(ValueError, match=rf"edge 1 -> 4 has weight {weight!r}, which is no number"):
+    with pytest.raises(ValueError, match=rf"edge 1 -> 4 has weight {weight!r}, not a number"):
         edited(graph, wiring)
 
 

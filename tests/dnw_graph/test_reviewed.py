@@ -6,8 +6,18 @@ import networkx as nx
 import pytest
 import torch
 from torch import Tensor, nn
+from torch_geometric.nn import GCN
 
-from dnw_graph import NeuralGraph, Topology, freeze, freeze_graphs, frozen, save_frozen
+from dnw_graph import (
+    NeuralGraph,
+    Topology,
+    edited,
+    freeze,
+    freeze_graphs,
+    frozen,
+    save_frozen,
+    sparsify,
+)
 from dnw_graph.analysis import measure
 from dnw_graph.node import Formula
 
@@ -183,3 +193,63 @@ def test_types_that_do_not_fit_are_named() -> None:
 
     with pytest.raises(ValueError, match="node function Halved of block 0 must return states"):
         NeuralGraph(LAYERS, rule="complete", node=Halved)(torch.randn(2, 4))
+
+
+def test_a_state_of_another_topology_is_refused_though_shapes_agree() -> None:
+    def graph(edges: list[tuple[int, int]], outputs: tuple[int, int] = (3, 4)) -> NeuralGraph:
+        topology = Topology.from_edges(torch.tensor(edges).t(), [0, 1], outputs)
+        return NeuralGraph(topology, rule="complete", node="identity")
+
+    edges = [(0, 2), (2, 3), (1, 3), (2, 4)]
+    state = graph(edges).state_dict()
+    graph(edges).load_state_dict(state)
+    for other in (graph([(0, 2), (2, 3), (1, 4), (2, 4)]), graph(edges, outputs=(4, 3))):
+        with pytest.raises(RuntimeError, match="weight belongs to another topology"):
+            other.load_state_dict(state)
+        nested = nn.Sequential(other)
+        with pytest.raises(RuntimeError, match=r"0.weight belongs to another topology"):
+            nested.load_state_dict({f"0.{name}": value for name, value in state.items()})
+    old = {name: value for name, value in state.items() if name != "fingerprint"}
+    new = graph(edges)
+    assert new.load_state_dict(old).missing_keys == []
+    assert int(new.fingerprint) == new.topology.fingerprint
+
+
+def test_the_fingerprint_is_of_structure_not_of_names_or_of_how_it_was_built() -> None:
+    complete = Topology.layered([2, 3, 2], skip=False)
+    renamed = nx.relabel_nodes(complete.to_networkx(), str)
+    other = Topology(complete.edge_index.flip(1), complete.block, complete.role)
+    prints = {t.fingerprint for t in (complete, other, Topology.from_networkx(renamed))}
+    assert len(prints) == 1
+    assert Topology.layered([2, 3, 2]).fingerprint not in prints
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_an_edge_cannot_be_edited_to_a_weight_that_is_not_finite(weight: float) -> None:
+    graph = NeuralGraph(LAYERS, rule="complete", node="relu")
+    wiring = graph.to_networkx()
+    wiring.edges[0, 4]["weight"] = weight
+    with pytest.raises(ValueError, match=f"edge 0 -> 4 has weight {weight}"):
+        edited(graph, wiring)
+
+
+def test_errors_say_what_was_expected() -> None:
+    graph = NeuralGraph(LAYERS, rule="complete", node="relu")
+    with pytest.raises(ValueError, match="got one that is frozen already"):
+        freeze(freeze(graph))
+    with pytest.raises(ValueError, match=r"could not trace GCN: .* freeze_graphs"):
+        freeze(GCN(4, 8, 2))
+    with pytest.raises(
+        TypeError, match="density must be a number or a mapping from names, got 'x'"
+    ):
+        sparsify(nn.Linear(4, 4), density="x")  # type: ignore[arg-type]
+    for build in (Topology.from_networkx, Topology.from_edges):
+        edges = nx.DiGraph([(0, 1)]) if build == Topology.from_networkx else [[0], [1]]
+        with pytest.raises(
+            TypeError, match=r"inputs must be a list of nodes, such as \[0\], got 0"
+        ):
+            build(edges, 0, [1])  # type: ignore[operator]
+    few = Topology.random_dag("erdos_renyi", 12, 3, 2, p=0.4)
+    with pytest.raises(ValueError, match=r"groups of 4 at each node, but node \w+ has \d"):
+        NeuralGraph(few, rule="n_of_m", node="relu")
+    assert Topology.from_edges([[], []], [0], [1]).num_candidates == 0

@@ -461,7 +461,7 @@ def test_n_of_m_in_a_graph() -> None:
     assert graph.num_edges == graph.topology.num_candidates // 4
     graph.weight.data.fill_(0.5)
     assert graph.wiring().mask.view(-1, 4)[:, 0].all()  # among equals, the first
-    with pytest.raises(ValueError, match=r"6 candidates into a node do not divide into groups"):
+    with pytest.raises(ValueError, match=r"groups of 4 at each node, but node '?\w+'? has 6"):
         NeuralGraph(TOPOLOGY, rule="n_of_m")
     with pytest.raises(ValueError, match=r"2 of 4 edges are 64 of 128, not 5: leave the number"):
         NeuralGraph(Topology.layered([8, 8, 4]), rule="n_of_m", num_edges=5)
