@@ -3,7 +3,6 @@
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -245,11 +244,9 @@ def _complete(given: Topology) -> Topology:
     forward = bool((block[source] < block[target]).all())
     sizes = [len(b.nodes) for b in given.blocks]
     ends = torch.tensor([0, *sizes], device="cpu").cumsum(0)
-    fed_by: list[Any] = []
+    blocks = []
     for b in given.blocks:
-        everything = torch.arange(int(ends[b.index]) if forward else given.num_nodes, device="cpu")
         closed = b.role == Role.INPUT and not b.edges
-        fed_by.append(everything[:0] if closed else everything)
-    made = Topology._of_blocks(sizes, [b.role for b in given.blocks], fed_by)
-    made.names, made.inputs, made.outputs = given.names, given.inputs, given.outputs
-    return made
+        last = 0 if closed else int(ends[b.index]) if forward else given.num_nodes
+        blocks.append((len(b.nodes), b.role, range(last)))
+    return Topology.from_blocks(blocks, given.names, given.inputs, given.outputs)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def check_edges(edge_index: Tensor, num_nodes: int) -> None:
-    """Raise where an edge list has the wrong shape or type, or names a node that does not exist."""
+    """Raise ValueError for a wrong shape or type, or an edge of a node that does not exist."""
     if edge_index.dim() != 2 or edge_index.shape[0] != 2 or edge_index.is_floating_point():
         raise ValueError(
             f"edge_index must hold integers [2, E], got {edge_index.dtype} {list(edge_index.shape)}"
@@ -17,15 +17,15 @@ def check_edges(edge_index: Tensor, num_nodes: int) -> None:
     if bool(outside.any()):
         source, target = edge_index[:, outside.any(0)][:, 0].tolist()
         raise ValueError(
-            f"edge {source} -> {target} names a node that does not exist; "
-            f"there are {num_nodes}, numbered from 0"
+            f"edge {source} -> {target} has a node that does not exist: "
+            f"there are {num_nodes} nodes, numbered from 0"
         )
 
 
 def sorted_edges(
     edge_index: Tensor, num_nodes: int, describe: Callable[[Iterable[int]], str]
 ) -> Tensor:
-    """Return the edges sorted by ``(target, source)``, and raise where one occurs twice."""
+    """Return the edges sorted by ``(target, source)``; raise ValueError if one is repeated."""
     check_edges(edge_index, num_nodes)
     edge_index = edge_index.long().cpu()
     key = edge_index[1] * num_nodes + edge_index[0]
@@ -33,17 +33,17 @@ def sorted_edges(
         key, order = key.sort()
         edge_index = edge_index[:, order]
         if bool((key.diff() == 0).any()):
-            twice = int((key.diff() == 0).nonzero()[0])
-            source, target = edge_index[:, twice].tolist()
+            repeated = int((key.diff() == 0).nonzero()[0])
+            source, target = edge_index[:, repeated].tolist()
             raise ValueError(
-                f"edge {describe([source])} -> {describe([target])} is there twice; "
-                "a pair of nodes has one candidate edge at most"
+                f"edge {describe([source])} -> {describe([target])} is listed twice: there is at "
+                "most one candidate edge from a node to another"
             )
     return edge_index.contiguous()
 
 
 def levels(edge_index: Tensor, num_nodes: int) -> Tensor | None:
-    """Return the longest path in edges that ends in each node, or None where there is a cycle."""
+    """Return the length of the longest path that ends in each node, or None for a cycle."""
     children, ptr = _children(edge_index, num_nodes)
     waiting = np.bincount(children, minlength=num_nodes)
     level = np.zeros(num_nodes, dtype=np.int64)
@@ -57,24 +57,24 @@ def levels(edge_index: Tensor, num_nodes: int) -> Tensor | None:
 
 
 def distances(edge_index: Tensor, num_nodes: int, start: Tensor) -> Tensor:
-    """Return the edges on a shortest path to each node from the nearest start, or -1."""
+    """Return the length of a shortest path to each node from the nearest start, or -1."""
     children, ptr = _children(edge_index, num_nodes)
     distance = np.full(num_nodes, -1, dtype=np.int64)
-    frontier, away = start.numpy(), 0
+    frontier, length = start.numpy(), 0
     while len(frontier):
-        distance[frontier] = away
-        found = np.unique(_children_of(frontier, children, ptr))
-        frontier, away = found[distance[found] < 0], away + 1
+        distance[frontier] = length
+        nodes = np.unique(_children_of(frontier, children, ptr))
+        frontier, length = nodes[distance[nodes] < 0], length + 1
     return torch.from_numpy(distance)
 
 
 def reached(edge_index: Tensor, num_nodes: int, start: Tensor) -> Tensor:
-    """Return which nodes have a path from a start, or are one ``[V]``, boolean."""
+    """Return whether each node is a start or has a path from one ``[V]``, boolean."""
     return distances(edge_index, num_nodes, start) >= 0
 
 
 def walks(edge_index: Tensor, num_nodes: int, start: Tensor, length: int) -> Tensor:
-    """Return where walks of some number of edges end, ascending."""
+    """Return the nodes where walks of ``length`` edges end, ascending."""
     children, ptr = _children(edge_index, num_nodes)
     ends = start.sort().values.numpy()
     for _ in range(length):
@@ -85,7 +85,7 @@ def walks(edge_index: Tensor, num_nodes: int, start: Tensor, length: int) -> Ten
 
 
 def _children(edge_index: Tensor, num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the targets of all edges by source, and where each source's begin ``[V + 1]``."""
+    """Return targets sorted by source, and where those of each source begin ``[V + 1]``."""
     source, target = edge_index.numpy()
     order = np.argsort(source, kind="stable")
     ptr = np.concatenate([[0], np.bincount(source, minlength=num_nodes).cumsum()])

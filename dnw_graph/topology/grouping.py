@@ -1,4 +1,4 @@
-"""A topology in the order in which a schedule lets its nodes fire."""
+"""Topologies with nodes regrouped into the blocks that a schedule evaluates together."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,15 +9,15 @@ from torch import Tensor
 from dnw_graph.topology.topology import Topology
 
 LARGE = 32
-"""Mean number of nodes from which complete blocks stay apart: dense products suit them as well."""
+"""Mean size from which complete blocks are not merged: dense products are as fast for them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Grouping:
-    """The blocks of a topology as they fire, and how nodes and candidates are renumbered for them.
+    """A topology regrouped into blocks that a schedule evaluates together, and the renumbering.
 
     Attributes:
-        topology: The same candidates; the nodes of one block fire together.
+        topology: The same candidates in other blocks.
         node: Number of each of its nodes in the original topology ``[V]``; None if unchanged.
         edge: Id of each of its candidates in the original topology ``[E]``; None if unchanged.
     """
@@ -27,17 +27,17 @@ class Grouping:
     edge: Tensor | None = None
 
     def edge_on(self, device: torch.device) -> Tensor | None:
-        """Return :attr:`edge` on a device, copied there once."""
+        """Return :attr:`edge` on a device."""
         return None if self.edge is None else self._on(device)[0]
 
     def regrouped(self, edge_id: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the ids that candidates have in :attr:`topology`, ascending.
+        """Return the ids of candidates in :attr:`topology`, ascending.
 
         Args:
-            edge_id: Their ids in the original topology ``[n]``.
+            edge_id: Ids in the original topology ``[n]``.
 
         Returns:
-            Ids ``[n]``, and the index of each of them in ``edge_id`` ``[n]``, None if unchanged.
+            Ids ``[n]`` and the index of each in ``edge_id`` ``[n]``, which is None if unchanged.
         """
         if self.edge is None:
             return edge_id, None
@@ -62,9 +62,9 @@ class Grouping:
 
 
 def by_role(topology: Topology) -> Grouping:
-    """Return a grouping with one block per role, for schedules under which all nodes fire at once.
+    """Return a grouping with one block per role, for schedules that evaluate all nodes at once.
 
-    A topology whose blocks are complete and of :data:`LARGE` nodes or more on average is kept.
+    Complete blocks of on average at least :data:`LARGE` nodes are not merged.
     """
     blocks = topology.blocks
     dense = all(block.complete or not block.edges for block in blocks)

@@ -12,14 +12,14 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from dnw_graph.topology import _order, exchange
-from dnw_graph.topology.builders import Builders, on_cpu
+from dnw_graph.topology import _networkx, _order, builders
+from dnw_graph.topology.builders import on_cpu
 from dnw_graph.topology.role import Role
 
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive nodes of one role that fire together, and the candidate edges into them.
+    """Consecutive nodes of one role, evaluated together, and the candidate edges into them.
 
     Attributes:
         index: Position of the block in :attr:`Topology.blocks`.
@@ -46,23 +46,23 @@ class Block:
         return len(self.edges) == self.pairs
 
 
-class Topology(Builders):
-    """Candidate edges over nodes in blocks; says which edges may exist, not which do.
+class Topology:
+    """Candidate edges between nodes in blocks: the edges from which a rule selects the real ones.
 
-    Nodes are numbered block by block, edges sorted by ``(target, source)``, so the candidates into
-    a block are contiguous. An object never changes after it is made, and copies share it. Complete
-    blocks take memory for their nodes only; the edges are computed when asked for.
+    Nodes are numbered block by block and edges sorted by ``(target, source)``, so the candidates
+    into a block are contiguous. A topology is immutable, and copies share it. Complete blocks take
+    memory for their nodes only; their edges are computed on demand.
 
     Args:
         edge_index: Candidate edges ``[2, E]``, row 0 the sources, row 1 the targets, in any order.
         block: Block of each node ``[V]``; must not decrease.
         role: :class:`Role` of each node ``[V]``; one role a block.
-        names: What errors and exports call the nodes; their numbers unless given.
-        inputs: Input nodes in the order of the input's channels; ascending unless given.
-        outputs: Output nodes in the order of the output's channels; ascending unless given.
+        names: Names of the nodes in errors and exports. Default: their numbers.
+        inputs: Input nodes in the order of the input's channels. Default: ascending.
+        outputs: Output nodes in the order of the output's channels. Default: ascending.
 
     Raises:
-        ValueError: An edge to a node that does not exist, a duplicate edge, a block with two
+        ValueError: An edge of a node that does not exist, a duplicate edge, a block with two
             roles, no input or no output.
     """
 
@@ -79,26 +79,62 @@ class Topology(Builders):
         self._set_nodes(block.long().cpu(), role.long().cpu(), names, inputs, outputs)
         source, target = _order.sorted_edges(edge_index, self.num_nodes, self.describe)
         counts = torch.bincount(target, minlength=self.num_nodes)
-        per_block = torch.zeros(int(self.block[-1]) + 1, dtype=torch.int64, device="cpu")
+        per_block = torch.zeros(int(self.block[-1]) + 1, dtype=torch.int64)
         per_block.index_add_(0, self.block, counts)
         self._set_edges(counts, list(source.split(per_block.tolist())))
 
     @classmethod
-    def _of_blocks(
-        cls, sizes: Sequence[int], roles: Sequence[Role], fed_by: Sequence[Tensor]
+    @on_cpu
+    def from_blocks(
+        cls,
+        blocks: Iterable[tuple[int, Role | str, Iterable[int]]],
+        names: Sequence[Any] | None = None,
+        inputs: Tensor | None = None,
+        outputs: Tensor | None = None,
     ) -> "Topology":
-        """Return blocks of which every node is fed by the same sources, given for each block."""
-        repeats = torch.tensor(list(sizes), device="cpu")
-        made = cls.__new__(cls)
-        made._set_nodes(
-            torch.arange(len(sizes), device="cpu").repeat_interleave(repeats),
-            torch.tensor(list(roles), device="cpu").repeat_interleave(repeats),
+        """Return a topology in which the same sources feed every node of a block.
+
+        A block whose sources are all nodes of some blocks takes memory for its nodes only, however
+        many candidates it has::
+
+            inputs, hidden = range(3), range(3, 11)
+            Topology.from_blocks([(3, "input", []), (8, "hidden", inputs), (2, "output", hidden)])
+
+        Args:
+            blocks: Of each block, in the order of its nodes' numbers: the number of nodes, their
+                role, and the nodes that feed all of them.
+            names: See :class:`Topology`.
+            inputs: See there.
+            outputs: See there.
+
+        Raises:
+            ValueError: An empty block, a source that does not exist or that is listed twice; or as
+                for :class:`Topology`.
+        """
+        sizes, kinds, lists = [], [], []
+        for size, role, sources in blocks:
+            sizes.append(builders.checked_size(size))
+            kinds.append(Role.of(role))
+            lists.append(_as_nodes(sources))
+        num_nodes = sum(sizes)
+        for j, sources in enumerate(lists):
+            _check_sources(j, sources, num_nodes)
+        repeats = torch.tensor(sizes, dtype=torch.int64)
+        topology = cls.__new__(cls)
+        topology._set_nodes(
+            torch.arange(len(sizes)).repeat_interleave(repeats),
+            torch.tensor([int(kind) for kind in kinds]).repeat_interleave(repeats),
+            names,
+            inputs,
+            outputs,
         )
-        counts = torch.tensor([len(sources) for sources in fed_by], device="cpu").repeat_interleave(
-            repeats
-        )
-        made._set_edges(counts, fed_by)
-        return made
+        counts = torch.tensor([len(sources) for sources in lists]).repeat_interleave(repeats)
+        for j, sources in enumerate(lists):
+            members = topology.block[sources].bincount(minlength=len(sizes))
+            if bool(((members > 0) & (members < repeats)).any()):  # some nodes of a source block
+                lists[j] = sources.repeat(sizes[j])
+        topology._set_edges(counts, lists)
+        return topology
 
     @classmethod
     @on_cpu
@@ -110,27 +146,27 @@ class Topology(Builders):
         num_nodes: int | None = None,
         names: Sequence[Any] | None = None,
     ) -> "Topology":
-        """Any directed graph; blocks follow from its longest paths.
+        """Return the topology of any directed graph.
 
-        A node's block is the length of the longest path that ends in it, nodes of different roles
-        apart. A graph with a cycle has one block a role. Nodes are renumbered block by block, and
-        :attr:`names` keeps the numbers given here, or what they are called.
+        Nodes whose longest path from a source has the same length, and which have the same role,
+        form a block; in a graph with a cycle, all nodes of one role do. Nodes are renumbered block
+        by block, and :attr:`names` keeps the numbers or names passed here.
 
         Args:
             edge_index: Candidate edges ``[2, E]``.
-            inputs: Nodes that are given the graph's input, in the order of its channels.
+            inputs: Nodes that take the graph's input, in the order of its channels.
             outputs: Nodes whose states are the graph's output, in the order of its channels.
-            num_nodes: Number of nodes; one more than the largest number seen unless given.
-            names: What nodes are called, by the numbers given here.
+            num_nodes: Number of nodes. Default: one more than the largest number in the arguments.
+            names: Names of the nodes. Default: their numbers.
 
         Raises:
             ValueError: As for :class:`Topology`; or a node that is both input and output.
-            TypeError: Inputs or outputs that are no whole numbers.
+            TypeError: Inputs or outputs that are not a list of whole numbers.
         """
-        for ends, given in (("inputs", inputs), ("outputs", outputs)):
-            if not isinstance(given, Iterable):
+        for ends, nodes in (("inputs", inputs), ("outputs", outputs)):
+            if not isinstance(nodes, Iterable):
                 raise TypeError(
-                    f"{ends} must be a list of nodes, such as [{given!r}], got {given!r}"
+                    f"{ends} must be a list of nodes, such as [{nodes!r}], got {nodes!r}"
                 )
         inputs, outputs = [index(v) for v in inputs], [index(v) for v in outputs]
         edge_index = torch.as_tensor(edge_index, device="cpu")
@@ -144,11 +180,11 @@ class Topology(Builders):
         if names is not None and len(names) != num_nodes:
             raise ValueError(f"names must name each of the {num_nodes} nodes, got {len(names)}")
         if both := sorted(set(inputs) & set(outputs)):
-            called = [v if names is None else names[v] for v in both[:5]]
-            raise ValueError(f"a node is an input or an output, not both: {called}")
-        for kind, nodes in (("input", inputs), ("output", outputs)):
+            shown = [v if names is None else names[v] for v in both[:5]]
+            raise ValueError(f"a node is either an input or an output, but {shown} are both")
+        for ends, nodes in (("inputs", inputs), ("outputs", outputs)):
             if outside := [v for v in nodes if not 0 <= v < num_nodes]:
-                raise ValueError(f"{kind}s {outside[:5]} are not among the {num_nodes} nodes")
+                raise ValueError(f"{ends} {outside[:5]} are not among the {num_nodes} nodes")
         role = torch.full((num_nodes,), Role.HIDDEN, device="cpu")
         role[inputs], role[outputs] = Role.INPUT, Role.OUTPUT
         level = _order.levels(edge_index, num_nodes)
@@ -174,29 +210,29 @@ class Topology(Builders):
         inputs: Iterable[Hashable] | None = None,
         outputs: Iterable[Hashable] | None = None,
     ) -> "Topology":
-        """The edges of a directed networkx graph as candidates.
+        """Return a topology with the edges of a directed networkx graph as candidates.
 
         Args:
-            graph: Its nodes may have a ``role`` (``"input"``, ``"hidden"``, the default, or
-                ``"output"``), a ``block``, all or none of them, and inputs and outputs a
-                ``channel``, their place in the input and output. :attr:`names` keeps the nodes.
-            inputs: Input nodes in the order of the input's channels, in place of roles.
-            outputs: Likewise output nodes.
+            graph: The graph; :attr:`names` keeps its nodes. Nodes may have the attributes ``role``
+                (``"input"``, ``"hidden"``, the default, or ``"output"``), ``block`` (all nodes or
+                none) and, for inputs and outputs, ``channel`` (index in the input or output).
+            inputs: Input nodes in the order of the input's channels, instead of roles.
+            outputs: Output nodes in the order of the output's channels, instead of roles.
 
         Raises:
             ValueError: As for :class:`Topology`; or an undirected graph, or an unknown role.
         """
-        given = exchange.nodes_of(graph, inputs, outputs)
-        names, ends = given["names"], (given["inputs"], given["outputs"])
-        if given["blocks"] is None:
-            return cls.from_edges(given["edges"], *ends, num_nodes=len(names), names=names)
+        nodes = _networkx.nodes_of(graph, inputs, outputs)
+        names, ends = nodes["names"], (nodes["inputs"], nodes["outputs"])
+        if nodes["blocks"] is None:
+            return cls.from_edges(nodes["edges"], *ends, num_nodes=len(names), names=names)
         role = torch.full((len(names),), Role.HIDDEN, device="cpu")
         role[ends[0]], role[ends[1]] = Role.INPUT, Role.OUTPUT
-        block = torch.tensor(given["blocks"], dtype=torch.int64, device="cpu")
+        block = torch.tensor(nodes["blocks"], dtype=torch.int64, device="cpu")
         order = torch.argsort(block, stable=True)
         number = order.argsort()
         return cls(
-            number[given["edges"]],
+            number[nodes["edges"]],
             block[order],
             role[order],
             names=[names[v] for v in order.tolist()],
@@ -204,11 +240,111 @@ class Topology(Builders):
             outputs=number[ends[1]],
         )
 
+    @classmethod
+    def layered(cls, sizes: Sequence[int], skip: bool = True) -> "Topology":
+        """Return blocks in a row: the first holds the inputs, the last the outputs.
+
+        Args:
+            sizes: Number of nodes of each block, at least two blocks.
+            skip: Whether any earlier block may feed any later one; otherwise only adjacent blocks.
+
+        Raises:
+            ValueError: Fewer than two blocks, or an empty one.
+        """
+        return cls.from_blocks(builders.layered(sizes, skip))
+
+    @classmethod
+    def bipartite(cls, inputs: int, outputs: int) -> "Topology":
+        """Return a topology in which each input may feed each output, as in a linear layer.
+
+        Args:
+            inputs: Number of inputs.
+            outputs: Number of outputs.
+
+        Raises:
+            ValueError: No input or no output.
+        """
+        return cls.layered([inputs, outputs])
+
+    @classmethod
+    def complete(cls, inputs: int, hidden: int, outputs: int, acyclic: bool = False) -> "Topology":
+        """Return a topology in which any node may feed any node, itself included.
+
+        Args:
+            inputs: Number of inputs.
+            hidden: Number of hidden nodes.
+            outputs: Number of outputs.
+            acyclic: Whether edges lead to later nodes only. Each hidden node is then a block, and
+                nothing feeds inputs or is fed by outputs.
+
+        Raises:
+            ValueError: No input, no output, or a negative number of hidden nodes.
+        """
+        return cls.from_blocks(builders.complete(inputs, hidden, outputs, acyclic))
+
+    @classmethod
+    def recurrent(cls, inputs: int, hidden: int, outputs: int) -> "Topology":
+        """Return the topology of an Elman network (Elman 1990), for a schedule in time.
+
+        Inputs may feed hidden nodes, and these each other, themselves and the outputs.
+
+        Args:
+            inputs: Number of inputs.
+            hidden: Number of hidden nodes.
+            outputs: Number of outputs.
+
+        Raises:
+            ValueError: One of the numbers is less than 1.
+        """
+        return cls.from_blocks(builders.recurrent(inputs, hidden, outputs))
+
+    @classmethod
+    def grid(cls, rows: int, columns: int, reach: int = 1) -> "Topology":
+        """Return columns of nodes, each fed by nearby nodes of the column before.
+
+        Args:
+            rows: Number of nodes in a column.
+            columns: Number of columns; the first holds the inputs, the last the outputs.
+            reach: Largest distance in rows between a node and one that feeds it.
+
+        Raises:
+            ValueError: No rows, fewer than two columns, or a negative reach.
+        """
+        return cls.from_edges(*builders.grid(rows, columns, reach))
+
+    @classmethod
+    def random_dag(
+        cls, kind: str, nodes: int, inputs: int, outputs: int, *, seed: int = 0, **parameters: Any
+    ) -> "Topology":
+        """Return a random graph whose edges lead from lower to higher numbers (Xie et al. 2019).
+
+        The first nodes are the inputs, the last the outputs. Edges into inputs and out of outputs
+        are left out. All inputs feed a node that has no other source, and a node that feeds no
+        other node feeds all outputs.
+
+        Args:
+            kind: ``"erdos_renyi"`` (``p``, probability of an edge), ``"watts_strogatz"`` (``k``
+                neighbours, ``p``, probability of rewiring) or ``"barabasi_albert"`` (``m`` edges
+                of each new node).
+            nodes: Number of nodes, inputs and outputs included.
+            inputs: Number of inputs.
+            outputs: Number of outputs.
+            seed: Seed of the random graph.
+            parameters: Parameters of the random graph.
+
+        Raises:
+            ValueError: An unknown kind, a missing or unknown parameter, one out of range, or more
+                inputs and outputs than nodes.
+        """
+        return cls.from_edges(
+            *builders.random_dag(kind, nodes, inputs, outputs, seed=seed, **parameters)
+        )
+
     def to_networkx(self) -> nx.DiGraph:
         """Return the candidates as a directed graph.
 
-        Nodes go by :attr:`names` and have ``role`` and ``block``, inputs and outputs ``channel``;
-        :meth:`from_networkx` undoes it.
+        Nodes are called by :attr:`names` and have the attributes ``role`` and ``block``, inputs and
+        outputs also ``channel``. :meth:`from_networkx` makes the same topology of it.
         """
         graph, names = self.nodes_to_networkx(), self.names
         graph.add_edges_from((names[u], names[v]) for u, v in self.edge_index.t().tolist())
@@ -228,15 +364,15 @@ class Topology(Builders):
 
     @property
     def edge_index(self) -> Tensor:
-        """Candidates ``[2, E]``, int64, sorted by ``(target, source)``; made when asked for."""
+        """Candidates ``[2, E]``, int64, sorted by ``(target, source)``; computed on each access."""
         return self.edges(torch.arange(self.num_candidates, device="cpu"))
 
     def edges(self, edge_id: Tensor, target: Tensor | None = None) -> Tensor:
-        """Return sources and targets ``[2, n]``, int64, of candidates ``[n]`` by id.
+        """Return sources and targets ``[2, n]``, int64, of candidates by id.
 
         Args:
-            edge_id: The ids.
-            target: The targets ``[n]``, where they are known.
+            edge_id: Ids ``[n]``.
+            target: Targets ``[n]``, if known.
         """
         rowptr, block, table, lists = self._on(edge_id.device)
         if target is None:
@@ -249,7 +385,7 @@ class Topology(Builders):
         return self._on(device)[0]
 
     def source_lists_on(self, device: torch.device) -> tuple[Tensor, ...]:
-        """Return the sources of the candidates into each block; of a complete one, of one node."""
+        """Return the sources of the candidates into each block; if complete, into one node."""
         lengths = [
             len(b.edges) // len(b.nodes) if b.complete else len(b.edges) for b in self.blocks
         ]
@@ -269,15 +405,16 @@ class Topology(Builders):
         return self.copies_on("out-degree", device, make)[0]
 
     def by_source_on(self, block: Block, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the candidates into a block in the order of their sources, on a device.
+        """Return the order of the candidates into a block by source, on a device.
 
         Returns:
-            Their places ``[E of the block]``, and where those out of each node begin ``[V + 1]``.
+            Indices ``[E of the block]`` that sort the candidates, and ``[V + 1]`` where those out
+            of each node begin.
         """
 
         def make() -> tuple[Tensor, Tensor]:
-            every = torch.arange(block.edges.start, block.edges.stop, device="cpu")
-            ordered, order = self.edges(every)[0].sort(stable=True)
+            ids = torch.arange(block.edges.start, block.edges.stop, device="cpu")
+            ordered, order = self.edges(ids)[0].sort(stable=True)
             ends = torch.searchsorted(ordered, torch.arange(self.num_nodes + 1, device="cpu"))
             return order, ends
 
@@ -285,30 +422,30 @@ class Topology(Builders):
         return order, ends
 
     def places_on(self, block: Block, device: torch.device) -> Tensor:
-        """Return where the candidates into a block are in its matrix, on a device.
+        """Return the positions of the candidates into a block in its matrix, on a device.
 
         The matrix ``[len(block.nodes), sources]`` has a column for each node of a source block.
 
         Returns:
-            Places ``[E of the block]`` in the flattened matrix, ascending.
+            Indices ``[E of the block]`` into the flattened matrix, ascending.
         """
 
         def make() -> tuple[Tensor]:
-            every = torch.arange(block.edges.start, block.edges.stop, device="cpu")
-            source, target = self.edges(every)
+            ids = torch.arange(block.edges.start, block.edges.stop, device="cpu")
+            source, target = self.edges(ids)
             column = torch.zeros(self.num_nodes, dtype=torch.int64, device="cpu")
             width = 0
             for i in block.sources:
                 nodes = self.blocks[i].nodes
-                own = torch.arange(width, width + len(nodes), device="cpu")
-                column[nodes.start : nodes.stop] = own
+                columns = torch.arange(width, width + len(nodes), device="cpu")
+                column[nodes.start : nodes.stop] = columns
                 width += len(nodes)
             return ((target - block.nodes.start) * width + column[source],)
 
         return self.copies_on(f"places of block {block.index}", device, make)[0]
 
     def places_of_all_on(self, device: torch.device) -> Tensor:
-        """Return where candidates are in a flattened matrix ``[V, V]`` of targets and sources."""
+        """Return the indices of candidates in a flattened matrix ``[V, V]``, targets by sources."""
 
         def make() -> tuple[Tensor]:
             source, target = self.edge_index
@@ -328,12 +465,12 @@ class Topology(Builders):
     def copies_on(
         self, name: str, device: torch.device, make: Callable[[], tuple[Tensor, ...]]
     ) -> tuple[Tensor, ...]:
-        """Return tensors about the topology on a device, made and copied there once.
+        """Return tensors about the topology on a device; they are computed and copied there once.
 
         Args:
-            name: Under which they are kept.
+            name: Key under which they are stored.
             device: The device.
-            make: Returns them on the CPU.
+            make: Function that computes them on the CPU.
         """
         key = f"{name} on {device}"
         if key not in self._copies:
@@ -341,7 +478,7 @@ class Topology(Builders):
         return self._copies[key]
 
     def _on(self, device: torch.device) -> tuple[Tensor, ...]:
-        """Return what edges are looked up in on a device, copied there once."""
+        """Return the tables in which edges are looked up, on a device."""
         return self.copies_on(
             "edges", device, lambda: (self.rowptr, self.block, self._table, self._lists)
         )
@@ -363,13 +500,13 @@ class Topology(Builders):
 
     @cached_property
     def depth(self) -> int | None:
-        """Length in edges of the longest path over candidates; ``None`` where there is a cycle."""
+        """Length in edges of the longest path of candidates; ``None`` if there is a cycle."""
         level = _order.levels(self.edge_index, self.num_nodes)
         return None if level is None else int(level.max())
 
     @cached_property
     def distance(self) -> Tensor:
-        """Edges on a shortest path from an input to each node ``[V]``; -1 where there is none."""
+        """Edges on a shortest path from an input to each node ``[V]``; -1 if there is none."""
         return _order.distances(self.edge_index, self.num_nodes, self.inputs)
 
     @cached_property
@@ -383,11 +520,11 @@ class Topology(Builders):
         return int.from_bytes(digest.digest()[:8], "little") >> 1
 
     def walks_from_inputs(self, length: int) -> Tensor:
-        """Return the nodes at which a walk of that many edges from some input ends, ascending."""
+        """Return the nodes where walks of ``length`` edges from an input end, ascending."""
         return _order.walks(self.edge_index, self.num_nodes, self.inputs, length)
 
     def describe(self, nodes: Iterable[int], most: int = 5) -> str:
-        """Name some nodes for an error message."""
+        """Return the names of some nodes for an error message."""
         nodes = [int(v) for v in nodes]
         shown = ", ".join(repr(self.names[v]) for v in nodes[:most])
         return shown + (f" and {len(nodes) - most} more" if len(nodes) > most else "")
@@ -420,51 +557,51 @@ class Topology(Builders):
         self.outputs = self._nodes_of(Role.OUTPUT, outputs)
 
     def _set_edges(self, counts: Tensor, sources: Sequence[Tensor]) -> None:
-        """Keep the candidates.
+        """Set the candidates.
 
         Args:
             counts: Number of edges into each node ``[V]``.
-            sources: Of each block, the sources of its edges, or as much as is repeated for each
-                of its nodes.
+            sources: For each block, the sources of its edges, or those of one node if all its nodes
+                have the same.
         """
         #: Candidates into node ``v`` are ``rowptr[v]`` to ``rowptr[v + 1]`` - 1. ``[V + 1]``
         self.rowptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         self.num_candidates = int(self.rowptr[-1])
         self.blocks = tuple(self._blocks(sources))
         lists = [
-            fed_by[: len(block.edges) // len(block.nodes)] if block.complete else fed_by
-            for block, fed_by in zip(self.blocks, sources, strict=True)
+            nodes[: len(block.edges) // len(block.nodes)] if block.complete else nodes
+            for block, nodes in zip(self.blocks, sources, strict=True)
         ]
         # The edge with id e into block b comes from table[first + (e - first_edge) % length].
-        self._table = torch.cat([fed_by.int() for fed_by in lists])
-        lengths = torch.tensor([len(fed_by) for fed_by in lists], device="cpu")
+        self._table = torch.cat([nodes.int() for nodes in lists])
+        lengths = torch.tensor([len(nodes) for nodes in lists], device="cpu")
         first_edge = torch.tensor([block.edges.start for block in self.blocks], device="cpu")
         self._lists = torch.stack([first_edge, lengths.cumsum(0) - lengths, lengths.clamp_min(1)])
 
     def _check_nodes(self, block: Tensor, role: Tensor) -> None:
         if block.shape != role.shape or block.dim() != 1 or len(self.names) != len(block):
             raise ValueError(
-                "block, role and names must have one entry a node, got "
+                "block, role and names must have one entry per node, got "
                 f"{tuple(block.shape)}, {tuple(role.shape)} and {len(self.names)}"
             )
         if len(set(self.names)) < len(block):
-            twice = [name for name, times in Counter(self.names).items() if times > 1]
-            raise ValueError(f"nodes need names of their own, but some share {twice[:5]}")
+            shared = [name for name, number in Counter(self.names).items() if number > 1]
+            raise ValueError(f"names of nodes must be unique, but several are called {shared[:5]}")
         if not set(role.tolist()) <= set(Role):
             unknown = sorted(set(role.tolist()) - set(Role))
             raise ValueError(f"unknown roles {unknown}; known: {[f'{r.name}={r}' for r in Role]}")
         if Role.INPUT not in role or Role.OUTPUT not in role:
             raise ValueError(
-                "a topology needs an input node and an output node at least: name them by inputs "
-                'and outputs, or by role="input" and role="output" of nodes of a networkx graph'
+                "a topology needs at least one input node and one output node: pass inputs and "
+                'outputs, or set role="input" and role="output" on nodes of a networkx graph'
             )
-        falls = block.diff() < 0
-        if bool(falls.any()):
-            v = int(falls.nonzero()[0])
+        decreases = block.diff() < 0
+        if bool(decreases.any()):
+            v = int(decreases.nonzero()[0])
             raise ValueError(
                 f"nodes must be numbered block by block, but node {self.describe([v])} of block "
                 f"{int(block[v])} comes before node {self.describe([v + 1])} of block "
-                f"{int(block[v + 1])}; Topology.from_edges renumbers for you"
+                f"{int(block[v + 1])}; Topology.from_edges renumbers them"
             )
         mixed = (block.diff() == 0) & (role.diff() != 0)
         if bool(mixed.any()):
@@ -472,8 +609,8 @@ class Topology(Builders):
             raise ValueError(
                 f"block {int(block[v])} mixes roles: node {self.describe([v])} is "
                 f"{Role(int(role[v])).name}, node {self.describe([v + 1])} is "
-                f"{Role(int(role[v + 1])).name}; give them blocks of their own (in a networkx "
-                "graph, another attribute block, or none on any node)"
+                f"{Role(int(role[v + 1])).name}; put them in different blocks (in a networkx "
+                "graph, change the attribute block, or remove it from all nodes)"
             )
 
     def _nodes_of(self, role: Role, ordered: Tensor | None) -> Tensor:
@@ -482,18 +619,38 @@ class Topology(Builders):
             return nodes
         if not torch.equal(ordered.sort().values, nodes):
             raise ValueError(
-                f"the order of the {role.name.lower()}s must name each of them once: expected "
-                f"{self.describe(nodes)}, got {self.describe(ordered)}"
+                f"{role.name.lower()}s must list each {role.name.lower()} node once: expected "
+                f"{self.describe(nodes)} in any order, got {self.describe(ordered)}"
             )
         return ordered.long().cpu()
 
-    def _blocks(self, given: Sequence[Tensor]) -> Iterable[Block]:
+    def _blocks(self, source_lists: Sequence[Tensor]) -> Iterable[Block]:
         _, sizes = torch.unique_consecutive(self.block, return_counts=True)
         starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
         member = torch.arange(len(sizes), device="cpu").repeat_interleave(sizes)
         for j in range(len(sizes)):
             nodes = range(int(starts[j]), int(starts[j + 1]))
             edges = range(int(self.rowptr[nodes.start]), int(self.rowptr[nodes.stop]))
-            sources = tuple(member[given[j]].unique().tolist())
+            sources = tuple(member[source_lists[j]].unique().tolist())
             possible = len(nodes) * sum(int(sizes[i]) for i in sources)
             yield Block(j, Role(int(self.role[nodes.start])), nodes, edges, sources, possible)
+
+
+def _as_nodes(nodes: Iterable[int]) -> Tensor:
+    """Return numbers of nodes, ascending."""
+    if isinstance(nodes, range):
+        nodes = torch.arange(nodes.start, nodes.stop, nodes.step)
+    numbers = nodes if isinstance(nodes, Tensor) else torch.tensor([index(v) for v in nodes])
+    return numbers.long().cpu().sort().values
+
+
+def _check_sources(block: int, sources: Tensor, num_nodes: int) -> None:
+    """Raise ValueError unless ascending sources of a block exist, each listed once."""
+    if len(sources) and not (int(sources[0]) >= 0 and int(sources[-1]) < num_nodes):
+        raise ValueError(
+            f"block {block} has sources from {int(sources[0])} to {int(sources[-1])}, but there "
+            f"are {num_nodes} nodes, numbered from 0"
+        )
+    if bool((sources.diff() == 0).any()):
+        repeated = int(sources[1:][sources.diff() == 0][0])
+        raise ValueError(f"block {block} lists source {repeated} more than once")

@@ -33,6 +33,31 @@ def test_complete() -> None:
     assert edges(Topology.complete(1, 0, 1)) == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
+def test_from_blocks() -> None:
+    inputs, hidden = range(3), torch.tensor([5, 3, 4])
+    blocks = [(3, "input", []), (3, Role.HIDDEN, [0, 2]), (2, "output", hidden)]
+    topology = Topology.from_blocks(blocks, names="abcdefgh", outputs=torch.tensor([7, 6]))
+    expected = {(u, v) for u in (0, 2) for v in (3, 4, 5)}
+    expected |= {(u, v) for u in (3, 4, 5) for v in (6, 7)}
+    assert set(map(tuple, topology.edge_index.t().tolist())) == expected
+    assert topology.names == tuple("abcdefgh")
+    assert topology.outputs.tolist() == [7, 6]
+    assert [block.complete for block in topology.blocks] == [True, False, True]
+    same = Topology(
+        topology.edge_index, topology.block, topology.role, None, None, torch.tensor([7, 6])
+    )
+    assert same.fingerprint == topology.fingerprint
+    for last, message in (
+        ((2, "output", [0, 8]), r"block 2 has sources from 0 to 8, but there are 8 nodes"),
+        ((2, "output", [3, 4, 3]), r"block 2 lists source 3 more than once"),
+        ((0, "output", inputs), r"at least one node, got 0"),
+        ((2, "end", inputs), r"unknown role 'end' \(known: input, hidden, output"),
+        ((2, "hidden", inputs), r"at least one input node and one output node"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Topology.from_blocks([*blocks[:2], last])
+
+
 def test_complete_takes_memory_for_nodes_only() -> None:
     topology = Topology.complete(100, 20_000, 100)
     assert topology.num_candidates == 20_200**2
@@ -99,9 +124,12 @@ def test_random_graphs_are_oriented_and_connected(kind: str, parameters: dict[st
     ("build", "message"),
     [
         (lambda: Topology.bipartite(0, 3), r"got \[0, 3\]"),
-        (lambda: Topology.complete(0, 3, 1), r"input and an output at least, got 0 inputs and 1"),
-        (lambda: Topology.complete(1, -2, 1), r"leave -2 hidden nodes; 0 at least"),
-        (lambda: Topology.recurrent(2, 0, 1), r"leave 0 hidden nodes; 1 at least"),
+        (
+            lambda: Topology.complete(0, 3, 1),
+            r"at least one input and one output, got 0 inputs and 1",
+        ),
+        (lambda: Topology.complete(1, -2, 1), r"leave -2 hidden nodes, but at least 0"),
+        (lambda: Topology.recurrent(2, 0, 1), r"leave 0 hidden nodes, but at least 1"),
         (lambda: Topology.grid(3, 1), r"two columns .* got 3 rows, 1 columns"),
         (lambda: Topology.random_dag("ring", 9, 1, 1), r"unknown random graph 'ring' \(known: erd"),
         (lambda: Topology.random_dag("erdos_renyi", 9, 1, 1), r"erdos_renyi with {}: .*'p'"),

@@ -267,10 +267,13 @@ LOST.remove_edge("a", "b")
 @pytest.mark.parametrize(
     ("graph", "message"),
     [
-        (nx.Graph([(0, 1)]), r"made of a networkx.DiGraph, got a Graph"),
-        (nx.MultiDiGraph([(0, 1)]), r"made of a networkx.DiGraph, got a MultiDiGraph"),
+        (nx.Graph([(0, 1)]), r"expected a networkx.DiGraph, got a Graph"),
+        (nx.MultiDiGraph([(0, 1)]), r"expected a networkx.DiGraph, got a MultiDiGraph"),
         (named(b="middle"), r"node 'b' has unknown role 'middle' \(known: input, hidden, output"),
-        (named(a="hidden"), r"needs an input node and an output node .* role=\"input\""),
+        (
+            named(a="hidden"),
+            r"needs at least one input node and one output node: .* role=\"input\"",
+        ),
         (channels(0, 0), r"nodes 'a' and 'd' share channel 0"),
         (channels(0, "x"), r"channel 'x' of node 'd' is not a whole number"),
         (blocks(0.5), r"block 0.5 of node 'a' is not a whole number"),
@@ -285,25 +288,27 @@ def test_errors(graph: nx.DiGraph, message: str) -> None:
 
 
 def test_errors_of_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"written to .graphml, .json, .gexf or .cyjs, not to"):
+    with pytest.raises(ValueError, match=r"ends in .graphml, .json, .gexf or .cyjs, got"):
         write_graph(named(), tmp_path / "wiring.txt")
-    with pytest.raises(ValueError, match=r"read from .graphml or .json, not from wiring.txt"):
+    with pytest.raises(ValueError, match=r"expected a .graphml or .json file, got wiring.txt"):
         read_graph(tmp_path / "wiring.txt")
     for name in ("wiring.json", "wiring.graphml"):
         (tmp_path / name).write_text("<nothing")
-        with pytest.raises(ValueError, match=rf"{name} is no graph that can be read"):
+        with pytest.raises(ValueError, match=rf"{name} does not hold a graph that can be read"):
             read_graph(tmp_path / name)
     write_graph(nx.Graph([(0, 1)]), tmp_path / "wiring.json")
-    with pytest.raises(ValueError, match=r"holds an undirected graph; a wiring has directions"):
+    with pytest.raises(
+        ValueError, match=r"holds an undirected graph, but a wiring needs a directed one"
+    ):
         read_graph(tmp_path / "wiring.json")
     (tmp_path / "wiring.json").write_text("[1, 2]")
     with pytest.raises(ValueError, match=r"expected node-link data, an object with nodes"):
         read_graph(tmp_path / "wiring.json")
     with pytest.raises(FileNotFoundError):
         read_graph(tmp_path / "nothing.json")
-    with pytest.raises(ValueError, match=r"not both: \['a'\]"):
+    with pytest.raises(ValueError, match=r"but \['a'\] are both"):
         Topology.from_networkx(named(), inputs=["a"], outputs=["a", "b"])
-    with pytest.raises(ValueError, match=r"inputs \['z'\] are no nodes of the graph"):
+    with pytest.raises(ValueError, match=r"inputs \['z'\] are not nodes of the graph"):
         Topology.from_networkx(named(), inputs=["z"])
 
 
@@ -323,13 +328,17 @@ def test_files_of_older_networkx_and_with_numpy_numbers_are_read(tmp_path: Path)
         (
             ".graphml",
             [(1, 3), ("1", 3)],
-            r"all called by whole numbers, or all by text .* there is 1",
+            r"must all be whole numbers or all be printable text, got 1:",
         ),
-        (".graphml", [(True, False)], r"there is True: write a .json file"),
-        (".graphml", [(1.5, 2.5)], r"there is 1.5"),
-        (".graphml", [("a\x01", "b")], r"printed characters, but there is 'a\\x01'"),
-        (".graphml", [("a", "b", {"note": None})], r"does not fit into wiring.graphml: .*NoneType"),
-        (".json", [("a", "b", {"note": object()})], r"does not fit into wiring.json"),
+        (".graphml", [(True, False)], r"got True: write a .json file"),
+        (".graphml", [(1.5, 2.5)], r"got 1.5"),
+        (".graphml", [("a\x01", "b")], r"printable text, got 'a\\x01'"),
+        (
+            ".graphml",
+            [("a", "b", {"note": None})],
+            r"wiring.graphml cannot hold this graph: .*NoneType",
+        ),
+        (".json", [("a", "b", {"note": object()})], r"wiring.json cannot hold this graph"),
         (".json", [("a", "b", {"source": 1})], r"edge 'a' -> 'b' has an attribute 'source'"),
     ],
 )

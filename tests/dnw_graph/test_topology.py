@@ -113,20 +113,20 @@ def test_numbers_of_blocks_may_have_gaps() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Topology.layered([3]), r"two blocks or more.*\[3\]"),
-        (lambda: Topology.layered([3, 0]), r"one node or more.*\[3, 0\]"),
+        (lambda: Topology.layered([3]), r"at least two blocks.*\[3\]"),
+        (lambda: Topology.layered([3, 0]), r"at least one node.*\[3, 0\]"),
         (
             lambda: Topology.from_edges(torch.tensor([[0], [7]]), [0], [1], 3),
-            r"edge 0 -> 7 names a node that does not exist; there are 3",
+            r"edge 0 -> 7 has a node that does not exist: there are 3",
         ),
         (
             lambda: Topology.from_edges(torch.tensor([[0, 0], [1, 1]]), [0], [1]),
-            r"edge 0 -> 1 is there twice",
+            r"edge 0 -> 1 is listed twice",
         ),
-        (lambda: Topology.from_edges(torch.tensor([[0], [1]]), [0], [0, 1]), r"not both: \[0\]"),
+        (lambda: Topology.from_edges(torch.tensor([[0], [1]]), [0], [0, 1]), r"but \[0\] are both"),
         (
             lambda: Topology.from_edges(torch.tensor([[0], [1]]), [0], []),
-            r"an output node at least",
+            r"at least one input node and one output node",
         ),
         (lambda: Topology.from_edges(torch.tensor([[0], [1]]), [0], [9], 2), r"outputs \[9\]"),
         (lambda: Topology.from_edges(torch.tensor([0, 1]), [0], [1]), r"integers \[2, E\]"),
@@ -136,7 +136,7 @@ def test_numbers_of_blocks_may_have_gaps() -> None:
         ),
         (
             lambda: Topology.from_edges(torch.tensor([[0], [1]]), [0, 0], [1]),
-            r"name each of them once",
+            r"inputs must list each input node once",
         ),
         (
             lambda: Topology(torch.tensor([[0], [1]]), torch.tensor([1, 0]), ONE_EACH),
@@ -152,7 +152,7 @@ def test_numbers_of_blocks_may_have_gaps() -> None:
         ),
         (
             lambda: Topology(torch.tensor([[0], [1]]), torch.tensor([0, 1, 1]), ONE_EACH),
-            r"one entry a node",
+            r"one entry per node",
         ),
     ],
 )
@@ -163,7 +163,7 @@ def test_errors(make, message: str) -> None:  # noqa: ANN001
 
 def test_names_are_one_a_node_and_differ() -> None:
     edges = [[0, 1], [2, 2]]
-    with pytest.raises(ValueError, match=r"some share \['a'\]"):
+    with pytest.raises(ValueError, match=r"several are called \['a'\]"):
         Topology.from_edges(edges, inputs=[0, 1], outputs=[2], names=["a", "a", "b"])
     for names in (["a", "b"], ["a", "b", "c", "d"]):
         with pytest.raises(ValueError, match=rf"each of the 3 nodes, got {len(names)}"):

@@ -1,0 +1,138 @@
+"""Graphs of networkx in files that other programs read."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import ParseError
+
+import networkx as nx
+import numpy as np
+
+_NOT_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+def write_graph(graph: nx.DiGraph, path: str | Path) -> None:
+    """Write a networkx graph to a file, with the attributes of its nodes and edges.
+
+    An existing file is replaced only when the new one is complete. :func:`read_graph` reads GraphML
+    and JSON.
+
+    Args:
+        graph: The graph, for example from :meth:`Topology.to_networkx` or
+            :meth:`NeuralGraph.to_networkx`.
+        path: Path that ends in ``.graphml``, ``.json`` (node-link data), ``.gexf`` (Gephi) or
+            ``.cyjs`` (Cytoscape). In GraphML and GEXF, either all nodes have text as names or all
+            have whole numbers.
+
+    Raises:
+        ValueError: Another suffix, or names or attributes that the format cannot hold.
+    """
+    path = Path(path)
+    if path.suffix not in (".json", ".graphml", ".gexf", ".cyjs"):
+        raise ValueError(
+            f"expected a path that ends in .graphml, .json, .gexf or .cyjs, got {path.name}"
+        )
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        if path.suffix == ".json":
+            _check_json(graph)
+            data = nx.node_link_data(graph, edges="edges")
+            partial.write_text(json.dumps(data, default=_plain), encoding="utf-8")
+        elif path.suffix == ".cyjs":
+            data = nx.cytoscape_data(graph)
+            partial.write_text(json.dumps(data, default=_plain), encoding="utf-8")
+        elif path.suffix == ".gexf":
+            _kind_of_names(graph)
+            nx.write_gexf(graph, partial)
+        else:
+            marked = graph.copy()
+            marked.graph["names"] = _kind_of_names(graph)  # GraphML stores all names as text
+            nx.write_graphml(marked, partial)
+    except (TypeError, KeyError, nx.NetworkXException) as error:
+        partial.unlink(missing_ok=True)
+        raise ValueError(f"{path.name} cannot hold this graph: {error}") from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    partial.replace(path)
+
+
+def _check_json(graph: nx.DiGraph) -> None:
+    """Raise ValueError if an attribute has a name that node-link data reserves."""
+    for name, data in graph.nodes(data=True):
+        if "id" in data:
+            raise ValueError(f"node {name!r} has an attribute 'id', a reserved name: rename it")
+    for u, v, data in graph.edges(data=True):
+        if reserved := {"source", "target"} & data.keys():
+            raise ValueError(
+                f"edge {u!r} -> {v!r} has an attribute {min(reserved)!r}, a reserved name: "
+                "rename it"
+            )
+
+
+def _plain(value: Any) -> Any:
+    """Return a NumPy scalar as a Python number."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} is neither text nor a number")
+
+
+def _kind_of_names(graph: nx.DiGraph) -> str:
+    """Return ``"int"`` or ``"str"``; raise ValueError for mixed or other names."""
+    if all(isinstance(name, int) and not isinstance(name, bool) for name in graph):
+        return "int"
+    for name in graph:
+        if not isinstance(name, str) or _NOT_XML.search(name):
+            raise ValueError(
+                "in this format, the names of nodes must all be whole numbers or all be printable "
+                f"text, got {name!r}: write a .json file instead"
+            )
+    return "str"
+
+
+def _with_names_in_attribute(graph: nx.DiGraph, attribute: str) -> nx.DiGraph:
+    """Restore names that igraph moved to an attribute when it renamed nodes to n0, n1, ..."""
+    names = {node: data.get(attribute) for node, data in graph.nodes(data=True)}
+    renamed = list(graph) == [f"n{i}" for i in range(len(graph))]
+    if not renamed or None in names.values() or len(set(names.values())) < len(names):
+        return graph
+    graph = nx.relabel_nodes(graph, names)
+    for _, data in graph.nodes(data=True):
+        del data[attribute]
+    return graph
+
+
+def read_graph(path: str | Path) -> nx.DiGraph:
+    """Read a directed graph from a ``.graphml`` or ``.json`` (node-link data) file.
+
+    Names that igraph moved to an attribute when it wrote the file are restored.
+
+    Raises:
+        ValueError: Another suffix, a damaged file, or an undirected graph.
+    """
+    path = Path(path)
+    if path.suffix not in (".json", ".graphml"):
+        raise ValueError(f"expected a .graphml or .json file, got {path.name}")
+    try:
+        if path.suffix == ".json":
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(data, dict):
+                raise ValueError("expected node-link data, an object with nodes and edges")
+            edges = "edges" if "edges" in data else "links"  # as older networkx calls them
+            graph = nx.node_link_graph(data, edges=edges)
+        else:
+            graph = nx.read_graphml(path)
+            for added in ("node_default", "edge_default"):
+                graph.graph.pop(added, None)
+            graph = _with_names_in_attribute(graph, "id")
+            if graph.graph.pop("names", "str") == "int":
+                graph = nx.relabel_nodes(graph, int)
+    except (
+        *(ValueError, TypeError, LookupError, AttributeError),
+        *(ParseError, nx.NetworkXException),
+    ) as error:
+        raise ValueError(f"{path} does not hold a graph that can be read: {error}") from error
+    if not graph.is_directed():
+        raise ValueError(f"{path} holds an undirected graph, but a wiring needs a directed one")
+    return graph
