@@ -168,7 +168,7 @@ def test_a_deep_copy_is_independent_and_equal() -> None:
     assert not torch.equal(model(x), twin(x))
 
 
-def test_state_dicts_round_trip_and_hold_learned_things_only() -> None:
+def test_state_dicts_hold_what_was_learned_and_the_fingerprint() -> None:
     model, other = Classifier(rule="random"), Classifier(rule="random")
     other.load_state_dict(model.state_dict())
     x = torch.randn(2, 3, 8, 8)
@@ -176,7 +176,8 @@ def test_state_dicts_round_trip_and_hold_learned_things_only() -> None:
     learned = {n for n in model.state_dict() if n.startswith("graph.")} - {
         f"graph.{n}" for n, _ in model.graph.named_parameters()
     }
-    assert all("norm" in n or n == "graph.selector.edge_id" for n in learned)
+    others = ("graph.selector.edge_id", "graph.fingerprint")
+    assert all("norm" in name or name in others for name in learned)
 
 
 def test_moves_to_a_device_and_a_type(device: str) -> None:
