@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/draw_wiring.py runs/demo --out runs/demo/wiring.png
 
 test: $(VENV)/.installed-tests
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 check: $(VENV)/.installed-tests
 	$(VENV)/bin/ruff check .

@@ -2,6 +2,10 @@
 
 import json
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: their threads must not spin
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+
 from pathlib import Path
 from typing import Any
 
