@@ -1,8 +1,8 @@
-"""Neural graphs that discover their own wiring, on PyTorch Geometric."""
+"""Neural graphs that learn their own wiring, built on PyTorch Geometric."""
 
 import warnings
 
-with warnings.catch_warnings():  # PyTorch Geometric uses what PyTorch has deprecated, on import
+with warnings.catch_warnings():  # importing PyTorch Geometric uses deprecated PyTorch features
     warnings.simplefilter("ignore", FutureWarning)
     import torch_geometric.nn  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""Names of an earlier version, which still work and say what they are called now."""
+"""Deprecated names, which still work and issue a warning with the current name."""
 
 import sys
 import warnings
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a ``__getattr__`` for a module that also knows its earlier names.
+    """Return a ``__getattr__`` for a module that resolves deprecated names with a warning.
 
     Args:
         module: The module's ``__name__``.
-        names: Today's names by earlier ones.
+        names: Current names by deprecated name.
     """
 
     def __getattr__(name: str) -> Any:
@@ -24,6 +24,6 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
 
 
 def warn_renamed(old: str, new: str) -> None:
-    """Warn whoever called the caller that a name has changed."""
-    message = f"{old} is called {new} now; the old name goes in version 0.2"
+    """Warn the caller of the calling function that a name is deprecated."""
+    message = f"{old} has been renamed to {new}; the old name will be removed in version 0.2"
     warnings.warn(message, DeprecationWarning, stacklevel=3)

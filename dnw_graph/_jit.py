@@ -1,4 +1,4 @@
-"""Numba, set up once: kernels are cached where possible and obey PyTorch's thread count."""
+"""Set-up of Numba: kernels are cached if possible and use PyTorch's thread count."""
 
 import os
 import threading
@@ -26,34 +26,35 @@ os.register_at_fork(after_in_child=_note_fork)
 
 
 def can_compile() -> bool:
-    """Return whether Numba compiles; with ``NUMBA_DISABLE_JIT=1`` it does not."""
+    """Return whether Numba compiles, which ``NUMBA_DISABLE_JIT=1`` disables."""
     return not numba.config.DISABLE_JIT
 
 
 def threads() -> int:
-    """Return how many threads a kernel uses: as many as PyTorch does."""
+    """Return the number of threads a kernel uses: PyTorch's, up to Numba's maximum."""
     return max(1, min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS)))
 
 
 class Kernel:
     """A compiled function of arrays and numbers, with ``numba.prange`` over PyTorch's threads.
 
-    Sums may be reassociated and contracted, so a result agrees with PyTorch's to rounding; NaN and
-    infinity keep their meaning. Threads of Python take turns, since not every threading layer lets
-    two launch at once; and a forked process, in which OpenMP must not start threads, runs on one.
+    Sums may be reassociated and contracted, so results agree with PyTorch's up to rounding; NaN and
+    infinity are preserved. Calls from several Python threads run one after the other, since not
+    every threading layer allows concurrent launches. In a forked process, where OpenMP must not
+    start threads, a kernel runs on one thread.
 
     Args:
-        function: What to compile. Numba keeps the result beside its file, and compiles again when
-            that file changes, but not when a function it calls from another file does.
+        function: The function to compile. Numba caches the result next to its file and compiles
+            again when that file changes, but not when a function it calls from another file does.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         options: dict[str, Any] = {"fastmath": {"contract", "reassoc"}}
         try:
             self._parallel = numba.njit(parallel=True, cache=True, **options)(function)
-        except RuntimeError:  # neither this folder nor the user's cache folder can be written to
+        except RuntimeError:  # neither this folder nor the user's cache folder is writable
             self._parallel = numba.njit(parallel=True, **options)(function)
-        # Compiled at its first call, if ever, and not kept: the file would be the parallel one's.
+        # Compiled at its first call and not cached: it would overwrite the parallel version's file.
         self._serial = numba.njit(**options)(function)
         self.__doc__ = function.__doc__
 
@@ -61,23 +62,22 @@ class Kernel:
         if _in_forked_child:
             return self._serial(*args)
         with _launching:
-            given = torch.get_num_threads()
+            count = torch.get_num_threads()
             numba.set_num_threads(threads())
-            if (
-                torch.get_num_threads() != given
-            ):  # Numba's first launch sets OpenMP's, PyTorch's too
-                torch.set_num_threads(given)
+            # Numba's first launch sets OpenMP's thread count, which PyTorch shares.
+            if torch.get_num_threads() != count:
+                torch.set_num_threads(count)
             return self._parallel(*args)
 
 
 def inline(function: Callable[..., Any]) -> Any:
-    """Compile a function that kernels of the same file call."""
+    """Compile a function to be called by kernels of the same file."""
     return numba.njit(fastmath={"contract", "reassoc"}, error_model="numpy")(function)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def pointer(typing_context: Any, address: Any, like: Any) -> tuple[Signature, Any]:
-    """Turn an address into a pointer to the type of ``like``, for ``numba.carray`` in a kernel."""
+    """Convert an address to a pointer to the type of ``like``, for ``numba.carray`` in a kernel."""
     result = types.CPointer(like)  # type: ignore[attr-defined]
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -87,22 +87,25 @@ def pointer(typing_context: Any, address: Any, like: Any) -> tuple[Signature, An
 
 
 def array(x: Tensor) -> np.ndarray:
-    """Return a contiguous tensor for a kernel; bfloat16 as 16-bit integers, for load and store."""
+    """Return a contiguous tensor as an array for a kernel.
+
+    bfloat16 becomes 16-bit integers, which :func:`load` and :func:`store` convert.
+    """
     x = x.detach()
     return x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
 
 
-# Numba wants the four signatures below alike, so they have no annotations.
+# Numba requires the four signatures below to be alike, so they have no annotations.
 # ruff: noqa: ANN001, ANN202
 
 
 def load(row, i):  # type: ignore[no-untyped-def]
-    """Return an element as a float, in a kernel."""
+    """Return element ``i`` of a row as a float, in a kernel."""
     raise NotImplementedError
 
 
 def store(row, i, value):  # type: ignore[no-untyped-def]
-    """Write a float as an element, in a kernel."""
+    """Write a float to element ``i`` of a row, in a kernel."""
     raise NotImplementedError
 
 
@@ -117,17 +120,17 @@ def _load(row, i):  # type: ignore[no-untyped-def]
 def _store(row, i, value):  # type: ignore[no-untyped-def]
     if row.dtype != types.uint16:
 
-        def plain(row, i, value):  # type: ignore[no-untyped-def]
+        def write(row, i, value):  # type: ignore[no-untyped-def]
             row[i] = value
 
-        return plain
+        return write
 
-    def rounded(row, i, value):  # type: ignore[no-untyped-def]  # to nearest even; NaN stays
+    def write_rounded(row, i, value):  # type: ignore[no-untyped-def]  # to nearest even; NaN stays NaN
         bits = _as_bits(np.float32(value))
         nearest = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
         row[i] = np.uint16((nearest if value == value else bits) >> np.uint32(16))
 
-    return rounded
+    return write_rounded
 
 
 @intrinsic  # type: ignore[untyped-decorator]

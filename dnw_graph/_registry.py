@@ -1,4 +1,4 @@
-"""Names for the parts of a graph: a string resolves to a class, and an object passes through."""
+"""Registries of parts by name: a name resolves to a new object, and an object to itself."""
 
 import ast
 import difflib
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Things by name, filled by a decorator.
+    """Entries by name, added by a decorator.
 
     Args:
-        kind: What the things are, in the words of an error message: ``"rule"``, ``"model"``.
+        kind: What the entries are, for error messages: ``"rule"``, ``"model"``.
     """
 
     def __init__(self, kind: str) -> None:
@@ -21,17 +21,15 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that files what it decorates under ``name``.
+        """Return a decorator that registers an object as ``name``.
 
         Raises:
-            ValueError: The name is taken.
+            ValueError: If the name is already registered.
         """
 
         def add(entry: T) -> T:
             if name in self._entries:
-                raise ValueError(
-                    f"there is a {self.kind} named {name!r} already; choose another name"
-                )
+                raise ValueError(f"{self.kind} {name!r} is already registered; choose another name")
             self._entries[name] = entry
             return entry
 
@@ -42,8 +40,8 @@ class Registry(Generic[T]):
             return self._entries[name]
         close = difflib.get_close_matches(str(name), self._entries, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        known = ", ".join(sorted(self._entries))
-        raise ValueError(f"unknown {self.kind} {name!r}{hint} (known: {known})")
+        names = ", ".join(sorted(self._entries))
+        raise ValueError(f"unknown {self.kind} {name!r}{hint} (known: {names})")
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))
@@ -56,22 +54,23 @@ class Registry(Generic[T]):
 
 
 class PartRegistry(Registry[type[T]], Generic[T]):
-    """A registry of classes with a common base, of which users may bring their own objects."""
+    """A registry of classes with a common base; users may pass objects of their own classes."""
 
     def __init__(self, kind: str, base: type[T]) -> None:
         super().__init__(kind)
         self._base = base
 
     def resolve(self, part: str | T | type[T]) -> T:
-        """Return the object that a name, a class or an object stands for.
+        """Return the object for a name, a class or an object.
 
         Args:
-            part: A name may bring arguments along: ``"targeted_dropout(rho=0.9)"``.
+            part: A name, optionally with arguments (``"targeted_dropout(rho=0.9)"``), a class, or
+                an object, which is returned itself.
 
         Raises:
-            ValueError: Nothing has that name, the message lists what there is; or arguments that
-                it does not take.
-            TypeError: Not a name, nor a class or an object of the right kind.
+            ValueError: If the name is unknown (the message lists the known ones), or the part does
+                not take the arguments.
+            TypeError: If ``part`` is not a name, nor a class or an object of the right kind.
         """
         if isinstance(part, str):
             return self._build(part)
@@ -79,18 +78,18 @@ class PartRegistry(Registry[type[T]], Generic[T]):
             part = part()
         if not isinstance(part, self._base):
             raise TypeError(
-                f"a {self.kind} is a name ({', '.join(self)}) or an object of "
+                f"{self.kind} must be a name ({', '.join(self)}) or an object of "
                 f"{self._base.__name__}, got {part!r}"
             )
         return part
 
     def name_of(self, part: T) -> str:
-        """Return the name of an object's class here, or what that is called where it has none."""
-        names = (name for name, known in self._entries.items() if known is type(part))
+        """Return the registered name of an object's class, or the class name if it has none."""
+        names = (name for name, entry in self._entries.items() if entry is type(part))
         return next(names, type(part).__name__)
 
     def _build(self, text: str) -> T:
-        """Return what ``name`` or ``name(argument=value, ...)`` stands for."""
+        """Return the object for ``name`` or ``name(argument=value, ...)``."""
         name = text.partition("(")[0].strip()
         part, call = self[name], None
         if name == text.strip():
@@ -98,20 +97,22 @@ class PartRegistry(Registry[type[T]], Generic[T]):
         try:
             call = ast.parse(text.strip(), mode="eval").body
             assert isinstance(call, ast.Call)
-            given = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+            arguments = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
         except (SyntaxError, ValueError, AssertionError):
             call = None
         if not isinstance(call, ast.Call) or call.args:
             raise ValueError(
-                f"{self.kind} {text!r} cannot be read; write {name}(argument=value, ...), with "
-                "plain values"
+                f"{self.kind} {text!r} cannot be parsed; write {name}(argument=value, ...) with "
+                "literal values"
             )
-        known = list(inspect.signature(part).parameters)
-        for argument in given:
-            if argument not in known:
-                takes = ", ".join(known) or "none"
-                raise ValueError(f"{self.kind} {name} takes no {argument!r} (known: {takes})")
+        parameters = list(inspect.signature(part).parameters)
+        for argument in arguments:
+            if argument not in parameters:
+                known = ", ".join(parameters) or "none"
+                raise ValueError(
+                    f"{self.kind} {name} has no argument {argument!r} (known: {known})"
+                )
         try:
-            return part(**given)
+            return part(**arguments)
         except TypeError as error:
             raise ValueError(f"{self.kind} {text!r}: {error}") from error

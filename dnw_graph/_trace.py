@@ -1,4 +1,4 @@
-"""Runs a network once and tells which channels matter between its layers."""
+"""Runs a network once and determines which channels between its layers are live."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ KEEPS_CHANNELS = (
 
 @runtime_checkable
 class Counted(Protocol):
-    """A module that says itself what it costs."""
+    """A module that reports its own cost."""
 
     def counted(self, features: Sequence[int]) -> tuple[int, int]:
-        """Return multiply-adds and parameters for one input, whose channels have this size."""
+        """Return multiply-adds and parameters for one input with channels of size ``features``."""
 
 
 @dataclass(frozen=True)
@@ -44,39 +44,40 @@ class Call:
 
 
 class _Watch(TorchFunctionMode):
-    """Notes calls of layers, and the tensors that anything but a layer reads."""
+    """Records calls of layers, and the tensors that are read by anything other than a layer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
-        self.read_elsewhere: dict[int, Tensor] = {}  # by id; kept so that no id is used twice
-        self._inside = 0
+        # By id; holding the tensors keeps their ids from being reused.
+        self.other_reads: dict[int, Tensor] = {}
+        self._depth = 0
 
     def enter(self, module: nn.Module, args: object) -> None:
-        """Note that a layer begins."""
-        self._inside += 1
+        """Record the start of a layer."""
+        self._depth += 1
 
     def leave(self, module: nn.Module, args: Any, kwargs: Any, out: object) -> None:
-        """Note that a layer has ended."""
-        self._inside -= 1
+        """Record the end of a layer."""
+        self._depth -= 1
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if len(tensors) == 1 and isinstance(out, Tensor):
             self.calls.append(Call(module, tensors[0], out))
         else:
-            self.read_elsewhere |= {id(x): x for x in tensors}
+            self.other_reads |= {id(x): x for x in tensors}
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> object:
         result = func(*args, **(kwargs or {}))
-        if not self._inside and isinstance(result, Tensor):
+        if not self._depth and isinstance(result, Tensor):
             tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-            self.read_elsewhere |= {id(x): x for x in tensors}
+            self.other_reads |= {id(x): x for x in tensors}
         return result
 
 
 def run(model: nn.Module, example: Tensor) -> list["Call"]:
-    """Run a network in evaluation mode, and return the calls of its layers in order."""
+    """Run a network in evaluation mode and return the calls of its layers in order."""
     watch = _Watch()
     layers = list(_layers(model))
     handles = [layer.register_forward_pre_hook(watch.enter) for layer in layers]
@@ -91,16 +92,16 @@ def run(model: nn.Module, example: Tensor) -> list["Call"]:
             handle.remove()
         for module, mode in modes.items():
             module.training = mode
-    last = {id(x): x for x in tree_leaves(out) if isinstance(x, Tensor)}
-    elsewhere = watch.read_elsewhere | last
+    results = {id(x): x for x in tree_leaves(out) if isinstance(x, Tensor)}
+    other_reads = watch.other_reads | results
     return [
-        call if id(call.out) not in elsewhere else _Fixed(call.module, call.x, call.out)
+        call if id(call.out) not in other_reads else _Fixed(call.module, call.x, call.out)
         for call in watch.calls
     ]
 
 
 class _Fixed(Call):
-    """A call whose output something else than a layer reads, whole."""
+    """A call whose whole output is read by something other than a layer."""
 
 
 def live_channels(
@@ -108,36 +109,37 @@ def live_channels(
     reads: Callable[[NeuralGraph, Tensor], Tensor],
     feeds: Mapping[NeuralGraph, Tensor],
 ) -> list[tuple[Tensor, Tensor]]:
-    """Return for each call which input and which output channels are live, boolean.
+    """Return boolean masks of the live input and output channels of each call.
 
     Args:
         calls: From :func:`run`.
-        reads: Which channels of its input a graph reads, given which of its output anything reads.
-        feeds: For each graph, which channels of its output can differ from 0.
+        reads: Returns a mask of the input channels that a graph reads, given the mask of its output
+            channels that are read.
+        feeds: Mask of the output channels of each graph that can differ from 0.
     """
-    fed: dict[int, Tensor] = {}  # by id of the tensor: which channels can differ from 0
+    nonzero: dict[int, Tensor] = {}  # by id of the tensor: which channels can differ from 0
     for call in calls:
         if isinstance(call.module, NeuralGraph):
-            fed[id(call.out)] = feeds[call.module]
-        elif _keeps_channels(call) and id(call.x) in fed:
-            fed[id(call.out)] = fed[id(call.x)]
-    read: dict[int, Tensor] = {}  # which channels some layer makes use of
+            nonzero[id(call.out)] = feeds[call.module]
+        elif _keeps_channels(call) and id(call.x) in nonzero:
+            nonzero[id(call.out)] = nonzero[id(call.x)]
+    use: dict[int, Tensor] = {}  # by id of the tensor: which channels a layer uses
     for call in reversed(calls):
-        everything = torch.ones(_width(call.x), dtype=torch.bool, device="cpu")
+        all_channels = torch.ones(_width(call.x), dtype=torch.bool, device="cpu")
         if isinstance(call.module, NeuralGraph):
             outputs = torch.ones(_width(call.out), dtype=torch.bool, device="cpu")
-            wanted = reads(call.module, read.get(id(call.out), outputs))
+            channels = reads(call.module, use.get(id(call.out), outputs))
         elif _keeps_channels(call) and not isinstance(call, _Fixed):
-            wanted = read.get(id(call.out), everything)
+            channels = use.get(id(call.out), all_channels)
         else:
-            wanted = everything
-        read[id(call.x)] = read.get(id(call.x), ~everything) | wanted
+            channels = all_channels
+        use[id(call.x)] = use.get(id(call.x), ~all_channels) | channels
     live = []
     for call in calls:
-        inputs = fed.get(id(call.x), torch.ones(_width(call.x), dtype=torch.bool, device="cpu"))
+        inputs = nonzero.get(id(call.x), torch.ones(_width(call.x), dtype=torch.bool, device="cpu"))
         outputs = torch.ones(_width(call.out), dtype=torch.bool, device="cpu")
         if not isinstance(call, _Fixed):
-            outputs = read.get(id(call.out), outputs)
+            outputs = use.get(id(call.out), outputs)
         live.append((inputs, outputs))
     return live
 
@@ -151,7 +153,7 @@ def _keeps_channels(call: Call) -> bool:
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield what is counted as one: graphs, convolutions, modules without modules in them."""
+    """Yield the modules that count as one layer: graphs, convolutions, childless modules."""
     children = list(module.children())
     if isinstance(module, (*COUNTED, Counted)) or not children:
         yield module
@@ -161,9 +163,9 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def unknown_layers(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules with parameters of their own that are not counted.
+    """Yield the modules with direct parameters that are not counted.
 
-    Multi-head attention is among them: it multiplies by its weights past the layers in it.
+    Multi-head attention is one of them: it uses its weights without calling the layers in it.
     """
     if isinstance(module, (*COUNTED, Counted)):
         return

@@ -1,4 +1,4 @@
-"""Networks inside of wrappers: compiled, averaged, or trained by several processes."""
+"""Networks inside wrappers: compiled, averaged, or trained by several processes."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -13,9 +13,9 @@ _AVERAGED = "n_averaged"
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network inside of wrappers, or the network itself.
+    """Return the network inside any wrappers, or the network itself.
 
-    Wrappers are what ``torch.compile`` returns, ``DataParallel``, ``DistributedDataParallel``,
+    Wrappers are the result of ``torch.compile``, ``DataParallel``, ``DistributedDataParallel``,
     ``AveragedModel``, and the modules that Lightning Fabric sets up.
     """
     while True:
@@ -31,34 +31,34 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def unwrapped_names(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Return the ``state_dict`` of a wrapped network with the names of the network itself.
+    """Return the ``state_dict`` of a wrapped network, with the names of the network itself.
 
     Args:
-        state: The state; of an earlier version, it may lack fingerprints of topologies.
-        expected: State of the network itself, if known: some names may begin with ``module.``.
+        state: The state. If an earlier version saved it, it may lack fingerprints of topologies.
+        expected: State of the network itself, if known; its names may begin with ``module.``.
     """
     expected = expected or {}
     fingerprints = {n: v for n, v in expected.items() if n.split(".")[-1] == "fingerprint"}
     depth = min(map(_depth, expected), default=0)
-    plain = {
+    tensors = {
         ".".join(part for part in name.split(".") if part != _COMPILED): value
         for name, value in state.items()
     }
     while True:
-        inner = {name: value for name, value in plain.items() if name != _AVERAGED}
+        inner = {name: value for name, value in tensors.items() if name != _AVERAGED}
         if not inner or min(map(_depth, inner)) <= depth:
             return fingerprints | {_current(name, expected): v for name, v in inner.items()}
-        plain = {name.removeprefix(_MODULE): value for name, value in inner.items()}
+        tensors = {name.removeprefix(_MODULE): value for name, value in inner.items()}
 
 
 def _current(name: str, expected: Collection[str]) -> str:
-    """Return today's name of a tensor, if that is expected: a selector was once a ``choice``."""
-    today = ".".join("selector" if part == "choice" else part for part in name.split("."))
-    return today if name not in expected and today in expected else name
+    """Return the current name of a tensor if expected; selectors were once named ``choice``."""
+    current = ".".join("selector" if part == "choice" else part for part in name.split("."))
+    return current if name not in expected and current in expected else name
 
 
 def _depth(name: str) -> int:
-    """Return how often a name begins with ``module.``."""
+    """Return how many times a name begins with ``module.``."""
     depth = 0
     while name.startswith(_MODULE, depth * len(_MODULE)):
         depth += 1

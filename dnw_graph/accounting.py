@@ -1,4 +1,4 @@
-"""One accounting of a network: edges, parameters and multiply-adds of the live graph."""
+"""Cost of a network: edges, parameters and multiply-adds of its live part."""
 
 import warnings
 from collections.abc import Sequence
@@ -18,18 +18,18 @@ from dnw_graph.topology._order import distances
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one image costs.
+    """The cost of a network for one image.
 
     Attributes:
-        macs: Multiply-adds; what other work calls FLOPs is twice this.
-        parameters: Real edges, node functions of live nodes, weights of other layers;
-            normalisation and biases are not counted.
+        macs: Multiply-adds; FLOPs, as reported in other work, are twice as many.
+        parameters: Real edges, parameters of the node functions of live nodes, and weights of other
+            layers; normalisation and biases are not counted.
         real_edges: Real edges of all graphs.
         candidate_edges: Candidate edges of all graphs.
-        dead_nodes: Nodes other than outputs without a real edge out, as the paper counts them.
-        unneeded_nodes: Nodes without a path of real edges to an output that anything reads: dead
-            ones, those that feed only such, and outputs that nothing reads. :func:`freeze` removes
-            them.
+        dead_nodes: Nodes without a real edge out, other than outputs, as the paper counts them.
+        unneeded_nodes: Unreachable nodes, without a path of real edges to an output that is read:
+            dead nodes, nodes that feed only unreachable ones, and outputs that are not read.
+            :func:`freeze` removes them.
     """
 
     macs: int = 0
@@ -45,39 +45,39 @@ class Cost:
     def __str__(self) -> str:
         share = f" ({self.real_edges / self.candidate_edges:.2%})" if self.candidate_edges else ""
         return (
-            f"{self.macs:,} MACs an image ({2 * self.macs:,} FLOPs), "
+            f"{self.macs:,} MACs per image ({2 * self.macs:,} FLOPs), "
             f"{self.parameters:,} parameters, {self.real_edges:,} real of "
             f"{self.candidate_edges:,} candidate edges{share}, {self.dead_nodes:,} dead nodes, "
-            f"{self.unneeded_nodes:,} without a path to an output"
+            f"{self.unneeded_nodes:,} unreachable nodes"
         )
 
 
 def cost(model: nn.Module, image_size: int | None = None, *, example: Tensor | None = None) -> Cost:
-    """Count what a network costs for one image, as the paper does.
+    """Return the cost of a network for one image, counted as in the paper.
 
-    Runs the network once in evaluation mode. Real edges count once a pixel, the node function of
-    each live node 9 times (3x3), average pooling once a pixel; in time, that at each step, or each
-    evaluation that the image took. Where a layer feeds graphs only, its
-    channels without a real edge out do not count; where a graph feeds a layer, channels without a
-    real edge in do not. That is followed through modules that keep channels apart (norms,
-    activations, pooling, dropout); anything else reads every channel. Of a sparse layer the real
-    weights count, of other layers those that are not 0.
+    Runs the network once in evaluation mode. Per pixel, each real edge counts once, the node
+    function of each live node 9 times (3x3), and average pooling once; in time, at each step, or
+    each evaluation that the image took. If a layer feeds only graphs, its channels without a real
+    edge out do not count; if a graph feeds a layer, channels without a real edge in do not count.
+    Channels are followed through modules that keep them separate (norms, activations, pooling,
+    dropout); any other module reads every channel. For sparse layers, real weights count; for other
+    layers, weights that are not 0.
 
     Args:
-        model: A network, or a :class:`NeuralGraph` on its own.
+        model: A network, or a single :class:`NeuralGraph`.
         image_size: Height and width in pixels of an image with as many channels as the first layer
-            reads. If None, 224 where that is a convolution; a network whose first layer is a graph
-            or linear is given one vector of features.
-        example: One input ``[1, ...]`` in place of an image, for a network that takes another kind.
+            reads. If None, 224 if that layer is a convolution; a network whose first layer is a
+            graph or linear reads one vector of features.
+        example: One input ``[1, ...]`` to use in place of an image.
 
     Returns:
-        The cost; printed, it names units.
+        The cost; its string includes units.
 
     Raises:
-        ValueError: A network that cannot be run on such an image.
+        ValueError: If the network cannot be run on such an input.
 
     Warns:
-        UserWarning: Layers or node functions whose multiply-adds are unknown, and left out.
+        UserWarning: If the multiply-adds of layers or node functions are unknown, and left out.
     """
     model = unwrapped(model)
     if example is None:
@@ -86,8 +86,8 @@ def cost(model: nn.Module, image_size: int | None = None, *, example: Tensor | N
         calls = _trace.run(model, example)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
-            f"the network cannot be run on an input {list(example.shape)} to be counted: give "
-            f"image_size, or as example an input that it takes ({error})"
+            f"the network cannot be run on an input {list(example.shape)} to count its cost "
+            f"({error}); pass image_size, or as example an input that it takes"
         ) from error
     wirings = {
         call.module: call.module.wiring().edge_index.cpu()
@@ -98,32 +98,33 @@ def cost(model: nn.Module, image_size: int | None = None, *, example: Tensor | N
     live = _trace.live_channels(
         calls, lambda graph, _: _ends(graph, wirings[graph][0], Role.INPUT), feeds
     )
-    needed = {
+    reachable = {
         graph: torch.zeros(graph.topology.num_nodes, dtype=torch.bool, device="cpu")
         for graph in wirings
     }
 
     def reads(graph: NeuralGraph, outputs: Tensor) -> Tensor:
-        """Return which inputs have a path to these outputs."""
-        ends = graph.topology.outputs
-        if len(outputs) == len(ends):
-            ends = ends[outputs]
-        away = distances(wirings[graph].flip(0), graph.topology.num_nodes, ends)
-        needed[graph] |= away >= 0
-        return away[graph.topology.inputs] >= 0
+        """Return a mask of the inputs that have a path to the outputs in a mask."""
+        nodes = graph.topology.outputs
+        if len(outputs) == len(nodes):
+            nodes = nodes[outputs]
+        distance = distances(wirings[graph].flip(0), graph.topology.num_nodes, nodes)
+        reachable[graph] |= distance >= 0
+        return distance[graph.topology.inputs] >= 0
 
     _trace.live_channels(calls, reads, feeds)
-    total, seen = Cost(unneeded_nodes=sum(int((~nodes).sum()) for nodes in needed.values())), set()
+    total = Cost(unneeded_nodes=sum(int((~mask).sum()) for mask in reachable.values()))
+    counted = set()
     for call, (inputs, outputs) in zip(calls, live, strict=True):
         module = call.module
         if isinstance(module, NeuralGraph):
             entry = _graph(module, wirings[module], call)
         else:
             entry = _layer(module, call, inputs, outputs)
-        # What is there counts once, what is done counts every time.
-        own = Weight(module).stored if isinstance(module, Layer) else module
-        total += Cost(macs=entry.macs) if id(own) in seen else entry
-        seen.add(id(own))
+        # Parameters and edges count once, multiply-adds at every call.
+        owner = Weight(module).stored if isinstance(module, Layer) else module
+        total += Cost(macs=entry.macs) if id(owner) in counted else entry
+        counted.add(id(owner))
     unknown = list({id(m): m for m in _trace.unknown_layers(model)}.values())
     total += Cost(parameters=sum(map(_num_weights, unknown)))
     _warn_of_unknown([*unknown, *(m for graph in wirings for m in _uncounted_functions(graph))])
@@ -131,7 +132,7 @@ def cost(model: nn.Module, image_size: int | None = None, *, example: Tensor | N
 
 
 def _example(model: nn.Module, image_size: int | None) -> Tensor:
-    """Return zeros of the size that the first layer of a network reads."""
+    """Return zeros in the shape that the first layer of a network reads."""
     layers = [m for m in model.modules() if isinstance(m, _FIRST)]
     if image_size is not None or any(isinstance(m, nn.Conv2d) for m in layers):
         layers = [m for m in layers if not isinstance(m, nn.Linear)]
@@ -152,13 +153,13 @@ _FIRST = NeuralGraph, nn.Conv2d, nn.Linear
 
 
 def _num_weights(module: nn.Module) -> int:
-    """Return how many parameters a module has itself, biases and other vectors not counted."""
+    """Return the number of a module's own parameters, without biases and other vectors."""
     parameters = module.parameters(recurse=isinstance(module, nn.MultiheadAttention))
     return sum(p.numel() for p in parameters if p.dim() > 1)
 
 
 def _uncounted_functions(graph: NeuralGraph) -> list[nn.Module]:
-    """Return the node functions with parameters that do not say how many multiply-adds they do."""
+    """Return the node functions that have parameters, but no known number of multiply-adds."""
     functions = [*graph.nodes, *graph.messages]
     return [
         function
@@ -173,20 +174,20 @@ def _warn_of_unknown(modules: Sequence[nn.Module]) -> None:
     names = sorted({type(module).__name__ for module in inner})
     if names:
         warnings.warn(
-            f"cost() does not know how many multiply-adds {', '.join(names)} takes, and leaves "
-            "them out; a node function says so by an attribute macs_per_pixel",
+            f"cost() does not know how many multiply-adds {', '.join(names)} takes and leaves them "
+            "out; a node function can state the number in an attribute macs_per_pixel",
             stacklevel=3,
         )
 
 
 def _ends(graph: NeuralGraph, nodes: Tensor, role: Role) -> Tensor:
-    """Return which channels of a graph's input or output are among some nodes."""
+    """Return a mask of the input or output channels of a graph that are among ``nodes``."""
     channels = graph.topology.inputs if role == Role.INPUT else graph.topology.outputs
     return torch.isin(channels, nodes)
 
 
 def _graph(graph: NeuralGraph, edge_index: Tensor, call: _trace.Call) -> Cost:
-    """Count a graph: its maps are those of its outputs, in time those of its states."""
+    """Return the cost of a graph; its maps have the size of its outputs or, in time, its states."""
     topology, edges, schedule = graph.topology, edge_index.shape[1], graph.schedule
     groups = graph.grouping.topology.blocks
     firings = schedule.firings(graph.evaluations)
@@ -203,17 +204,17 @@ def _graph(graph: NeuralGraph, edge_index: Tensor, call: _trace.Call) -> Cost:
     )
     for block, node, message in zip(groups, graph.nodes, graph.messages, strict=True):
         fires = has_in if block.role == Role.OUTPUT else has_out
-        own = torch.arange(block.nodes.start, block.nodes.stop, device="cpu")
+        group = torch.arange(block.nodes.start, block.nodes.stop, device="cpu")
         for module, alive in ((node, fires), (message, has_out)):
-            number = int(alive[graph.grouping.original(own)].sum())
-            macs = number * (getattr(module, "macs_per_pixel", None) or 0) * pixels
-            parameters = _function_parameters(module, number, len(block.nodes))
+            live_nodes = int(alive[graph.grouping.original(group)].sum())
+            macs = live_nodes * (getattr(module, "macs_per_pixel", None) or 0) * pixels
+            parameters = _function_parameters(module, live_nodes, len(block.nodes))
             total += Cost(macs=macs, parameters=parameters)
     return total
 
 
 def _function_parameters(function: nn.Module, live_nodes: int, nodes: int) -> int:
-    """Return the parameters of a node function: of the live nodes, and what all nodes share."""
+    """Return the number of parameters of a node function: those of live nodes, and shared ones."""
     per_node = getattr(function, "parameters_per_node", None)
     if per_node is not None:
         return live_nodes * int(per_node)
@@ -225,7 +226,7 @@ def _function_parameters(function: nn.Module, live_nodes: int, nodes: int) -> in
 
 
 def _edges(layer: nn.modules.conv._ConvNd | nn.Linear) -> Cost:
-    """Return a layer's real weights, and its edges if :func:`sparsify` made it sparse."""
+    """Return the number of real weights of a layer, and of edges if :func:`sparsify` added them."""
     weight = Weight(layer)
     total, real = weight.stored.numel(), weight.num_real
     if weight.selector is not None:
@@ -234,7 +235,7 @@ def _edges(layer: nn.modules.conv._ConvNd | nn.Linear) -> Cost:
 
 
 def _layer(module: nn.Module, call: _trace.Call, inputs: Tensor, outputs: Tensor) -> Cost:
-    """Count a layer of which some input and output channels are live."""
+    """Return the cost of a layer, given masks of its live input and output channels."""
     x, out = call.x, call.out
     if isinstance(module, nn.modules.conv._ConvNd):
         edges = _edges(module)

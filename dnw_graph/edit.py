@@ -1,4 +1,4 @@
-"""A learned graph, edited with networkx and made a graph again."""
+"""Conversion of a graph that was edited with networkx back to a :class:`NeuralGraph`."""
 
 import math
 from collections.abc import Hashable
@@ -24,27 +24,29 @@ def edited(
     backend: str | Backend | type[Backend] | None = None,
     allow_new_names: bool = False,
 ) -> NeuralGraph:
-    """Return a graph like another one, with the edges of a networkx graph.
+    """Return a graph like ``graph``, with the edges of a networkx graph.
 
-    Edges have the ``weight`` that ``wiring`` gives them, otherwise the one they had before, and
-    otherwise one that is drawn; nodes that stayed keep their node functions, new ones are as in a
-    new graph. It has parameters of its own, so optimizers and what is attached are made anew.
+    Each edge has its ``weight`` in ``wiring``; without one, its weight in ``graph``; otherwise a
+    newly drawn one. Nodes of ``graph`` keep their node functions; those of other nodes are newly
+    initialised. The result has its own parameters, so create the optimizer and call
+    :func:`dnw_graph.attach` again.
 
     Args:
-        graph: The graph; it stays as it is.
-        wiring: What :meth:`NeuralGraph.to_networkx` made of it, changed at will. Its edges are the
-            candidates; those with ``real=False`` do not count as real. Names may have become text
-            on the way, or the attribute ``id``, ``name`` or ``label`` of the nodes.
-        rule: How edges are chosen, if otherwise than before. A rule that fixes them fixes these,
-            the largest of them where the budget is smaller.
-        num_edges: The budget ``k``; the number of real edges of ``wiring`` unless given.
-        backend: How messages are summed, if otherwise than before.
+        graph: The original graph, which is not changed.
+        wiring: The result of :meth:`NeuralGraph.to_networkx` after any changes. Its edges are the
+            candidates; those with ``real=False`` are not real. Names of nodes may have become
+            strings, or the node attribute ``id``, ``name`` or ``label``.
+        rule: The rule, if different from that of ``graph``. A rule with fixed edges fixes the real
+            edges of ``wiring``, or the largest of them if the budget is smaller.
+        num_edges: The budget ``k``; the number of real edges of ``wiring`` by default.
+        backend: The backend, if different from that of ``graph``.
         allow_new_names: Whether fewer than half of the nodes may have a name of ``graph``.
 
     Raises:
-        ValueError: Names that are not those of the graph; a topology that the schedule or backend
-            cannot run; a weight that is not a number; a copy of a graph whose node functions were
-            built by a local function.
+        ValueError: If the names are not those of the graph, the schedule or backend cannot run the
+            topology, a weight is not a finite number, or ``graph`` is a copy of a graph whose node
+            functions were built by a local function.
+        TypeError: If ``graph`` is not a :class:`NeuralGraph`.
     """
     inner = unwrapped(graph)
     if not isinstance(inner, NeuralGraph):
@@ -52,8 +54,8 @@ def edited(
     graph = inner
     if len(graph.functions) < 4:
         raise ValueError(
-            "this graph is a copy, and copies do not know node functions that a lambda or a local "
-            "function builds: edit the graph itself, or build them by a class"
+            "this graph is a copy, and copies do not keep node functions that a lambda or a local "
+            "function builds: edit the original graph, or build its node functions with a class"
         )
     wiring = _with_names_of(graph.topology, wiring, allow_new_names)
     topology = _topology(wiring, graph.schedule)
@@ -74,78 +76,84 @@ def edited(
             _fix(weights, new.selector.get_buffer("edge_id"), ids)
         new.selector.set_weights_of_candidates(new.weight, weights)
         new.weight.requires_grad_(graph.weight.requires_grad)
-        for ours, theirs in ((new.nodes, graph.nodes), (new.messages, graph.messages)):
-            _keep_functions(ours, new.grouping.topology, theirs, graph.grouping.topology)
+        for new_functions, old_functions in (
+            (new.nodes, graph.nodes),
+            (new.messages, graph.messages),
+        ):
+            _keep_functions(
+                new_functions, new.grouping.topology, old_functions, graph.grouping.topology
+            )
     return new.train(graph.training)
 
 
 def _with_names_of(topology: Topology, wiring: nx.DiGraph, allow_new_names: bool) -> nx.DiGraph:
-    """Return a networkx graph whose nodes have the names that they have in a topology.
+    """Return a networkx graph with its nodes renamed to the matching names of a topology.
 
     Raises:
-        ValueError: Fewer than half of them do, and that is not allowed.
+        ValueError: If two nodes match one name, or fewer than half match any and that is not
+            allowed.
     """
-    known = set(topology.names)
+    names = set(topology.names)
     by_text = {str(name): name for name in topology.names}
-    best = {}
+    matches = {}
     for node in wiring:
-        if node in known or str(node) in by_text:
-            best[node] = node if node in known else by_text[str(node)]
-    for attribute in ("name", "id", "label"):  # a program may have numbered the nodes anew
+        if node in names or str(node) in by_text:
+            matches[node] = node if node in names else by_text[str(node)]
+    for attribute in ("name", "id", "label"):  # a program may have renumbered the nodes
         texts = {node: str(data.get(attribute)) for node, data in wiring.nodes(data=True)}
-        named = {node: by_text[text] for node, text in texts.items() if text in by_text}
-        if len(named) == len(wiring) == len(set(named.values())):
-            best = named
+        by_attribute = {node: by_text[text] for node, text in texts.items() if text in by_text}
+        if len(by_attribute) == len(wiring) == len(set(by_attribute.values())):
+            matches = by_attribute
             break
-    if len(set(best.values())) < len(best):
+    if len(set(matches.values())) < len(matches):
         raise ValueError(
-            "two nodes stand for the same name of the graph, such as 1 and '1'; rename one of them"
+            "two nodes match the same name of the graph, such as 1 and '1'; rename one of them"
         )
-    if 2 * len(best) < min(len(known), len(wiring)) and not allow_new_names:
-        example = next(node for node in wiring if node not in best)
+    if 2 * len(matches) < min(len(names), len(wiring)) and not allow_new_names:
+        example = next(node for node in wiring if node not in matches)
         raise ValueError(
-            f"{len(best)} of the {len(wiring)} nodes have a name of the graph, so the node "
-            f"functions of the others would be drawn anew: names are {topology.names[0]!r}, ... "
-            f"in the graph, and {example!r}, ... in what is given. Rename its nodes with "
+            f"only {len(matches)} of the {len(wiring)} nodes have a name of the graph, so the node "
+            f"functions of the others would be newly initialised: names are {topology.names[0]!r}, "
+            f"... in the graph, and {example!r}, ... in wiring. Rename its nodes with "
             "networkx.relabel_nodes, or pass allow_new_names=True"
         )
-    return nx.relabel_nodes(wiring, {node: name for node, name in best.items() if node != name})
+    return nx.relabel_nodes(wiring, {node: name for node, name in matches.items() if node != name})
 
 
 def _weights(new: NeuralGraph, wiring: nx.DiGraph, graph: NeuralGraph) -> tuple[Tensor, Tensor]:
-    """Return the weights of candidates ``[E]``, and the ids of those that are to be real."""
+    """Return the weights of all candidates ``[E]``, and the ids of the real ones."""
     names, ids = new.topology.names, []
-    drawn = new.selector.weights_of_candidates(new.weight)
-    if new.rule.compact:  # one for each edge that may become real
+    initial = new.selector.weights_of_candidates(new.weight)
+    if new.rule.compact:  # only real edges have a weight, so draw one for each candidate
         bound = new.bounds().repeat_interleave(new.topology.rowptr.diff())
-        drawn.uniform_(-1, 1).mul_(bound.to(drawn))
-    weights = drawn.tolist()
-    before: dict[tuple[Hashable, Hashable], float] = {}
+        initial.uniform_(-1, 1).mul_(bound.to(initial))
+    weights = initial.tolist()
+    old_weights: dict[tuple[Hashable, Hashable], float] = {}
     if any("weight" not in data for _, _, data in wiring.edges(data=True)):
-        known = graph.selector.weights_of_candidates(graph.weight)
+        current = graph.selector.weights_of_candidates(graph.weight)
         if all(data.get("real", True) for _, _, data in wiring.edges(data=True)):
-            real = graph.wiring()  # as in a pass, since no hallucinated edge is left beside them
-            known[real.edge_id] = real.edge_weight
-        called, pairs = graph.topology.names, graph.topology.edge_index.t().tolist()
-        for (u, v), weight in zip(pairs, known.tolist(), strict=True):
+            real = graph.wiring()  # no hallucinated edges: use the weights of a forward pass
+            current[real.edge_id] = real.edge_weight
+        old_names, pairs = graph.topology.names, graph.topology.edge_index.t().tolist()
+        for (u, v), weight in zip(pairs, current.tolist(), strict=True):
             if not math.isnan(weight):
-                before[called[u], called[v]] = weight
+                old_weights[old_names[u], old_names[v]] = weight
     for i, (u, v) in enumerate(new.topology.edge_index.t().tolist()):
         edge = names[u], names[v]
         data = wiring.edges[edge]
         try:
-            weights[i] = float(data.get("weight", before.get(edge, weights[i])))
+            weights[i] = float(data.get("weight", old_weights.get(edge, weights[i])))
         except (TypeError, ValueError):
             raise ValueError(f"{_edge(edge)} has weight {data['weight']!r}, not a number") from None
         if not math.isfinite(weights[i]) and "weight" in data:
             raise ValueError(
                 f"{_edge(edge)} has weight {weights[i]}: weights must be finite; remove the edge, "
-                "or leave its weight out to keep the one it has"
+                "or leave out its weight to keep the current one"
             )
         if data.get("real", True):
             ids.append(i)
-    kept = torch.tensor(weights, dtype=torch.float64, device=new.weight.device)
-    return kept, torch.tensor(ids, dtype=torch.int64, device="cpu")
+    tensor = torch.tensor(weights, dtype=torch.float64, device=new.weight.device)
+    return tensor, torch.tensor(ids, dtype=torch.int64, device="cpu")
 
 
 def _edge(edge: tuple[Hashable, Hashable]) -> str:
@@ -153,7 +161,7 @@ def _edge(edge: tuple[Hashable, Hashable]) -> str:
 
 
 def _fix(weights: Tensor, fixed: Tensor, ids: Tensor) -> None:
-    """Let a rule that keeps the edges it drew keep these instead, as far as the budget goes."""
+    """Overwrite a rule's ``fixed`` edges with the largest of ``ids`` that the budget allows."""
     ids = ids.to(fixed.device)
     if len(ids) > len(fixed):
         ids = ids[weights[ids].abs().topk(len(fixed)).indices]
@@ -162,7 +170,7 @@ def _fix(weights: Tensor, fixed: Tensor, ids: Tensor) -> None:
 
 
 def _topology(wiring: nx.DiGraph, schedule: Schedule) -> Topology:
-    """Return a topology in the blocks that nodes say, or in others where these do not do."""
+    """Return a topology with the blocks named by nodes, or derived ones if those are invalid."""
     try:
         topology = Topology.from_networkx(wiring)
         schedule.check(topology)
@@ -175,25 +183,30 @@ def _topology(wiring: nx.DiGraph, schedule: Schedule) -> Topology:
 
 
 def _keep_functions(
-    ours: nn.ModuleList, topology: Topology, theirs: nn.ModuleList, before: Topology
+    new_functions: nn.ModuleList,
+    topology: Topology,
+    old_functions: nn.ModuleList,
+    old_topology: Topology,
 ) -> None:
-    """Copy what belongs to nodes that there were before, and what the nodes of a block share."""
+    """Copy the parameters of nodes of the old topology, and those shared by a block."""
     rows: dict[Hashable, tuple[nn.Module, int, int]] = {}
-    for block, module in zip(before.blocks, theirs, strict=True):
-        for at, v in enumerate(block.nodes):
-            rows[before.names[v]] = module, at, len(block.nodes)
-    for block, module in zip(topology.blocks, ours, strict=True):
+    for block, module in zip(old_topology.blocks, old_functions, strict=True):
+        for i, v in enumerate(block.nodes):
+            rows[old_topology.names[v]] = module, i, len(block.nodes)
+    for block, module in zip(topology.blocks, new_functions, strict=True):
         state = module.state_dict()
-        for at, v in enumerate(block.nodes):
+        for i, v in enumerate(block.nodes):
             source, row, size = rows.get(topology.names[v], (None, 0, 0))
             if type(source) is not type(module):
                 continue
             for name, value in source.state_dict().items():
-                mine = state[name]
-                by_node = value.dim() and len(value) == size and len(mine) == len(block.nodes)
+                target = state[name]
+                by_node = value.dim() and len(value) == size and len(target) == len(block.nodes)
                 if by_node:
-                    mine[at] = value[row]
-                elif mine.shape == value.shape:
-                    mine.copy_(value)
-            for own, old in zip(module.parameters(), source.parameters(), strict=True):
-                own.requires_grad_(old.requires_grad)
+                    target[i] = value[row]
+                elif target.shape == value.shape:
+                    target.copy_(value)
+            for parameter, old_parameter in zip(
+                module.parameters(), source.parameters(), strict=True
+            ):
+                parameter.requires_grad_(old_parameter.requires_grad)

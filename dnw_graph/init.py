@@ -1,4 +1,4 @@
-"""How large weights are when a graph is made."""
+"""Initial size of the edge weights of a graph."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from typing_extensions import override
 
 from dnw_graph._registry import PartRegistry
 from dnw_graph.node import NodeFunction, Pointwise, WithoutTime
@@ -24,9 +25,10 @@ class Start:
 
     Attributes:
         topology: The candidates.
-        rule: How edges are chosen.
+        rule: The rule that chooses the real edges.
         num_edges: The budget ``k``.
-        gain: Of each node, ``1 / rms(f(I))`` for inputs ``I`` of mean 0 and deviation 1 ``[V]``.
+        gain: ``1 / rms(f(I))`` of each node ``[V]``, for inputs ``I`` with mean 0 and standard
+            deviation 1.
     """
 
     topology: Topology
@@ -36,7 +38,7 @@ class Start:
 
 
 class Init(ABC):
-    """Says how large the weights of the edges into each node may be when a graph is made."""
+    """Sets the largest initial weight of the edges into each node."""
 
     @abstractmethod
     def bound(self, start: Start) -> Tensor:
@@ -50,11 +52,11 @@ INITS = PartRegistry("init", Init)
 class Uniform(Init):
     r"""``b = 1 / \sqrt n`` for ``n`` nodes with a candidate edge out, the same for all nodes.
 
-    Source: the published implementation, whose nodes normalise what they are given.
+    Source: the published implementation, whose nodes normalise their inputs.
     """
 
+    @override
     def bound(self, start: Start) -> Tensor:
-        """See :meth:`Init.bound`."""
         bound = 1 / math.sqrt(start.topology.num_sources)
         return torch.full((start.topology.num_nodes,), bound, dtype=torch.float64, device="cpu")
 
@@ -64,39 +66,39 @@ class FanIn(Init):
     r"""Keeps the scale of states from node to node: :math:`\sum_u w_{uv}^2 = g_v^2` on average.
 
     The sum is over the real edges into :math:`v`, and :math:`g_v^2` is the mean squared gain of the
-    nodes that may feed it. With ``m_v`` edges drawn at random, :math:`b_v = g_v \sqrt{3 / m_v}`
-    (He et al. 2015, equation 10); of the ``m_v`` largest of :math:`E_v` candidates into a node, the
-    mean square is larger by :math:`(1 - (1 - s)^3) / s` for the share :math:`s = m_v / E_v`. Where
-    the real edges are the ``k`` of largest ``|w|`` of all candidates, bounds and the smallest real
-    ``|w|``, ``t``, follow from
+    nodes that may feed it. For ``m_v`` edges chosen at random, :math:`b_v = g_v \sqrt{3 / m_v}`
+    (He et al. 2015, equation 10). For the ``m_v`` largest of :math:`E_v` candidates into a node,
+    the mean square is larger by the factor :math:`(1 - (1 - s)^3) / s` for :math:`s = m_v / E_v`.
+    If the real edges are the ``k`` candidates of the graph with the largest ``|w|``, the bounds and
+    the smallest real ``|w|``, ``t``, follow from
 
     .. math::
         \frac{E_v}{b_v} \int_t^{b_v} w^2 dw = g_v^2, \qquad
         \sum_v E_v \Big(1 - \frac{t}{b_v}\Big) = k
 
-    so that, where few candidates are real, every node has about as many real edges as any other,
-    however many candidates it has.
+    so that, if few candidates are real, all nodes have about the same number of real edges,
+    regardless of their numbers of candidates.
     """
 
+    @override
     def bound(self, start: Start) -> Tensor:
-        """See :meth:`Init.bound`."""
         topology, rule, gain = start.topology, start.rule, _source_gain(start)
         fan_in = topology.rowptr.diff().double().numpy()
-        fed, bound = fan_in > 0, np.ones(topology.num_nodes)
+        has_edges, bound = fan_in > 0, np.ones(topology.num_nodes)
         if rule.ranking == "all":
-            bound[fed] = _bounds(fan_in[fed], gain[fed], start.num_edges)
+            bound[has_edges] = _bounds(fan_in[has_edges], gain[has_edges], start.num_edges)
             return torch.from_numpy(bound)
         expected = rule.start_fan_in(topology, start.num_edges).double().numpy()
-        real = np.clip(expected, 1, None)[fed]
-        # Mean squares of U(-b, b), or of its largest ones, in b^2 / 3.
-        share = np.minimum(real / fan_in[fed], 1)
+        real = np.clip(expected, 1, None)[has_edges]
+        # Mean square of U(-b, b), or of its largest values, in units of b^2 / 3.
+        share = np.minimum(real / fan_in[has_edges], 1)
         square = 1 if rule.ranking == "none" else (1 - (1 - share) ** 3) / share
-        bound[fed] = gain[fed] * np.sqrt(3 / (real * square))
+        bound[has_edges] = gain[has_edges] * np.sqrt(3 / (real * square))
         return torch.from_numpy(bound)
 
 
 class Custom(Init):
-    """A function in the place of :meth:`Init.bound`.
+    """Calls a custom function in place of :meth:`Init.bound`.
 
     Args:
         function: Called with a :class:`Start`; returns a tensor ``[V]`` or a number.
@@ -105,45 +107,48 @@ class Custom(Init):
     def __init__(self, function: Callable[[Start], Tensor | float]) -> None:
         self.function = function
 
+    @override
     def bound(self, start: Start) -> Tensor:
-        """See :meth:`Init.bound`.
+        """Return the result of the function as a tensor ``[V]``.
 
         Raises:
-            ValueError: The function returned anything else, or a negative number.
+            ValueError: If the result is not a finite number of 0 or more, or one for each node.
         """
         nodes = start.topology.num_nodes
         bound = self.function(start)
-        wanted = f"init must return a finite bound for each of the {nodes} nodes, or one for all"
+        expected = (
+            f"init must return a finite bound, 0 or more, for each of the {nodes} nodes or all"
+        )
         try:
-            found = torch.as_tensor(bound, dtype=torch.float64, device="cpu")
+            bounds = torch.as_tensor(bound, dtype=torch.float64, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{wanted}, got {bound!r}") from error
+            raise ValueError(f"{expected}, got {bound!r}") from error
         largest = torch.finfo(torch.float32).max
-        within = bool(((found >= 0) & (found <= largest)).all())
-        if (found.dim() and found.shape != (nodes,)) or not within:
-            raise ValueError(f"{wanted}, 0 or more, got {found}")
-        return found.expand(nodes).clone()
+        within = bool(((bounds >= 0) & (bounds <= largest)).all())
+        if (bounds.dim() and bounds.shape != (nodes,)) or not within:
+            raise ValueError(f"{expected}, got {bounds}")
+        return bounds.expand(nodes).clone()
 
 
 def resolve(
     init: str | Init | type[Init] | Callable[[Start], Tensor | float] | None,
     nodes: Sequence[nn.Module],
 ) -> Init:
-    """Return what a name, a class, an object or a function stands for.
+    """Return the :class:`Init` for a name, a class, an object or a function.
 
-    Without any of these, it is ``fan_in`` for graphs none of whose node functions normalises or
-    filters maps, as all that are not :class:`Pointwise` do, and ``uniform`` for others.
+    If ``init`` is None, return ``uniform`` if a node function normalises or filters maps, as every
+    :class:`NodeFunction` other than :class:`Pointwise` does, and ``fan_in`` otherwise.
     """
     if init is None:
-        own = [node for node in nodes if isinstance(node, NodeFunction)]
-        return FanIn() if all(isinstance(node, Pointwise) for node in own) else Uniform()
+        functions = [node for node in nodes if isinstance(node, NodeFunction)]
+        return FanIn() if all(isinstance(node, Pointwise) for node in functions) else Uniform()
     if callable(init) and not isinstance(init, type | Init):
         return Custom(init)
     return INITS.resolve(init)
 
 
 def gain_of(node: nn.Module) -> float:
-    """Return ``1 / rms(f(I))`` for inputs of mean 0 and deviation 1; 1 where it is not known."""
+    """Return ``1 / rms(f(I))`` for inputs with mean 0 and standard deviation 1; 1 if unknown."""
     gain = getattr(node, "gain", None)
     if gain is not None:
         return float(gain)
@@ -158,27 +163,27 @@ def gain_of(node: nn.Module) -> float:
 
 
 def _source_gain(start: Start) -> Floats:
-    """Return the root mean squared gain of the nodes of the blocks that may feed each node."""
+    """Return the root mean squared gain of the source blocks of each node ``[V]``."""
     blocks, squares = start.topology.blocks, start.gain.double().square().numpy()
-    found = np.ones(start.topology.num_nodes)
+    gains = np.ones(start.topology.num_nodes)
     for block in blocks:
         if block.sources:
-            fed_by = [blocks[i].nodes for i in block.sources]
-            total = sum(squares[nodes.start : nodes.stop].sum() for nodes in fed_by)
-            mean = total / sum(len(nodes) for nodes in fed_by)
-            found[block.nodes.start : block.nodes.stop] = math.sqrt(mean)
-    return found
+            sources = [blocks[i].nodes for i in block.sources]
+            total = sum(squares[nodes.start : nodes.stop].sum() for nodes in sources)
+            mean = total / sum(len(nodes) for nodes in sources)
+            gains[block.nodes.start : block.nodes.stop] = math.sqrt(mean)
+    return gains
 
 
-def _bounds(fan_in: Floats, gain: Floats, number: int) -> Floats:
+def _bounds(fan_in: Floats, gain: Floats, num_edges: int) -> Floats:
     """Solve the equations of :class:`FanIn` for ``b_v``, by bisection for ``t``."""
-    kinds, kind, times = np.unique(
+    kinds, kind, counts = np.unique(
         np.stack([fan_in, gain]), axis=1, return_inverse=True, return_counts=True
     )
     edges, square = kinds[0], kinds[1] ** 2 / kinds[0]
 
-    def solved(threshold: float) -> Floats:
-        """Return the root of ``b^3 - 3 g^2 / E_v b - t^3``, from above by Newton's method."""
+    def bounds_at(threshold: float) -> Floats:
+        """Return the root of ``b^3 - 3 g^2 / E_v b - t^3``, by Newton's method from above."""
         bound: Floats = np.sqrt(3 * square) + threshold
         for _ in range(40):
             value = bound**3 - 3 * square * bound - threshold**3
@@ -186,9 +191,9 @@ def _bounds(fan_in: Floats, gain: Floats, number: int) -> Floats:
             bound = bound - value / np.maximum(slope, 1e-300)
         return bound
 
-    low, high = 0.0, math.sqrt(float(kinds[1].max()) ** 2 * len(fan_in) / number) + 1.0
+    low, high = 0.0, math.sqrt(float(kinds[1].max()) ** 2 * len(fan_in) / num_edges) + 1.0
     for _ in range(60):
         threshold = (low + high) / 2
-        real = (times * edges * (1 - threshold / solved(threshold))).sum()
-        low, high = (threshold, high) if real > number else (low, threshold)
-    return solved(low)[kind.reshape(-1)]
+        real = (counts * edges * (1 - threshold / bounds_at(threshold))).sum()
+        low, high = (threshold, high) if real > num_edges else (low, threshold)
+    return bounds_at(low)[kind.reshape(-1)]

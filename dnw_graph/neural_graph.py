@@ -1,4 +1,4 @@
-"""The graph as a layer: composes topology, rule, backend, node functions and schedule."""
+"""The graph as a layer, composed of topology, rule, backend, node functions and schedule."""
 
 import math
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
+from typing_extensions import override
 
 from dnw_graph._deprecated import warn_renamed
 from dnw_graph.aggregation import BACKENDS, Backend
@@ -26,18 +27,18 @@ from dnw_graph.wiring import RULES, CandidateModule, EdgeSelector, Rule, Wiring
 
 
 class GraphState(NamedTuple):
-    """What all nodes hold between two calls, in discrete time.
+    """The states of all nodes between two calls, in discrete time.
 
     Attributes:
         states: States of all nodes ``[B, V, *features]``, in the order of the topology.
-        step: Steps done since the start.
+        step: Number of steps done since the start.
     """
 
     states: Tensor
     step: int
 
     def detach(self) -> "GraphState":
-        """Return it without its past, for truncated backpropagation."""
+        """Return the state without its autograd history, for truncated backpropagation."""
         return GraphState(self.states.detach(), self.step)
 
 
@@ -47,35 +48,35 @@ class NeuralGraph(CandidateModule):
     .. math::
         I_v = \sum_{(u,v) \in E} w_{uv} Z_u, \qquad Z_v = f_v(I_v)
 
-    with the real edges :math:`E` chosen by a rule from the candidates of a topology on every
-    forward pass (sections 2.1 and 2.2 of the paper). What the graph is given is the :math:`I` of
-    its inputs, or in time their :math:`Z` at the start; what it returns, the :math:`Z` of its
-    outputs.
+    where a rule chooses the real edges :math:`E` from the candidates of a topology on every forward
+    pass (sections 2.1 and 2.2 of the paper). The input of the graph is the :math:`I` of its input
+    nodes, or in time their :math:`Z` at the start; the output is the :math:`Z` of its output nodes.
 
     Shapes:
-        - input ``[B, inputs, *features]``; for ``norm_relu_conv`` the features are ``H, W``. A
-          schedule that takes or returns sequences has ``[B, T, ...]``.
+        - input ``[B, inputs, *features]``; for ``norm_relu_conv`` the features are ``H, W``.
+          Sequences, for schedules that take or return them, are ``[B, T, ...]``.
         - output ``[B, outputs, *features]``, ``H`` and ``W`` divided by ``stride``, rounded up; a
-          view whose memory is node-major, so ``reshape`` it rather than ``view``.
+          view with node-major memory, so use ``reshape`` rather than ``view``.
 
     Args:
-        topology: Which edges may exist.
-        rule: Which of them do: a name (``"dnw"``, ``"random"``, ``"complete"``, ...), if need be
-            with arguments (``"rigl(every=50)"``), a class or an object.
-        num_edges: The budget ``k`` of real edges; ``rule="complete"`` needs none.
-        node: Node function of hidden nodes, and of inputs unless ``input_node`` is given: a name
-            (``"identity"``, ``"relu"``, ``"norm_relu_conv"``) or what builds one for a number of
-            nodes.
+        topology: The candidate edges.
+        rule: How real edges are chosen: a name (``"dnw"``, ``"random"``, ``"complete"``, ...),
+            optionally with arguments (``"rigl(every=50)"``), a class or an object.
+        num_edges: The budget ``k`` of real edges; not needed for ``rule="complete"``.
+        node: Node function of hidden nodes, and of input nodes unless ``input_node`` is passed: a
+            name (``"identity"``, ``"relu"``, ``"norm_relu_conv"``) or a callable that builds one
+            for a number of nodes.
         schedule: When nodes fire: a name (``"static"``, ``"discrete(steps=5)"``,
             ``"continuous"``), class or object.
-        stride: Pixels between the outputs; acts at the input nodes.
-        input_node: Node function of inputs, if another; equation 1 has none: ``"identity"``.
-        output_node: Node function of outputs.
-        message: Function of a node's state that goes along its edges in place of the state, built
-            like a node function.
-        init: How large weights are at the start: ``"uniform"`` as in the paper, ``"fan_in"``, which
-            keeps the scale of states, an object, or a function (see docs/wirings.md). ``fan_in``
-            unless given where no node function normalises or filters maps, else ``uniform``.
+        stride: Distance between outputs in pixels, applied at the input nodes.
+        input_node: Node function of input nodes, if different. Equation 1 has none: pass
+            ``"identity"``.
+        output_node: Node function of output nodes.
+        message: Function of a node's state that is sent along its edges in place of the state,
+            built like a node function.
+        init: Initial size of the weights: ``"uniform"`` as in the paper, ``"fan_in"``, which
+            keeps the scale of states, an object, or a function (see docs/wirings.md). By default
+            ``fan_in`` if no node function normalises or filters maps, else ``uniform``.
         backend: How messages are summed: ``"auto"``, ``"reference"``, ``"dense"``, ``"sparse"``, or
             an object.
 
@@ -83,14 +84,14 @@ class NeuralGraph(CandidateModule):
         weight: Candidate weights ``[E]``, in the order of ``topology.edge_index``; with a compact
             rule (``"gse"``), the weights of real edges ``[k]``, in the order of the wiring's
             ``slot``.
-        evaluations: In continuous time, how often the last pass evaluated the graph,
+        evaluations: In continuous time, the number of evaluations of the graph in the last pass,
             ``"forward"`` and ``"backward"``.
 
     Raises:
-        ValueError: A budget that cannot be met, a topology that the schedule cannot run, an unknown
-            name; on a forward pass, a wrong number of channels, an image too small, a rule that
-            returns no wiring or a node function that returns no states.
-        TypeError: An argument of the wrong kind.
+        ValueError: If the budget cannot be met, the schedule cannot run the topology, or a name is
+            unknown; on a forward pass, if the number of channels is wrong, an image is too small,
+            or the result of the rule or of a node function is invalid.
+        TypeError: If an argument has the wrong type.
     """
 
     fingerprint: Tensor
@@ -125,12 +126,12 @@ class NeuralGraph(CandidateModule):
         self.schedule = SCHEDULES.resolve(schedule)
         self.backend = BACKENDS.resolve(backend)
         self.schedule.check(topology)
-        #: The blocks in which nodes fire, and in which node functions are built.
+        #: The blocks whose nodes fire together and share one node function module.
         self.grouping = self.schedule.group(topology)
         self._check_backend()
         self.selector = EdgeSelector(rule, topology, rule.budget(num_edges, topology))
         self.weight = nn.Parameter(torch.empty(self.selector.num_weights))
-        #: What node functions and messages were asked for, by argument.
+        #: The arguments for node and message functions, by name.
         self.functions: dict[str, Any] = {
             "node": node,
             "input_node": input_node,
@@ -154,16 +155,16 @@ class NeuralGraph(CandidateModule):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self._check_fingerprint(state_dict, prefix, errors=args[-1])
         if self.grouping.topology is not self.topology:
-            for kind, own in (("nodes", self.nodes), ("messages", self.messages)):
-                shapes = {f"{prefix}{kind}.{n}": v.shape for n, v in own.state_dict().items()}
+            for kind, modules in (("nodes", self.nodes), ("messages", self.messages)):
+                shapes = {f"{prefix}{kind}.{n}": v.shape for n, v in modules.state_dict().items()}
                 _merge_functions(state_dict, f"{prefix}{kind}.", shapes, self)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _check_fingerprint(
         self, state_dict: dict[str, Any], prefix: str, errors: list[str]
     ) -> None:
-        """Add an error where a state is of another topology, which shapes may not show."""
-        # States saved before version 0.2 have no fingerprint, and are not checked.
+        """Add an error if a state is of another topology, which shapes may not reveal."""
+        # States saved before version 0.2 have no fingerprint and are not checked.
         saved = state_dict.setdefault(f"{prefix}fingerprint", self.fingerprint)
         if not saved.is_meta and int(saved) != self.topology.fingerprint:
             errors.append(
@@ -172,13 +173,14 @@ class NeuralGraph(CandidateModule):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        named = {
+        # Local functions cannot be pickled.
+        functions = {
             k: f for k, f in self.functions.items() if "<" not in getattr(f, "__qualname__", "")
         }
-        return {**self.__dict__, "functions": named}  # local functions cannot be pickled
+        return {**self.__dict__, "functions": functions}
 
     def reset_parameters(self) -> None:
-        """Draw everything anew: weights, what the rule remembers, node functions."""
+        """Initialise the weights, the state of the rule and the node functions again."""
         self._reset_wiring()
         _reset(self.nodes)
         _reset(self.messages)
@@ -192,11 +194,12 @@ class NeuralGraph(CandidateModule):
             factor = (bound / largest).repeat_interleave(self.topology.rowptr.diff())
             self.weight.detach().mul_(factor.to(self.weight))
         self.selector.reset(self.weight)
-        if not equal and self.rule.compact:  # whose edges are known now
+        if not equal and self.rule.compact:  # its real edges exist only now
             wiring = self.wiring()
             factor = (bound / largest).repeat_interleave(wiring.rowptr.diff().cpu())
             self.weight.detach()[wiring.slot] *= factor.to(self.weight)
-        # Schedules go by number of the node: channel of each input, place of each output channel.
+        # Schedules order maps by node number: these are the channel of each input node, and the
+        # position of each output channel.
         topology = self.grouping.topology
         inputs, outputs = topology.inputs.argsort(), topology.outputs.argsort().argsort()
         for name, order in (("input_order", inputs), ("output_order", outputs)):
@@ -205,17 +208,17 @@ class NeuralGraph(CandidateModule):
             self.register_buffer(name, channels, persistent=False)
 
     def bounds(self) -> Tensor:
-        """Return the largest weight at the start of the edges into each node ``[V]``, float64."""
+        """Return the largest initial weight of the edges into each node ``[V]``, float64."""
         topology = self.grouping.topology
         gain = torch.empty(topology.num_nodes, dtype=torch.float64, device="cpu")
         for block, node in zip(topology.blocks, self.nodes, strict=True):
-            own = torch.arange(block.nodes.start, block.nodes.stop, device="cpu")
-            gain[self.grouping.original(own)] = gain_of(node)
+            nodes = torch.arange(block.nodes.start, block.nodes.stop, device="cpu")
+            gain[self.grouping.original(nodes)] = gain_of(node)
         return self.init.bound(Start(self.topology, self.rule, self.num_edges, gain))
 
     @property
     def rule(self) -> Rule:
-        """What chooses the real edges."""
+        """The rule that chooses the real edges."""
         return self.selector.rule
 
     @property
@@ -224,12 +227,12 @@ class NeuralGraph(CandidateModule):
         return self.selector.num_edges
 
     @property
+    @override
     def candidate_weight(self) -> nn.Parameter:
-        """See :attr:`CandidateModule.candidate_weight`."""
         return self.weight
 
     def wiring(self, training: bool = False) -> Wiring:
-        """Return the real edges at the present weights, in evaluation unless ``training``."""
+        """Return the real edges for the current weights, in evaluation unless ``training``."""
         return self.selector.wiring(self.weight, training)
 
     def forward(
@@ -238,18 +241,18 @@ class NeuralGraph(CandidateModule):
         """Return the states of the output nodes; see the class for shapes.
 
         Args:
-            x: What the graph is given.
-            state: States of all nodes to begin with, in discrete time: those that an earlier call
-                returned, or :meth:`initial_state`.
-            lengths: Number of frames of each sequence ``[B]``, where they are padded to one length.
-                What comes after the end of a sequence does not count.
+            x: Inputs of the input nodes.
+            state: States of all nodes to start from, in discrete time: returned by an earlier call
+                or by :meth:`initial_state`.
+            lengths: Number of frames of each sequence ``[B]``, if they are padded to one length.
+                Frames after the end of a sequence are ignored.
 
         Returns:
-            The states of the outputs; where ``state`` was given, also the new state, which for
-            sequences is that after the last frame of each.
+            The states of the output nodes; if ``state`` was passed, also the new state, which for
+            sequences is the state after the last frame of each.
 
         Raises:
-            ValueError: A state or lengths that do not fit, or that the schedule has no use for.
+            ValueError: If the state or lengths do not fit, or the schedule does not take them.
         """
         self._check_input(x)
         self.evaluations = {}
@@ -280,29 +283,29 @@ class NeuralGraph(CandidateModule):
 
     @property
     def aggregation(self) -> Backend:
-        """The backend, by an earlier name."""
+        """Deprecated name of :attr:`backend`."""
         warn_renamed("aggregation", "backend")
         return self.backend
 
     def initial_state(self, x: Tensor) -> GraphState:
-        """Return the state before anything flowed in, 0 everywhere, for inputs like ``x``."""
+        """Return the state before the first step, 0 everywhere, for inputs like ``x``."""
         batch, features = x.shape[0], x.shape[2 + self.schedule.takes_sequence :]
         return GraphState(x.new_zeros(batch, self.topology.num_nodes, *features), 0)
 
     def _without_padding(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Return sequences with 0 for what comes after their ends."""
+        """Return sequences with 0 after their ends."""
         lengths, (batch, frames) = checked_lengths(self.schedule, x, lengths), x.shape[:2]
-        there = torch.arange(frames, device=x.device) < lengths[:, None]
-        return torch.where(there.view(batch, frames, *[1] * (x.dim() - 2)), x, 0)
+        mask = torch.arange(frames, device=x.device) < lengths[:, None]
+        return torch.where(mask.view(batch, frames, *[1] * (x.dim() - 2)), x, 0)
 
     def _recurrent_state(
         self, state: GraphState, x: Tensor, lengths: Tensor | None
     ) -> RecurrentState:
-        """Return a state as the schedule reads it: by block, node-major."""
+        """Return a state in the form that schedules use: by block, node-major."""
         if not self.schedule.carries_state:
             raise ValueError(
-                f"schedule {SCHEDULES.name_of(self.schedule)} begins with its inputs alone: states "
-                'are for discrete time, schedule="discrete(...)"'
+                f"schedule {SCHEDULES.name_of(self.schedule)} does not take a state: states are "
+                'for discrete time, schedule="discrete(...)"'
             )
         expected = self.initial_state(x).states
         fits = isinstance(state, GraphState) and state.states.shape == expected.shape
@@ -311,8 +314,8 @@ class NeuralGraph(CandidateModule):
             if isinstance(state, GraphState):
                 got = f"{list(state.states.shape)} of {state.states.dtype}"
             raise ValueError(
-                f"expected a state as a call returns it, with states {list(expected.shape)} of "
-                f"{expected.dtype}, got {got}; begin with graph.initial_state(x)"
+                f"expected a state returned by an earlier call, with states {list(expected.shape)} "
+                f"of {expected.dtype}, got {got}; begin with graph.initial_state(x)"
             )
         states, node = state.states.transpose(0, 1), self.grouping.node
         if node is not None:
@@ -321,7 +324,8 @@ class NeuralGraph(CandidateModule):
         lengths = None if lengths is None else torch.as_tensor(lengths, device=x.device)
         return RecurrentState(list(states.contiguous().split(sizes)), state.step, lengths)
 
-    # Node-major inside: a graph's output is a view, which the next graph takes without a copy.
+    # Maps inside are node-major: a graph's output is a view, which the next graph reads without a
+    # copy.
 
     def _node_major(self, x: Tensor) -> Tensor:
         x = x.transpose(0, 1)
@@ -336,7 +340,7 @@ class NeuralGraph(CandidateModule):
         Returns:
             ``Data`` with ``edge_index [2, k]``, ``edge_weight [k]``, ``block [V]``, ``role [V]``
             (:class:`Role`), ``name`` (:attr:`Topology.names`) and ``num_nodes``, validated, on the
-            CPU; changing it changes nothing else.
+            CPU; changing it does not affect the graph.
         """
         wiring, topology = self.wiring(), self.topology
         data = Data(
@@ -353,21 +357,22 @@ class NeuralGraph(CandidateModule):
     def to_networkx(self, candidates: bool = False) -> nx.DiGraph:
         """Return the real edges as a directed graph.
 
-        Nodes go by :attr:`Topology.names` and have ``role``, ``block``, inputs and outputs
-        ``channel``, and ``alive``: whether a real edge leads out, or it is an output. Edges have
-        ``weight``, as in a pass. :func:`dnw_graph.edited` makes a graph of it again.
+        Nodes are named by :attr:`Topology.names` and have the attributes ``role``, ``block``,
+        ``alive`` (whether the node has a real edge out or is an output), and for inputs and outputs
+        ``channel``. Edges have ``weight``, as used in a forward pass. :func:`dnw_graph.edited`
+        converts the result back to a graph.
 
         Args:
-            candidates: Whether hallucinated edges are in it too; edges then say if they are
-                ``real``, and ``weight`` is what is trained, which a rule may replace in a pass
+            candidates: Whether to include hallucinated edges. Edges then have an attribute
+                ``real``, and ``weight`` is the trained weight, which a rule may replace in a pass
                 (:meth:`Rule.edge_weight`); with a compact rule, only real edges have one.
         """
         graph, wiring = self.topology.nodes_to_networkx(), self.wiring()
         names, source = self.topology.names, wiring.edge_index[0].cpu()
         alive = torch.isin(torch.arange(self.topology.num_nodes, device="cpu"), source)
         alive |= self.topology.role == Role.OUTPUT
-        for name, lives in zip(names, alive.tolist(), strict=True):
-            graph.nodes[name]["alive"] = lives
+        for name, is_alive in zip(names, alive.tolist(), strict=True):
+            graph.nodes[name]["alive"] = is_alive
         if candidates:
             ids = torch.arange(self.topology.num_candidates, device="cpu")
             weights = self.selector.weights_of_candidates(self.weight)
@@ -375,8 +380,8 @@ class NeuralGraph(CandidateModule):
             ids, weights = wiring.edge_id.cpu(), wiring.edge_weight
         edges = self.topology.edges(ids).t().tolist()
         for (u, v), weight in zip(edges, weights.tolist(), strict=True):
-            has = {} if candidates and math.isnan(weight) else {"weight": weight}
-            graph.add_edge(names[u], names[v], **has)
+            attributes = {} if candidates and math.isnan(weight) else {"weight": weight}
+            graph.add_edge(names[u], names[v], **attributes)
         if candidates:
             for (u, v), real in zip(edges, wiring.mask.tolist(), strict=True):
                 graph.edges[names[u], names[v]]["real"] = real
@@ -386,13 +391,13 @@ class NeuralGraph(CandidateModule):
         """Check weights and wiring; waits for the device.
 
         Raises:
-            ValueError: A weight that is not finite, or a wiring at odds with the topology.
+            ValueError: If a weight is not finite, or the wiring contradicts the topology.
         """
-        broken = (~self.weight.isfinite()).nonzero().flatten()
-        if len(broken):
+        invalid = (~self.weight.isfinite()).nonzero().flatten()
+        if len(invalid):
             raise ValueError(
-                f"every edge weight must be finite, but {len(broken):,} are not, the first "
-                f"weight[{int(broken[0])}]"
+                f"every edge weight must be finite, but {len(invalid):,} are not, the first at "
+                f"weight[{int(invalid[0])}]"
             )
         self.wiring().validate()
 
@@ -407,7 +412,7 @@ class NeuralGraph(CandidateModule):
         for block in self.grouping.topology.blocks:
             if block.edges and not self.backend.supports(block):
                 raise ValueError(
-                    f"backend {BACKENDS.name_of(self.backend)} cannot serve block "
+                    f"backend {BACKENDS.name_of(self.backend)} does not support block "
                     f"{block.index}, where {len(block.edges):,} of {block.pairs:,} pairs of nodes "
                     'are candidates; use backend="auto"'
                 )
@@ -421,32 +426,32 @@ class NeuralGraph(CandidateModule):
             other = f", or the graph with .to({x.dtype})" if x.is_floating_point() else ""
             raise ValueError(
                 f"expected input of the weights' type {self.weight.dtype}, got {x.dtype}; "
-                f"convert it{other}"
+                f"convert the input{other}"
             )
-        at = 2 if self.schedule.takes_sequence else 1
-        if x.dim() <= at or x.shape[at] != expected or (at == 2 and not x.shape[1]):
-            shape = f"[B, {'T, ' * (at - 1)}{expected}, ...]"
+        axis = 2 if self.schedule.takes_sequence else 1
+        if x.dim() <= axis or x.shape[axis] != expected or (axis == 2 and not x.shape[1]):
+            shape = f"[B, {'T, ' * (axis - 1)}{expected}, ...]"
             raise ValueError(
-                f"expected input {shape}, one channel an input node, got {list(x.shape)}"
+                f"expected input {shape}, one channel per input node, got {list(x.shape)}"
             )
-        if x.dim() == at + 3 and min(x.shape[at + 1 :]) < self.stride:
+        if x.dim() == axis + 3 and min(x.shape[axis + 1 :]) < self.stride:
             raise ValueError(
                 f"feature maps of {x.shape[-2]}x{x.shape[-1]} pixels are too small for stride "
-                f"{self.stride}: give larger images, or fewer strides before"
+                f"{self.stride}: pass larger images, or use smaller strides in earlier layers"
             )
 
 
 def _merge_functions(
     state: dict[str, Any], prefix: str, shapes: dict[str, torch.Size], graph: NeuralGraph
 ) -> None:
-    """Let graphs in time load node functions that were saved one for each block of the topology.
+    """Merge node functions that were saved per block of the topology into those of a graph in time.
 
-    What belongs to nodes is put together; of what they share, the first is taken.
+    Tensors with one row per node are concatenated; of shared tensors, the first is used.
 
     Args:
-        state: What is loaded; changed in place.
-        prefix: With which the names of the functions begin.
-        shapes: Of the tensors that the graph has, by name; if these are there, nothing changes.
+        state: The state to load; changed in place.
+        prefix: Prefix of the functions' names.
+        shapes: Shapes of the graph's own tensors, by name; if the state has these, it is unchanged.
         graph: The graph.
     """
     names = [name for name in state if name.startswith(prefix)]
@@ -469,7 +474,7 @@ def _merge_functions(
 
 
 def _reset(module: nn.Module) -> None:
-    """Reset a module, or the modules in it where it does not know how."""
+    """Reset the parameters of a module, or of its children if it has no ``reset_parameters``."""
     reset = getattr(module, "reset_parameters", None)
     if callable(reset):
         reset()

@@ -54,7 +54,7 @@ def test_nodes_that_lead_nowhere_are_what_freezing_removes() -> None:
     model = nn.Sequential(NeuralGraph(first, **options), NeuralGraph(second, **options)).eval()
     counted = cost(model, example=torch.zeros(1, 1, 4, 4))
     assert (counted.dead_nodes, counted.unneeded_nodes) == (1 + 1, 4 + 1)
-    assert "5 without a path to an output" in str(counted)
+    assert "5 unreachable nodes" in str(counted)
     # The outputs of the first graph are the inputs of the second: one node each once frozen.
     assert freeze(model).graphs[0].num_nodes == 7 + 3 - counted.unneeded_nodes - 1
     alone = cost(model[0], example=torch.zeros(1, 1, 4, 4))
@@ -96,7 +96,7 @@ def test_counting_leaves_the_network_as_it_was() -> None:
 def test_printed_it_names_units() -> None:
     text = str(cost(graph_with([0, 2, 8]), image_size=8))
     for unit in (
-        "MACs an image",
+        "MACs per image",
         "FLOPs",
         "parameters",
         "3 real of 16 candidate edges",
@@ -218,7 +218,7 @@ class Told(Mixed):
 
 def test_parameters_of_any_node_function_count_and_what_is_unknown_is_named() -> None:
     # Real: 0 -> 2, 0 -> 3, 2 -> 5; node 2 alone has an edge out besides input 0.
-    with pytest.warns(UserWarning, match="how many multiply-adds Mixed takes, and leaves"):
+    with pytest.warns(UserWarning, match="how many multiply-adds Mixed takes and leaves"):
         counted = cost(graph_with([0, 2, 8], node=Mixed))
     assert counted.parameters == 3 + (1 + 1) * 3 + 2 * 49
     assert counted.macs == 3
@@ -254,7 +254,7 @@ def test_graphs_and_linear_networks_are_given_features(node: str) -> None:
 
 
 def test_graphs_of_maps_ask_for_their_size() -> None:
-    with pytest.raises(ValueError, match=r"cannot be run on an input \[1, 2\] .* give image_size"):
+    with pytest.raises(ValueError, match=r"cannot be run on an input \[1, 2\] .* pass image_size"):
         cost(graph_with([0, 2, 8]))
 
 

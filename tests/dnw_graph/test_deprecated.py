@@ -29,7 +29,7 @@ RENAMED = {
 def test_an_earlier_name_is_the_same_object(module: str) -> None:
     package = importlib.import_module(module)
     for old, new in RENAMED[module].items():
-        with pytest.warns(DeprecationWarning, match=rf"{module}\.{old} is called {new} now"):
+        with pytest.warns(DeprecationWarning, match=rf"{module}\.{old} has been renamed to {new}"):
             assert getattr(package, old) is getattr(package, new)
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
         package.Nothing  # noqa: B018
@@ -38,9 +38,9 @@ def test_an_earlier_name_is_the_same_object(module: str) -> None:
 def test_attributes_go_by_their_earlier_names() -> None:
     topology = Topology.layered([3, 4, 2])
     graph = NeuralGraph(topology, num_edges=7)
-    with pytest.warns(DeprecationWarning, match="choice is called selector"):
+    with pytest.warns(DeprecationWarning, match="choice has been renamed to selector"):
         assert graph.choice is graph.selector
-    with pytest.warns(DeprecationWarning, match="aggregation is called backend"):
+    with pytest.warns(DeprecationWarning, match="aggregation has been renamed to backend"):
         assert graph.aggregation is graph.backend
     progress = TrainingProgress(step=3, total_steps=12)
     candidates = Candidates(torch.ones(20), 7, topology, {}, progress)

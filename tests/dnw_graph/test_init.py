@@ -91,7 +91,9 @@ def test_init_is_a_name_a_class_an_object_or_a_function() -> None:
     with pytest.raises(ValueError, match="unknown init 'fanin'; did you mean 'fan_in'"):
         NeuralGraph(DEEP, num_edges=9, init="fanin")
     for wrong in (lambda _: -1.0, lambda _: torch.ones(3)):
-        with pytest.raises(ValueError, match="a finite bound for each of the 1098 nodes"):
+        with pytest.raises(
+            ValueError, match="a finite bound, 0 or more, for each of the 1098 nodes"
+        ):
             NeuralGraph(DEEP, num_edges=9, init=wrong)
 
 

@@ -206,7 +206,7 @@ def test_another_backend_may_be_given() -> None:
     graph = NeuralGraph(Topology.layered([20, 20]), num_edges=20, backend="dense")
     wiring = graph.to_networkx(candidates=True)
     wiring.remove_edges_from([(u, v) for u, v in wiring.edges if v - u != 20])
-    with pytest.raises(ValueError, match=r'backend dense cannot serve block 1.*backend="auto"'):
+    with pytest.raises(ValueError, match=r'backend dense does not support block 1.*backend="auto"'):
         edited(graph, wiring, num_edges=10)
     assert edited(graph, wiring, num_edges=10, backend="auto").num_edges == 10
 
@@ -225,7 +225,7 @@ def test_copies_do_not_carry_local_functions() -> None:
     wiring = graph.to_networkx()
     assert edited(graph, wiring).num_edges == 4
     loaded = pickle.loads(pickle.dumps(graph))
-    with pytest.raises(ValueError, match=r"copies do not know node functions that a lambda"):
+    with pytest.raises(ValueError, match=r"copies do not keep node functions that a lambda"):
         edited(loaded, wiring)
     plain = NeuralGraph(Topology.layered([3, 2]), num_edges=4)
     assert edited(copy.deepcopy(plain), plain.to_networkx()).num_edges == 4

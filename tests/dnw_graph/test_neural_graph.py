@@ -343,7 +343,7 @@ def test_parts_may_be_names_classes_or_objects() -> None:
         assert y.shape == (2, 3, 5, 5)
     with pytest.raises(TypeError, match="is called with a number of nodes"):
         NeuralGraph(topology, num_edges=20, node=NormReluConv(6))
-    with pytest.raises(TypeError, match="a schedule is a name"):
+    with pytest.raises(TypeError, match="schedule must be a name"):
         NeuralGraph(topology, num_edges=20, schedule=nn.ReLU())
 
 
@@ -393,7 +393,7 @@ def test_validate_names_weights_that_are_not_finite() -> None:
         graph.validate()
     graph.selector.rule = kept
     graph.weight.data[7] = torch.nan
-    with pytest.raises(ValueError, match=r"1 are not, the first weight\[7\]"):
+    with pytest.raises(ValueError, match=r"1 are not, the first at weight\[7\]"):
         graph.validate()
     with pytest.raises(ValueError, match=r"weight 7 is nan"):
         graph(torch.randn(2, 4, 5, 5))
@@ -436,7 +436,7 @@ def test_blocks_out_of_order_are_not_called_a_cycle() -> None:
     [
         ((2, 5, 8, 8), r"expected input \[B, 4, \.\.\.\].*got \[2, 5, 8, 8\]"),
         ((4,), r"expected input \[B, 4"),
-        ((2, 4, 1, 8), r"1x8 pixels are too small for stride 2: give larger images"),
+        ((2, 4, 1, 8), r"1x8 pixels are too small for stride 2: pass larger images"),
         ((2, 4), r'needs feature maps \[B, C, H, W\].*node="relu"'),
     ],
 )

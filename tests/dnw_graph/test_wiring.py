@@ -213,5 +213,5 @@ def test_a_wiring_lists_its_edges_in_three_ways() -> None:
 def test_errors(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NeuralGraph(Topology.layered([6, 8, 5]), **options)
-    with pytest.raises(TypeError, match="a rule is a name"):
+    with pytest.raises(TypeError, match="rule must be a name"):
         NeuralGraph(Topology.layered([6, 8, 5]), rule=3, num_edges=3)

@@ -89,7 +89,7 @@ def test_all_norms_have_the_same_eps(name: str) -> None:
 
 
 def test_a_name_is_given_once() -> None:
-    with pytest.raises(ValueError, match="there is a model named 'mbv1' already"):
+    with pytest.raises(ValueError, match="model 'mbv1' is already registered"):
         register_model("mbv1")(lambda config: torch.nn.Identity())
 
 
