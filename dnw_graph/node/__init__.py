@@ -1,4 +1,4 @@
-"""What a node computes from its input: Z = f(I, t)."""
+"""Node functions: what a node computes from its input, Z = f(I, t)."""
 
 from dnw_graph.node.base import NODES, Formula, NodeFunction, WithoutTime, make_node
 from dnw_graph.node.norm import Norm

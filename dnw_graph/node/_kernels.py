@@ -1,11 +1,11 @@
-"""CPU kernels of ``norm_relu_conv``: a node's maps are read once forward and twice backward.
+"""CPU kernels of ``norm_relu_conv``, which read a node's maps once forward and twice backward.
 
-One thread has one node at a time: its maps are a row of memory, which stays in cache between the
-statistics and what follows. Images are laid out padded, one behind the other with rows of
-``W + 2``, so that the 3x3 filter is one long loop over nine shifted copies; what it makes of the
-padding is left out afterwards. A stride is taken the same way, from the outputs of stride 1.
+Each thread processes one node at a time. Its maps are one row of memory, which stays in cache from
+the statistics to the filter. Images are stored padded, one after the other with rows of ``W + 2``,
+so that the 3x3 filter is one long loop over nine shifted copies; its outputs in the padding are
+discarded, and so are those that a stride skips.
 
-Maps of 16-bit integers hold bfloat16; sums are formed in the type of the scales.
+Maps of 16-bit integers hold bfloat16; sums are computed in the type of the scales.
 """
 
 import numba
@@ -14,7 +14,7 @@ import numpy as np
 from dnw_graph import _jit
 from dnw_graph._jit import load, store
 
-_AT_ONCE = 4096  # padded pixels that go through the filter together: they fit into a core's cache
+_AT_ONCE = 4096  # padded pixels that are filtered together; they fit in a core's cache
 
 # The arrays below have no annotations: Numba derives their types.
 # ruff: noqa: ANN001, ANN202
@@ -23,7 +23,7 @@ _AT_ONCE = 4096  # padded pixels that go through the filter together: they fit i
 
 @_jit.inline
 def _statistics(maps, start, n, eps, mean, rstd, g):
-    """Write mean and ``1 / sqrt(variance + eps)`` of some images ``[B, H, W]`` at ``g``."""
+    """Write mean and ``1 / sqrt(variance + eps)`` of ``n`` images, from ``start`` on, at ``g``."""
     B, H, W = maps.shape
     rows = maps.reshape(B, H * W)
     total = np.float64(0)
@@ -44,7 +44,7 @@ def _statistics(maps, start, n, eps, mean, rstd, g):
 
 @_jit.inline
 def _normalize(maps, start, n, a, b, padded):
-    """Write ``max(a I + b, 0)`` inside the padding."""
+    """Write ``max(a I + b, 0)`` of ``n`` images inside the padding of ``padded``."""
     _, H, W = maps.shape
     zero = padded.dtype.type(0)
     for i in range(n):
@@ -53,12 +53,12 @@ def _normalize(maps, start, n, a, b, padded):
             to = padded[at : at + W]
             for j in range(W):
                 value = a * load(row, j) + b
-                to[j] = zero if value < zero else value  # NaN stays
+                to[j] = zero if value < zero else value  # keep NaN
 
 
 @_jit.inline
 def _centre(maps, start, n, mean, padded):
-    """Write ``I - mean`` inside the padding."""
+    """Write ``I - mean`` of ``n`` images inside the padding of ``padded``."""
     _, H, W = maps.shape
     for i in range(n):
         for y in range(H):
@@ -70,7 +70,7 @@ def _centre(maps, start, n, mean, padded):
 
 @_jit.inline
 def _put(maps, start, n, padded, pitch, plane, stride):
-    """Write gradients inside the padding, ``stride`` apart; the zeros between stay."""
+    """Write gradients inside the padding of ``padded``, ``stride`` apart, leaving zeros between."""
     _, H, W = maps.shape
     for i in range(n):
         for y in range(H):
@@ -81,7 +81,7 @@ def _put(maps, start, n, padded, pitch, plane, stride):
 
 @_jit.inline
 def _take(out, maps, start, n, pitch, plane, stride):
-    """Read the outputs that are not padding, ``stride`` apart."""
+    """Write the outputs outside the padding, ``stride`` apart, to ``maps``."""
     _, H, W = maps.shape
     for i in range(n):
         for y in range(H):
@@ -92,7 +92,7 @@ def _take(out, maps, start, n, pitch, plane, stride):
 
 @_jit.inline
 def _filter(padded, taps, out, length, pitch, flipped):
-    """``out[i] = sum over a, b of taps[a, b] padded[i + a pitch + b]``, or with taps turned."""
+    """Write ``out[i] = sum over a, b of taps[a, b] padded[i + a pitch + b]``, or flip ``taps``."""
     k = taps.copy().reshape(9)
     if flipped:
         k = k[::-1].copy()
@@ -110,7 +110,7 @@ def _filter(padded, taps, out, length, pitch, flipped):
 
 @_jit.inline
 def _correlate(upstream, padded, taps, length, pitch):
-    """``taps[a, b] += sum over i of upstream[i] padded[i + a pitch + b]``."""
+    """Add ``sum over i of upstream[i] padded[i + a pitch + b]`` to ``taps[a, b]``."""
     for a in range(3):
         p0, p1, p2 = padded[a * pitch :], padded[a * pitch + 1 :], padded[a * pitch + 2 :]
         s0 = s1 = s2 = padded.dtype.type(0)
@@ -125,26 +125,26 @@ def _correlate(upstream, padded, taps, length, pitch):
 
 @_jit.inline
 def _through_relu(rectified, centred, grad, length):
-    """Zero gradients where ReLU did; return their sum, and that of ``g (I - mean)``."""
+    """Zero gradients where ReLU returned 0; return the sums of ``g`` and ``g (I - mean)``."""
     zero = grad.dtype.type(0)
-    total = along = zero
+    total = dot = zero
     for i in range(length):
-        passed = zero if rectified[i] <= zero else grad[i]
-        grad[i] = passed
-        total += passed
-        along += passed * centred[i]
-    return total, along
+        g = zero if rectified[i] <= zero else grad[i]
+        grad[i] = g
+        total += g
+        dot += g * centred[i]
+    return total, dot
 
 
 @_jit.inline
-def _to_input(maps, start, n, passed, a, slope, base, to):
-    """``to = a passed + slope I + base``."""
+def _to_input(maps, start, n, relu_grad, a, slope, base, to):
+    """Write ``to = a relu_grad + slope I + base`` for ``n`` images."""
     _, H, W = maps.shape
-    slope, base = passed.dtype.type(slope), passed.dtype.type(base)
+    slope, base = relu_grad.dtype.type(slope), relu_grad.dtype.type(base)
     for i in range(n):
         for y in range(H):
             at = i * (H + 2) * (W + 2) + y * (W + 2)
-            row, out, g = maps[start + i, y], to[start + i, y], passed[at : at + W]
+            row, out, g = maps[start + i, y], to[start + i, y], relu_grad[at : at + W]
             for j in range(W):
                 store(out, j, a * g[j] + slope * load(row, j) + base)
 
@@ -153,21 +153,21 @@ def _to_input(maps, start, n, passed, a, slope, base, to):
 def node_forward(x, z, scale, shift, filters, mean, rstd, stride, given, eps, padded, out):
     """Write the states ``z [B, Ho, Wo]`` of one node with inputs ``x [B, H, W]``.
 
-    ``mean`` and ``rstd`` ``[G]`` are read where ``given``, else written; ``padded`` and ``out``
-    have room for :func:`images_at_once` padded images, the former with zeros in the padding.
+    ``mean`` and ``rstd`` ``[G]`` are read if ``given``, else written; ``padded`` and ``out`` have
+    room for :func:`images_at_once` padded images, and the padding of ``padded`` is 0.
     """
     B, H, W = x.shape
     G = len(mean)
-    together = B // G
+    group_size = B // G
     plane = (H + 2) * (W + 2)
     at_once = images_at_once(B, G, H, W)
     for g in range(G):
         if not given:
-            _statistics(x, g * together, together, eps, mean, rstd, g)
+            _statistics(x, g * group_size, group_size, eps, mean, rstd, g)
         a = scale * rstd[g]
         b = shift - mean[g] * a
-        for start in range(g * together, (g + 1) * together, at_once):
-            n = min(at_once, (g + 1) * together - start)
+        for start in range(g * group_size, (g + 1) * group_size, at_once):
+            n = min(at_once, (g + 1) * group_size - start)
             _normalize(x, start, n, a, b, padded)
             _filter(padded, filters, out, n * plane - 2 * W - 6, W + 2, False)
             _take(out, z, start, n, W + 2, plane, stride)
@@ -176,17 +176,17 @@ def node_forward(x, z, scale, shift, filters, mean, rstd, stride, given, eps, pa
 @_jit.inline
 def node_backward(
     grad, x, scale, shift, filters, mean, rstd, dx, dfilters, z, stride, given,
-    padded, centred, upstream, passed,
+    padded, centred, upstream, relu_grad,
 ):  # fmt: skip
     """Write the gradients to inputs and filters of one node; return those to scale and shift.
 
-    And the states ``z`` again, unless that is empty: their inputs are at hand anyway. ``padded``,
-    ``centred`` and ``upstream`` are scratch as for :func:`node_forward`, with zeros, and ``passed``
-    is as large as the padded maps of the images that share statistics.
+    Unless ``z`` is empty, also write the states again, since their inputs are read anyway.
+    ``padded``, ``centred`` and ``upstream`` are scratch memory as for :func:`node_forward`, filled
+    with zeros; ``relu_grad`` has the size of the padded maps of the images that share statistics.
     """
     B, H, W = x.shape
     G = len(mean)
-    together = B // G
+    group_size = B // G
     P, plane = W + 2, (H + 2) * (W + 2)
     at_once = images_at_once(B, G, H, W)
     dfilters[:] = 0
@@ -194,11 +194,11 @@ def node_backward(
     for g in range(G):
         a = scale * rstd[g]
         b = shift - mean[g] * a
-        total, along = np.float64(0), np.float64(0)
-        for start in range(g * together, (g + 1) * together, at_once):
-            n = min(at_once, (g + 1) * together - start)
+        total, dot = np.float64(0), np.float64(0)
+        for start in range(g * group_size, (g + 1) * group_size, at_once):
+            n = min(at_once, (g + 1) * group_size - start)
             length = n * plane - 2 * P - 2
-            out = passed[(start - g * together) * plane :]
+            out = relu_grad[(start - g * group_size) * plane :]
             _normalize(x, start, n, a, b, padded)
             if len(z):
                 _filter(padded, filters, out, length, P, False)
@@ -207,24 +207,24 @@ def node_backward(
             _put(grad, start, n, upstream, P, plane, stride)
             _correlate(upstream[P + 1 :], padded, dfilters, length, P)
             _filter(upstream, filters, out, length, P, True)
-            part, part_along = _through_relu(padded[P + 1 :], centred[P + 1 :], out, length)
+            part, part_dot = _through_relu(padded[P + 1 :], centred[P + 1 :], out, length)
             total += part
-            along += part_along
-        along *= rstd[g]
+            dot += part_dot
+        dot *= rstd[g]
         dshift += total
-        dscale += along
+        dscale += dot
         # With n the normalised input: dL/dI = a (g - mean(g) - n mean(g n)).
         slope, base = np.float64(0), np.float64(0)
         if not given:
-            slope = -a * rstd[g] * along / (together * H * W)
-            base = -a * total / (together * H * W) - slope * mean[g]
-        _to_input(x, g * together, together, passed, a, slope, base, dx)
+            slope = -a * rstd[g] * dot / (group_size * H * W)
+            base = -a * total / (group_size * H * W) - slope * mean[g]
+        _to_input(x, g * group_size, group_size, relu_grad, a, slope, base, dx)
     return dscale, dshift
 
 
 @_jit.inline
 def images_at_once(B, G, H, W):
-    """Return how many of the ``B`` images, in ``G`` groups, go through the filter together."""
+    """Return how many of the ``B`` images, in ``G`` groups, are filtered together."""
     return max(1, min(B // G, _AT_ONCE // ((H + 2) * (W + 2))))
 
 
@@ -232,8 +232,8 @@ def images_at_once(B, G, H, W):
 def forward(x, scale, shift, filters, mean, rstd, z, stride, given, eps, chunks):
     """Write states ``z [V, B, Ho, Wo]`` of ``x [V, B, H, W]``; see :mod:`dnw_graph.node.fused`.
 
-    ``mean`` and ``rstd`` ``[V, G]`` are read where ``given``, else written: of all ``B`` images
-    where ``G`` is 1, of each where it is ``B``.
+    ``mean`` and ``rstd`` ``[V, G]`` are read if ``given``, else written: over all ``B`` images if
+    ``G`` is 1, over each image if ``G`` is ``B``.
     """
     V, B, H, W = x.shape
     size = images_at_once(B, mean.shape[1], H, W) * (H + 2) * (W + 2)
@@ -265,7 +265,7 @@ def backward(
 ):
     """Write the gradients to ``x [V, B, H, W]``, scales, shifts and filters ``[V, 3, 3]``.
 
-    And the states ``z`` again, unless that is empty.
+    Unless ``z`` is empty, also write the states again.
     """
     V, B, H, W = x.shape
     G = mean.shape[1]
@@ -275,11 +275,11 @@ def backward(
         padded = np.zeros(size, dtype=scale.dtype)
         centred = np.zeros(size, dtype=scale.dtype)
         upstream = np.zeros(size, dtype=scale.dtype)
-        passed = np.empty(B // G * plane, dtype=scale.dtype)
+        relu_grad = np.empty(B // G * plane, dtype=scale.dtype)
         for v in range(c * V // chunks, (c + 1) * V // chunks):
             affine = scale[v], shift[v], filters[v]
             states = z[v] if len(z) else z[:0].reshape(0, 0, 0)
             dscale[v], dshift[v] = node_backward(
                 grad[v], x[v], *affine, mean[v], rstd[v], dx[v], dfilters[v], states,
-                stride, given, padded, centred, upstream, passed,
+                stride, given, padded, centred, upstream, relu_grad,
             )  # fmt: skip

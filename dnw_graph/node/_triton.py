@@ -1,7 +1,8 @@
-"""GPU kernels of ``norm_relu_conv``, in Triton: maps are read where they lie, nothing is padded.
+"""GPU kernels of ``norm_relu_conv`` in Triton, which read maps in place, without padding.
 
-Rows of memory are nodes. A program has one node and some of its pixels; sums over a node come in
-parts, one a program, which are added up afterwards, so their order does not depend on the machine.
+Rows of memory are nodes. A program processes one node and some of its pixels. Sums over a node are
+written as one partial sum per program and added afterwards, so that their order does not depend on
+the machine.
 """
 
 import torch
@@ -9,30 +10,30 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_PIXELS = 1024  # of a program at a time
-_TURNS = 8  # times a program goes on, where it sums up
+_PIXELS = 1024  # that a program processes at a time
+_TURNS = 8  # iterations of a program that computes sums
 
-# Triton gives the arguments below their types.
+# Triton derives the types of the arguments below.
 # ruff: noqa: ANN001, ANN202
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 
 @triton.jit
-def _sums(x, parts, n, together, TURNS: tl.constexpr, BLOCK: tl.constexpr):
-    """Write count, mean and sum of squares about the mean of each part of each group's pixels."""
+def _sums(x, parts, n, group_size, TURNS: tl.constexpr, BLOCK: tl.constexpr):
+    """Write count, mean and sum of squared deviations of each part of each group's pixels."""
     group, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     offsets = part * (TURNS * BLOCK) + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
     for turn in range(TURNS):
         at = offsets + turn * BLOCK
-        total += tl.load(x + group * together + at, mask=at < together, other=0).to(tl.float32)
-    count = tl.minimum(tl.maximum(together - part * (TURNS * BLOCK), 0), TURNS * BLOCK)
+        total += tl.load(x + group * group_size + at, mask=at < group_size, other=0).to(tl.float32)
+    count = tl.minimum(tl.maximum(group_size - part * (TURNS * BLOCK), 0), TURNS * BLOCK)
     mean = tl.sum(total) / tl.maximum(count, 1)
     spread = tl.zeros([BLOCK], tl.float32)
     for turn in range(TURNS):
         at = offsets + turn * BLOCK
-        value = tl.load(x + group * together + at, mask=at < together, other=0).to(tl.float32)
-        spread += tl.where(at < together, (value - mean) * (value - mean), 0.0)
+        value = tl.load(x + group * group_size + at, mask=at < group_size, other=0).to(tl.float32)
+        spread += tl.where(at < group_size, (value - mean) * (value - mean), 0.0)
     to = parts + (group * n + part) * 3
     tl.store(to, count.to(tl.float32))
     tl.store(to + 1, mean)
@@ -40,7 +41,7 @@ def _sums(x, parts, n, together, TURNS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _rectified(x, v, image, row, column, a, b, B, H, W, inside):
+def _activation(x, v, image, row, column, a, b, B, H, W, inside):
     """Return ``max(a I + b, 0)`` at some pixels, 0 in the padding."""
     inside = inside & (row >= 0) & (row < H) & (column >= 0) & (column < W)
     at = ((v * B + image) * H + row) * W + column
@@ -52,7 +53,7 @@ def _rectified(x, v, image, row, column, a, b, B, H, W, inside):
 def _apply(
     x, scale, shift, filters, mean, rstd, z, B, H, W, Ho, Wo, G, stride, BLOCK: tl.constexpr
 ):
-    """Write the states."""
+    """Write the states ``z``."""
     v = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < B * Ho * Wo
@@ -63,14 +64,14 @@ def _apply(
     total = tl.zeros([BLOCK], tl.float32)
     for tap in tl.static_range(9):
         i, j = row * stride + tap // 3 - 1, column * stride + tap % 3 - 1
-        total += tl.load(filters + v * 9 + tap) * _rectified(
+        total += tl.load(filters + v * 9 + tap) * _activation(
             x, v, image, i, j, a, b, B, H, W, inside
         )
     tl.store(z + v * B * Ho * Wo + at, total.to(z.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _passed(x, grad, filters, v, image, row, column, a, b, B, H, W, Ho, Wo, stride, inside):
+def _relu_gradient(x, grad, filters, v, image, row, column, a, b, B, H, W, Ho, Wo, stride, inside):
     """Return the gradient to the normalised inputs, and the inputs, at some pixels."""
     total = tl.zeros(row.shape, tl.float32)
     for tap in tl.static_range(9):
@@ -90,25 +91,25 @@ def _backward_sums(
     grad, x, scale, shift, filters, mean, rstd, parts,
     B, H, W, Ho, Wo, G, stride, n, TURNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write the parts of the gradients to shift and scale, of each group."""
+    """Write the partial sums of the gradients to shift and scale, for each group."""
     v, g, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     images = B // G
     mu, r = tl.load(mean + v * G + g), tl.load(rstd + v * G + g)
     a = tl.load(scale + v) * r
     b = tl.load(shift + v) - mu * a
-    total, along = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    total, dot = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     for turn in range(TURNS):
         at = (part * TURNS + turn) * BLOCK + tl.arange(0, BLOCK)
         inside = at < images * H * W
         image, row, column = g * images + at // (H * W), at // W % H, at % W
-        passed, value = _passed(
+        relu_grad, value = _relu_gradient(
             x, grad, filters, v, image, row, column, a, b, B, H, W, Ho, Wo, stride, inside
         )
-        total += passed
-        along += passed * (value - mu)
+        total += relu_grad
+        dot += relu_grad * (value - mu)
     to = parts + ((v * G + g) * n + part) * 2
     tl.store(to, tl.sum(total))
-    tl.store(to + 1, tl.sum(along) * r)
+    tl.store(to + 1, tl.sum(dot) * r)
 
 
 @triton.jit
@@ -116,7 +117,7 @@ def _backward_apply(
     grad, x, scale, shift, filters, mean, rstd, slope, base, dx,
     B, H, W, Ho, Wo, G, stride, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write ``dL/dI = a passed + slope I + base``."""
+    """Write ``dL/dI = a relu_grad + slope I + base``."""
     v = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < B * H * W
@@ -124,12 +125,12 @@ def _backward_apply(
     group = v * G + tl.where(G > 1, image, 0)
     a = tl.load(scale + v) * tl.load(rstd + group, mask=inside, other=0)
     b = tl.load(shift + v) - tl.load(mean + group, mask=inside, other=0) * a
-    passed, value = _passed(
+    relu_grad, value = _relu_gradient(
         x, grad, filters, v, image, row, column, a, b, B, H, W, Ho, Wo, stride, inside
     )
-    steep = tl.load(slope + group, mask=inside, other=0)
-    found = a * passed + steep * value + tl.load(base + group, mask=inside, other=0)
-    tl.store(dx + v * B * H * W + at, found.to(dx.dtype.element_ty), mask=inside)
+    slopes = tl.load(slope + group, mask=inside, other=0)
+    result = a * relu_grad + slopes * value + tl.load(base + group, mask=inside, other=0)
+    tl.store(dx + v * B * H * W + at, result.to(dx.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -137,7 +138,7 @@ def _correlate(
     grad, x, scale, shift, mean, rstd, parts,
     B, H, W, Ho, Wo, G, stride, n, TURNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write the parts of the gradients to the filters."""
+    """Write the partial sums of the gradients to the filters."""
     v, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     for tap in tl.static_range(9):
         total = tl.zeros([BLOCK], tl.float32)
@@ -150,7 +151,7 @@ def _correlate(
             b = tl.load(shift + v) - tl.load(mean + group, mask=inside, other=0) * a
             i, j = row * stride + tap // 3 - 1, column * stride + tap % 3 - 1
             g = tl.load(grad + v * B * Ho * Wo + at, mask=inside, other=0).to(tl.float32)
-            total += g * _rectified(x, v, image, i, j, a, b, B, H, W, inside)
+            total += g * _activation(x, v, image, i, j, a, b, B, H, W, inside)
         tl.store(parts + (v * n + part) * 9 + tap, tl.sum(total))
 
 
@@ -166,18 +167,21 @@ def forward(
     eps: float,
     given: bool,
 ) -> None:
-    """See :func:`dnw_graph.node.fused.forward`; float32 statistics and parameters."""
+    """Write the states, and the statistics unless ``given``.
+
+    Arguments as for :func:`dnw_graph.node.fused.forward`; statistics and parameters are float32.
+    """
     nodes, batch, height, width = x.shape
     groups = mean.shape[1]
     if not given:
-        together = batch // groups * height * width
-        n = triton.cdiv(together, _PIXELS * _TURNS)
+        group_size = batch // groups * height * width
+        n = triton.cdiv(group_size, _PIXELS * _TURNS)
         parts = torch.empty(nodes * groups, n, 3, device=x.device)
-        _sums[nodes * groups, n](x, parts, n, together, TURNS=_TURNS, BLOCK=_PIXELS)
+        _sums[nodes * groups, n](x, parts, n, group_size, TURNS=_TURNS, BLOCK=_PIXELS)
         count, means, spread = parts.unbind(2)
-        mean.copy_(((count * means).sum(1) / together).view_as(mean))
+        mean.copy_(((count * means).sum(1) / group_size).view_as(mean))
         between = count * (means - mean.view(-1, 1)) ** 2
-        variance = (spread + between).sum(1) / together
+        variance = (spread + between).sum(1) / group_size
         rstd.copy_((variance + eps).rsqrt().view_as(rstd))
     grid = nodes, triton.cdiv(z[0].numel(), _PIXELS)
     sizes = batch, height, width, *z.shape[2:], groups, stride
@@ -200,29 +204,32 @@ def backward(
     stride: int,
     given: bool,
 ) -> None:
-    """See :func:`dnw_graph.node.fused.backward`."""
+    """Write the gradients, and the states again unless ``z`` is None.
+
+    Arguments as for :func:`dnw_graph.node.fused.backward`.
+    """
     nodes, batch, height, width = x.shape
-    groups, together = mean.shape[1], batch // mean.shape[1] * height * width
+    groups, group_size = mean.shape[1], batch // mean.shape[1] * height * width
     sizes = batch, height, width, *grad.shape[2:], groups, stride
     block, turns = {"BLOCK": _PIXELS}, {"TURNS": _TURNS, "BLOCK": _PIXELS}
-    n = triton.cdiv(together, _PIXELS * _TURNS)
+    n = triton.cdiv(group_size, _PIXELS * _TURNS)
     parts = torch.empty(nodes, groups, n, 2, device=x.device)
-    around = scale, shift, filters, mean, rstd
-    _backward_sums[nodes, groups, n](grad, x, *around, parts, *sizes, n, **turns)
-    total, along = parts.sum(2).unbind(2)
+    parameters = scale, shift, filters, mean, rstd
+    _backward_sums[nodes, groups, n](grad, x, *parameters, parts, *sizes, n, **turns)
+    total, dot = parts.sum(2).unbind(2)
     dshift.copy_(total.sum(1))
-    dscale.copy_(along.sum(1))
+    dscale.copy_(dot.sum(1))
     slope, base = torch.zeros_like(total), torch.zeros_like(total)
     if not given:
         a = scale[:, None] * rstd
-        slope = -a * rstd * along / together
-        base = -a * total / together - slope * mean
+        slope = -a * rstd * dot / group_size
+        base = -a * total / group_size - slope * mean
     grid = nodes, triton.cdiv(x[0].numel(), _PIXELS)
-    _backward_apply[grid](grad, x, *around, slope, base, dx, *sizes, **block)
+    _backward_apply[grid](grad, x, *parameters, slope, base, dx, *sizes, **block)
     n = triton.cdiv(grad[0].numel(), _PIXELS * _TURNS)
     parts = torch.empty(nodes, n, 9, device=x.device)
     _correlate[nodes, n](grad, x, scale, shift, mean, rstd, parts, *sizes, n, **turns)
     dfilters.copy_(parts.sum(1).view_as(dfilters))
     if z is not None:
         grid = nodes, triton.cdiv(z[0].numel(), _PIXELS)
-        _apply[grid](x, *around, z, *sizes, **block)
+        _apply[grid](x, *parameters, z, *sizes, **block)

@@ -1,4 +1,4 @@
-"""The contract of a node function."""
+"""The interface of a node function."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -16,12 +16,13 @@ class Formula:
     """A node function in evaluation, ``Z = K * max(a n(I) + b, 0)``, or parts of it.
 
     Attributes:
-        scale: ``a [V]``, with what batch norm has learned; 1 unless given.
-        shift: ``b [V]``; 0 unless given.
-        eps: Of instance norm, whose ``n`` has statistics of each map; none unless given.
-        relu: Whether there is the maximum.
-        filters: ``K [V, 3, 3]``, padding 1; none unless given.
-        stride: Of the filters.
+        scale: ``a [V]``, including the statistics of batch norm; None for 1.
+        shift: ``b [V]``; None for 0.
+        eps: ``eps`` of instance norm, where ``n`` uses the statistics of each map; None for no
+            instance norm.
+        relu: Whether to take the maximum with 0.
+        filters: ``K [V, 3, 3]``, padding 1; None for no filters.
+        stride: Stride of the filters.
     """
 
     scale: Tensor | None = None
@@ -33,21 +34,21 @@ class Formula:
 
 
 class NodeFunction(nn.Module):
-    """Computes the states of a number of nodes from their inputs, each node apart.
+    """Computes the states of a number of nodes from their inputs, each node separately.
 
     Args:
-        num_nodes: How many nodes.
-        stride: Pixels between the outputs; a function that does not move over pixels takes 1 only.
+        num_nodes: Number of nodes.
+        stride: Distance between outputs in pixels; must be 1 unless the function filters maps.
 
     Raises:
-        ValueError: A stride that the function cannot have.
+        ValueError: If the function does not support the stride.
     """
 
     #: Multiply-adds per node and output pixel, without normalisation; None if unknown.
     macs_per_pixel: int | None = None
-    #: ``1 / rms(f(I))`` for inputs of mean 0 and deviation 1, by which weights may be drawn.
+    #: ``1 / rms(f(I))`` for inputs with mean 0 and standard deviation 1, for scaling weights.
     gain: float = 1.0
-    #: Parameters per node, without normalisation; None for all parameters that the module has.
+    #: Parameters per node, without normalisation; None to count all parameters of the module.
     parameters_per_node: int | None = None
 
     def __init__(self, num_nodes: int, stride: int = 1) -> None:
@@ -56,7 +57,7 @@ class NodeFunction(nn.Module):
 
     @abstractmethod
     def forward(self, x: Tensor, t: float = 0.0) -> Tensor:
-        """Return the states ``Z``, and leave the inputs as they are.
+        """Return the states ``Z`` without changing the inputs.
 
         Args:
             x: Inputs ``I`` of the nodes ``[num_nodes, B, H, W]``, node-major.
@@ -67,27 +68,27 @@ class NodeFunction(nn.Module):
         """
 
     def formula(self, t: float = 0.0) -> Formula | None:
-        """Return what it computes in evaluation, for :func:`dnw_graph.freeze`; None if unknown."""
+        """Return the formula used in evaluation, for :func:`dnw_graph.freeze`; None if unknown."""
         return None
 
     def extra_repr(self) -> str:
-        """Show the number of nodes, and the stride if there is one."""
+        """Show the number of nodes, and the stride if it is not 1."""
         return f"{self.num_nodes}" + (f", stride={self.stride}" if self.stride != 1 else "")
 
 
 NodeFactory = Callable[..., nn.Module]
-"""Called as ``factory(num_nodes)``, or ``factory(num_nodes, stride=s)`` where ``s`` is not 1.
+"""Called as ``factory(num_nodes)``, or ``factory(num_nodes, stride=s)`` if ``s`` is not 1.
 
-A class that requires no argument, such as ``torch.nn.GELU``, is called without a number, unless an
-argument of its is called ``num_nodes``.
+A class without required arguments, such as ``torch.nn.GELU``, is called without a number, unless
+one of its arguments is named ``num_nodes``.
 """
 
 
 class WithoutTime(nn.Module):
-    """A node function that takes no time.
+    """Wraps a module that does not take the time as an argument.
 
     Args:
-        function: Called with the inputs alone.
+        function: The module, called with the inputs alone.
     """
 
     def __init__(self, function: nn.Module) -> None:
@@ -98,16 +99,16 @@ class WithoutTime(nn.Module):
                 setattr(self, name, getattr(function, name))
 
     def formula(self, t: float = 0.0) -> Formula | None:
-        """Return what the function says that it computes, or what is known of PyTorch's."""
+        """Return the formula of the wrapped module; None if unknown."""
         if type(self.function) is nn.ReLU:
             return Formula(relu=True)
         if type(self.function) is nn.Identity:
             return Formula()
-        own: Any = getattr(self.function, "formula", None)
-        return own(t) if own else None
+        formula: Any = getattr(self.function, "formula", None)
+        return formula(t) if formula else None
 
     def forward(self, x: Tensor, t: float = 0.0) -> Tensor:
-        """Return the states ``Z`` of the inputs ``I``, at any time."""
+        """Return the states ``Z`` for inputs ``I``; the time is ignored."""
         states: Tensor = self.function(x)
         return states
 
@@ -116,42 +117,43 @@ NODES: Registry[type[NodeFunction]] = Registry("node function")
 
 
 def make_node(node: str | NodeFactory, num_nodes: int, stride: int = 1) -> nn.Module:
-    """Build the node function of one block.
+    """Return a new node function for one block.
 
     Args:
-        node: A name, a class, or anything that returns a module when called with a number of
-            nodes, such as ``functools.partial(NormReluConv, norm="instance")``. The module is
-            called with inputs and time, or with inputs alone where it takes one argument.
+        node: A name, a class, or a callable that returns a module for a number of nodes, such as
+            ``functools.partial(NormReluConv, norm="instance")``. The module is called with inputs
+            and time, or with inputs alone if it takes one argument.
         num_nodes: Number of nodes of the block.
-        stride: Pixels between the outputs.
+        stride: Distance between outputs in pixels.
 
     Raises:
-        ValueError: No node function has that name; the message lists those there are.
-        TypeError: Not a name and not something to call; a module is for one block only.
+        ValueError: If the name is unknown; the message lists the known names.
+        TypeError: If ``node`` is neither a name nor callable, or is a module, which could serve
+            only one block; or if it does not return a module.
     """
     if isinstance(node, str):
         node = NODES[node]
     if isinstance(node, nn.Module) or not callable(node):
         raise TypeError(
-            f"a node function is a name ({', '.join(NODES)}) or is called with a number of nodes "
-            f"to build one a block, got {node!r}"
+            f"node function must be a name ({', '.join(NODES)}) or a callable that builds one "
+            f"module per block from a number of nodes, got {node!r}"
         )
     options = {} if stride == 1 else {"stride": stride}
     numbers = [num_nodes] if _takes_number(node) else []
     try:
-        made = node(*numbers, **options)
+        module = node(*numbers, **options)
     except TypeError as error:
-        asked = ", ".join([*map(str, numbers), *(f"{k}={v}" for k, v in options.items())])
+        arguments = ", ".join([*map(str, numbers), *(f"{k}={v}" for k, v in options.items())])
         raise TypeError(
-            f"node function {node!r} cannot be called with ({asked}): {error}"
+            f"node function {node!r} cannot be called with ({arguments}): {error}"
         ) from error
-    if not isinstance(made, nn.Module):
-        raise TypeError(f"node function {node!r} must build an nn.Module, got {made!r}")
-    return made if _takes_time(made) else WithoutTime(made)
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"node function {node!r} must build an nn.Module, got {module!r}")
+    return module if _takes_time(module) else WithoutTime(module)
 
 
 def _takes_number(factory: NodeFactory) -> bool:
-    """Return whether a factory takes a number of nodes."""
+    """Return whether a factory is to be called with a number of nodes."""
     if getattr(factory, "__init__", None) is nn.Module.__init__:  # a class without a constructor
         return False
     try:

@@ -1,4 +1,4 @@
-"""``norm_relu_conv`` as one operator: a block's maps cross memory as few times as they can."""
+"""``norm_relu_conv`` as one operator, which reads and writes maps as rarely as possible."""
 
 import warnings
 from dataclasses import dataclass
@@ -18,28 +18,28 @@ _ON_GPU = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def available(x: Tensor, scale: Tensor) -> bool:
-    """Return whether there are kernels for inputs and scales like these."""
+    """Return whether there are kernels for the types and device of ``x`` and ``scale``."""
     if x.is_cpu:
-        known = accepted(x) in _ON_CPU and scale.dtype in (torch.float32, torch.float64)
-        return known and _jit.can_compile()
+        supported = accepted(x) in _ON_CPU and scale.dtype in (torch.float32, torch.float64)
+        return supported and _jit.can_compile()
     return x.is_cuda and accepted(x) in _ON_GPU and scale.dtype == torch.float32 and _has_triton()
 
 
 @cache
 def _has_triton() -> bool:
-    """Return whether kernels can be compiled for a GPU; say once what happens if not."""
+    """Return whether kernels can be compiled for a GPU; warn once if not."""
     if find_spec("triton") is not None:
         return True
     warnings.warn(
-        "Triton is not installed, so PyTorch's layers compute the node functions on this GPU, "
-        "which takes longer: pip install triton",
+        "Triton is not installed, so node functions run as PyTorch layers on this GPU, which takes "
+        "longer: pip install triton",
         stacklevel=2,
     )
     return False
 
 
 def accepted(x: Tensor) -> torch.dtype:
-    """Return the type that inputs are computed in: their own, or autocast's where that is on."""
+    """Return the type of the computation: autocast's if that is enabled, else that of ``x``."""
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
@@ -51,18 +51,18 @@ Statistics = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Plan:
-    """What the operator needs besides inputs.
+    """The arguments of the operator other than inputs.
 
     Attributes:
         scale: ``s`` ``[V]``.
         shift: ``b`` ``[V]``.
         filters: ``K`` ``[V, 3, 3]``, applied with padding 1.
-        stride: Of the filters.
+        stride: Stride of the filters.
         eps: Added to variances.
-        mean: Means ``[V, G]`` over all images (``G`` is 1) or of each (``G`` is ``B``); to be
-            found where not ``given``.
+        mean: Means ``[V, G]`` over all images (``G`` is 1) or over each image (``G`` is ``B``);
+            uninitialised unless ``given``.
         rstd: Likewise ``1 / sqrt(var + eps)``.
-        given: Whether these statistics are used, rather than those of the inputs.
+        given: Whether to use these statistics instead of those of the inputs.
     """
 
     scale: Tensor
@@ -79,12 +79,13 @@ def norm_relu_conv(x: Tensor, plan: Plan) -> tuple[Tensor, Statistics]:
     """Return ``K * max(s (I - mean) / sqrt(var + eps) + b, 0)`` and the statistics.
 
     Args:
-        x: Inputs ``I`` of the nodes ``[V, B, H, W]``, contiguous, that are :func:`available`.
-        plan: Everything else.
+        x: Inputs ``I`` of the nodes ``[V, B, H, W]``, contiguous, for which kernels are
+            :func:`available`.
+        plan: All other arguments.
 
     Returns:
-        States ``[V, B, ceil(H / stride), ceil(W / stride)]`` and the statistics in use, of which no
-        gradient is taken.
+        States ``[V, B, ceil(H / stride), ceil(W / stride)]``, and the statistics that were used,
+        which have no gradient.
     """
     tensors = plan.scale, plan.shift, plan.filters, plan.mean, plan.rstd
     z, mean, rstd = _Function.apply(x, *tensors, plan.stride, plan.eps, plan.given)
@@ -137,19 +138,19 @@ def forward(
     eps: float,
     given: bool,
 ) -> None:
-    """Write the states, and the statistics unless these are given; see :class:`Plan`.
+    """Write the states, and the statistics unless ``given``.
 
     Args:
         x: Inputs ``[V, B, H, W]``, contiguous.
-        scale: See :class:`Plan`, as the next four.
-        shift: See there.
-        filters: See there.
-        mean: See there.
-        rstd: See there.
-        z: States, contiguous, of :func:`shape`.
-        stride: See :class:`Plan`, as the last two.
-        eps: See there.
-        given: See there.
+        scale: See :class:`Plan`.
+        shift: See :class:`Plan`.
+        filters: See :class:`Plan`.
+        mean: See :class:`Plan`.
+        rstd: See :class:`Plan`.
+        z: States, contiguous, of the shape that :func:`shape` returns.
+        stride: See :class:`Plan`.
+        eps: See :class:`Plan`.
+        given: See :class:`Plan`.
     """
     if z.numel():
         arrays = [_jit.array(t) for t in (x, scale, shift, filters, mean, rstd, z)]
@@ -177,7 +178,10 @@ def backward(
     stride: int,
     given: bool,
 ) -> None:
-    """Write the gradients to the first four of :func:`forward`, and the states again if wanted."""
+    """Write the gradients to the first four arguments of :func:`forward`.
+
+    Unless ``z`` is None, also write the states again.
+    """
     if not grad.numel():
         for gradient in (dx, dscale, dshift, dfilters):
             gradient.zero_()

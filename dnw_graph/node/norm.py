@@ -1,9 +1,10 @@
-"""Normalisation of each node apart."""
+"""Normalisation of each node separately."""
 
 from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from dnw_graph.node.base import NODES, Formula, NodeFunction
 
@@ -11,10 +12,10 @@ NormKind = Literal["batch", "instance"]
 
 
 def make_norm(norm: NormKind, num_nodes: int, eps: float, steps: int | None) -> Any:
-    """Return a norm with a scale and a shift a node, or one for each of some steps.
+    """Return a norm with one scale and one shift per node, or a list of one such norm per step.
 
     Raises:
-        ValueError: Another norm, no steps, or an eps that is not above 0.
+        ValueError: If the norm is unknown, ``steps`` is below 1, or ``eps`` is not above 0.
     """
     if not eps > 0:
         raise ValueError(f"eps must be above 0, got {eps}")
@@ -30,14 +31,14 @@ def make_norm(norm: NormKind, num_nodes: int, eps: float, steps: int | None) -> 
 
 
 def norm_at(norm: Any, t: float) -> Any:
-    """Return the norm at a time: of those of steps, the last from there on."""
+    """Return the norm at a time: that of the step, or of the last step if there are no more."""
     return norm[min(int(t), len(norm) - 1)] if isinstance(norm, nn.ModuleList) else norm
 
 
 def normalised(norm: Any, x: Tensor) -> Tensor:
-    """Return node-major maps ``[V, B, H, W]`` normalised, without a copy for another layout."""
+    """Return normalised node-major maps ``[V, B, H, W]``, without a copy to another layout."""
     nodes, batch, height, width = x.shape
-    if isinstance(norm, nn.InstanceNorm2d):  # every map is a channel of its own
+    if isinstance(norm, nn.InstanceNorm2d):  # every map is a separate channel
         scale, shift = (p.repeat_interleave(batch) for p in (norm.weight, norm.bias))
         maps = x.reshape(1, nodes * batch, height, width)
         return F.batch_norm(maps, None, None, scale, shift, training=True, eps=norm.eps).view_as(x)
@@ -47,30 +48,31 @@ def normalised(norm: Any, x: Tensor) -> Tensor:
 
 
 def norm_formula(norm: Any) -> Formula:
-    """Return what a norm computes in evaluation."""
+    """Return the formula of a norm in evaluation."""
     scale, shift = norm.weight.detach(), norm.bias.detach()
     if isinstance(norm, nn.InstanceNorm2d):
         return Formula(scale=scale, shift=shift, eps=norm.eps)
-    folded = scale.double() / (norm.running_var.double() + norm.eps).sqrt()
-    shifted = shift.double() - norm.running_mean.double() * folded
-    return Formula(scale=folded.to(scale), shift=shifted.to(shift))
+    factor = scale.double() / (norm.running_var.double() + norm.eps).sqrt()
+    offset = shift.double() - norm.running_mean.double() * factor
+    return Formula(scale=factor.to(scale), shift=offset.to(shift))
 
 
 @NODES.register("norm")
 class Norm(NodeFunction):
-    """``Z_v = norm(I_v)``, with a scale and a shift a node.
+    """``Z_v = norm(I_v)``, with one scale and one shift per node.
 
     Args:
-        num_nodes: How many nodes.
-        stride: 1.
+        num_nodes: Number of nodes.
+        stride: Must be 1.
         norm: ``"batch"`` (over ``B, H, W``, with running statistics) or ``"instance"`` (over
             ``H, W``).
         eps: Added to the variance.
-        steps: Number of norms, of which step ``t`` of discrete time has one of its own, and those
-            after the last one that; one for all unless given.
+        steps: Number of norms, one per step ``t`` of discrete time; later steps use the last one.
+            None for one norm for all steps.
 
     Raises:
-        ValueError: Another norm, a stride, no steps, or an eps that is not above 0.
+        ValueError: If the norm is unknown, ``stride`` is not 1, ``steps`` is below 1, or ``eps`` is
+            not above 0.
     """
 
     macs_per_pixel = parameters_per_node = 0
@@ -84,14 +86,14 @@ class Norm(NodeFunction):
         steps: int | None = None,
     ) -> None:
         if stride != 1:
-            raise ValueError(f"norm has no stride, got {stride}")
+            raise ValueError(f"norm supports stride 1 only, got {stride}")
         super().__init__(num_nodes)
         self.norm = make_norm(norm, num_nodes, eps, steps)
 
+    @override
     def forward(self, x: Tensor, t: float = 0.0) -> Tensor:
-        """See :meth:`NodeFunction.forward`."""
         return normalised(norm_at(self.norm, t), x)
 
+    @override
     def formula(self, t: float = 0.0) -> Formula:
-        """See :meth:`NodeFunction.formula`."""
         return norm_formula(norm_at(self.norm, t))

@@ -1,4 +1,4 @@
-"""Node functions that act on each number alone."""
+"""Node functions that act on each number separately."""
 
 import math
 from abc import abstractmethod
@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from dnw_graph.node.base import NODES, Formula, NodeFunction
 
@@ -15,16 +16,16 @@ class Pointwise(NodeFunction):
     r"""``Z_v = φ(a_v I_v + b_v)`` with an activation ``φ``, for features of any shape.
 
     Args:
-        num_nodes: How many nodes.
-        stride: 1.
-        scale: Whether each node has a factor ``a_v``, which begins at 1.
-        bias: Whether each node has a bias ``b_v``, which begins at 0.
+        num_nodes: Number of nodes.
+        stride: Must be 1.
+        scale: Whether each node has a factor ``a_v``, initially 1.
+        bias: Whether each node has a bias ``b_v``, initially 0.
 
     Raises:
-        ValueError: A stride.
+        ValueError: If ``stride`` is not 1.
     """
 
-    #: Name of the activation, by which compiled code knows it.
+    #: Name of the activation, which selects it in compiled code.
     activation: ClassVar[str]
     scale: Tensor | None
     bias: Tensor | None
@@ -34,7 +35,7 @@ class Pointwise(NodeFunction):
     ) -> None:
         if stride != 1:
             raise ValueError(
-                f"{type(self).__name__} has no stride, got {stride}: use stride 1, or "
+                f"{type(self).__name__} supports stride 1 only, got {stride}: use stride 1, or "
                 '"norm_relu_conv" at the input nodes'
             )
         super().__init__(num_nodes, stride)
@@ -51,8 +52,8 @@ class Pointwise(NodeFunction):
             if self.bias is not None:
                 self.bias.zero_()
 
+    @override
     def forward(self, x: Tensor, t: float = 0.0) -> Tensor:
-        """See :meth:`NodeFunction.forward`."""
         shape = [-1] + [1] * (x.dim() - 1)
         if self.scale is not None:
             x = x * self.scale.to(x.dtype).view(shape)
@@ -64,8 +65,8 @@ class Pointwise(NodeFunction):
     def activate(self, u: Tensor) -> Tensor:
         """Return ``φ(u)``."""
 
+    @override
     def formula(self, t: float = 0.0) -> Formula | None:
-        """See :meth:`NodeFunction.formula`."""
         if self.activation not in ("identity", "relu"):
             return None
         scale, shift = self.scale, self.bias
@@ -80,12 +81,12 @@ class Pointwise(NodeFunction):
 
 @NODES.register("identity")
 class Identity(Pointwise):
-    """``Z = I``: outputs, and the inputs of equation 1. See :class:`Pointwise` for arguments."""
+    """``Z = I``, for outputs and the inputs of equation 1. See :class:`Pointwise` for arguments."""
 
     activation = "identity"
 
+    @override
     def activate(self, u: Tensor) -> Tensor:
-        """See :meth:`Pointwise.activate`."""
         return u
 
 
@@ -98,8 +99,8 @@ class Relu(Pointwise):
 
     activation, gain = "relu", math.sqrt(2)
 
+    @override
     def activate(self, u: Tensor) -> Tensor:
-        """See :meth:`Pointwise.activate`."""
         return u.relu()
 
 
@@ -112,8 +113,8 @@ class Gelu(Pointwise):
 
     activation, gain = "gelu", 1.5335
 
+    @override
     def activate(self, u: Tensor) -> Tensor:
-        """See :meth:`Pointwise.activate`."""
         return F.gelu(u)
 
 
@@ -123,8 +124,8 @@ class Tanh(Pointwise):
 
     activation, gain = "tanh", 1.5925
 
+    @override
     def activate(self, u: Tensor) -> Tensor:
-        """See :meth:`Pointwise.activate`."""
         return u.tanh()
 
 
@@ -133,8 +134,8 @@ class Bias(Identity):
     """``Z_v = I_v + b_v``.
 
     Args:
-        num_nodes: How many nodes.
-        stride: 1.
+        num_nodes: Number of nodes.
+        stride: Must be 1.
     """
 
     def __init__(self, num_nodes: int, stride: int = 1) -> None:
@@ -146,8 +147,8 @@ class Linear(Identity):
     """``Z_v = a_v I_v + b_v``.
 
     Args:
-        num_nodes: How many nodes.
-        stride: 1.
+        num_nodes: Number of nodes.
+        stride: Must be 1.
     """
 
     def __init__(self, num_nodes: int, stride: int = 1) -> None:

@@ -1,8 +1,9 @@
-"""ReLU, then a 3x3 filter a node."""
+"""ReLU, followed by one 3x3 filter per node."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from dnw_graph.node import fused
 from dnw_graph.node.base import NODES, Formula, NodeFunction
@@ -13,12 +14,12 @@ class ReluConv(NodeFunction):
     """``Z_v = K_v * max(I_v, 0)``, ``K_v`` a 3x3 filter of one channel; padding 1, no bias.
 
     Args:
-        num_nodes: How many nodes.
-        stride: Of the convolution.
-        use_fused: Whether kernels of our own do it at once where there are any.
+        num_nodes: Number of nodes.
+        stride: Stride of the convolution.
+        use_fused: Whether to use this library's fused kernels if available.
 
     Raises:
-        ValueError: A stride below 1.
+        ValueError: If ``stride`` is below 1.
     """
 
     macs_per_pixel = 9
@@ -33,12 +34,12 @@ class ReluConv(NodeFunction):
             num_nodes, num_nodes, 3, stride, padding=1, groups=num_nodes, bias=False
         )
 
+    @override
     def forward(self, x: Tensor, t: float = 0.0) -> Tensor:
-        """See :meth:`NodeFunction.forward`."""
         weight = self.conv.weight
         if not (self.use_fused and fused.available(x, weight)):
             return self.conv(F.relu(x).transpose(0, 1)).transpose(0, 1).contiguous()
-        with torch.no_grad():  # a norm that changes nothing
+        with torch.no_grad():  # the norm is the identity
             ones, zeros = weight.new_ones(len(x)), weight.new_zeros(len(x))
         plan = fused.Plan(
             scale=ones,
@@ -53,6 +54,6 @@ class ReluConv(NodeFunction):
         z, _ = fused.norm_relu_conv(x.to(fused.accepted(x)).contiguous(), plan)
         return z
 
+    @override
     def formula(self, t: float = 0.0) -> Formula:
-        """See :meth:`NodeFunction.formula`."""
         return Formula(relu=True, filters=self.conv.weight[:, 0].detach(), stride=self.stride)

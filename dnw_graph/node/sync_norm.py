@@ -1,4 +1,4 @@
-"""Batch norm whose statistics are those of all processes."""
+"""Batch norm with the statistics of all processes."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class _Sum(torch.autograd.Function):
-    """Sums over processes, gradients too."""
+    """Sums a tensor over processes, and its gradient as well."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -27,37 +27,37 @@ class _Sum(torch.autograd.Function):
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """Batch norm over the images of all processes, on any device.
 
-    In training, with more than one process; else it is :class:`torch.nn.BatchNorm2d`. PyTorch's own
-    ``SyncBatchNorm`` computes the same on GPUs.
+    This applies in training with more than one process; otherwise it equals
+    :class:`torch.nn.BatchNorm2d`. PyTorch's ``SyncBatchNorm`` computes the same on GPUs.
     """
 
     @property
     def active(self) -> bool:
-        """Whether statistics are taken over processes now."""
+        """Whether statistics are currently computed over several processes."""
         return self.training and dist.is_initialized() and dist.get_world_size() > 1
 
     def affine_of(self, x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Return ``a, b [V]`` of which ``a x + b`` is normalised; learn running statistics.
+        """Return ``a, b [V]`` such that ``a x + b`` is normalised; update running statistics.
 
         With ``N``, ``m`` and ``v`` the sums over processes ``p`` of ``n_p``, ``n_p m_p / N`` and
         ``n_p (v_p + (m_p - m)^2) / N``: ``a = s / sqrt(v + eps)``, ``b = shift - a m``.
 
         Args:
-            x: This process' values.
-            dims: Dimensions of which statistics are taken.
+            x: The values of this process.
+            dims: Dimensions over which statistics are computed.
         """
         x = x.to(self.weight.dtype) if self.affine else x
         var, mean = torch.var_mean(x, dims, correction=0)
-        number = float(math.prod(x.shape[dim] for dim in dims))
-        own = torch.stack([mean, var, torch.full_like(mean, number)])
-        every = own.new_zeros(dist.get_world_size(), *own.shape)
+        size = float(math.prod(x.shape[dim] for dim in dims))
+        local = torch.stack([mean, var, torch.full_like(mean, size)])
+        stacked = local.new_zeros(dist.get_world_size(), *local.shape)
         rank = dist.get_rank()
-        every = torch.cat([every[:rank], own[None], every[rank + 1 :]])
-        means, variances, numbers = _Sum.apply(every).unbind(1)
-        count = numbers.sum(0)
-        mean = means[0] + (numbers * (means - means[0])).sum(0) / count  # of equal ones, the same
-        var = (numbers * (variances + (means - mean) ** 2)).sum(0) / count
-        self._learn(mean.detach(), var.detach(), count.detach())
+        stacked = torch.cat([stacked[:rank], local[None], stacked[rank + 1 :]])
+        means, variances, sizes = _Sum.apply(stacked).unbind(1)
+        count = sizes.sum(0)
+        mean = means[0] + (sizes * (means - means[0])).sum(0) / count  # exact if all are equal
+        var = (sizes * (variances + (means - mean) ** 2)).sum(0) / count
+        self._update_running(mean.detach(), var.detach(), count.detach())
         scale = (var + self.eps).rsqrt()
         if not self.affine:
             return scale, -mean * scale
@@ -65,17 +65,17 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return scale, self.bias - mean * scale
 
     @torch.no_grad()
-    def _learn(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+    def _update_running(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
         if self.running_mean is None or self.running_var is None:
             return
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
-        part = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, part)
-        self.running_var.lerp_(var * count / (count - 1), part)
+        factor = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, factor)
+        self.running_var.lerp_(var * count / (count - 1), factor)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return ``input [B, V, H, W]``, normalised."""
+        """Return the normalised ``input [B, V, H, W]``."""
         if not self.active:
             return super().forward(input)
         scale, shift = self.affine_of(input, (0, 2, 3))
@@ -83,9 +83,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronize_norms(model: nn.Module) -> nn.Module:
-    """Let every batch norm of a model take its statistics over the images of all processes.
+    """Replace every batch norm of a model by one over the images of all processes.
 
-    Parameters and buffers stay what they are; layers are replaced.
+    Parameters and buffers are reused.
 
     Args:
         model: The model, changed in place.

@@ -88,7 +88,7 @@ def test_what_is_not_a_number_stays_so() -> None:
 
 def test_no_statistics_of_a_single_value() -> None:
     one, _ = pair()
-    with pytest.raises(ValueError, match=r"more than one value a node, got .*\[5, 1, 1, 1\]"):
+    with pytest.raises(ValueError, match=r"more than one value per node, got .*\[5, 1, 1, 1\]"):
         one(torch.randn(5, 1, 1, 1))
     assert one(torch.randn(5, 0, 3, 3)).shape == (5, 0, 3, 3)
 

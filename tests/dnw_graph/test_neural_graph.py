@@ -341,7 +341,7 @@ def test_parts_may_be_names_classes_or_objects() -> None:
         torch.manual_seed(1)
         y = NeuralGraph(topology, num_edges=20, **parts)(x)
         assert y.shape == (2, 3, 5, 5)
-    with pytest.raises(TypeError, match="is called with a number of nodes"):
+    with pytest.raises(TypeError, match="a callable that builds one module per block"):
         NeuralGraph(topology, num_edges=20, node=NormReluConv(6))
     with pytest.raises(TypeError, match="schedule must be a name"):
         NeuralGraph(topology, num_edges=20, schedule=nn.ReLU())
@@ -449,7 +449,7 @@ def test_inputs_that_do_not_fit(shape: tuple[int, ...], message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"node": "relu", "stride": 2}, r"Relu has no stride, got 2"),
+        ({"node": "relu", "stride": 2}, r"Relu supports stride 1 only, got 2"),
         (
             {"node": "norm_relu"},
             r"unknown node function 'norm_relu'.*linear, norm, norm_relu_conv",

@@ -56,7 +56,7 @@ def test_interpreted_kernels_equal_those_for_cpus() -> None:
 
 
 MAPS = {"x", "grad", "z", "dx"}
-SIZES = {"n", "together", "B", "H", "W", "Ho", "Wo", "G", "stride"}
+SIZES = {"n", "group_size", "B", "H", "W", "Ho", "Wo", "G", "stride"}
 FIXED = {"BLOCK": 1024, "TURNS": 8}
 
 
