@@ -92,7 +92,10 @@ def _take(out, maps, start, n, pitch, plane, stride):
 
 @_jit.inline
 def _filter(padded, taps, out, length, pitch, flipped):
-    """Write ``out[i] = sum over a, b of taps[a, b] padded[i + a pitch + b]``, or flip ``taps``."""
+    """Write ``out[i] = sum over a, b of taps[a, b] padded[i + a pitch + b]``.
+
+    If ``flipped``, the taps are flipped along both axes.
+    """
     k = taps.copy().reshape(9)
     if flipped:
         k = k[::-1].copy()

@@ -1,4 +1,4 @@
-"""When nodes fire: by block (static); in discrete or continuous time."""
+"""Schedules: when nodes fire, block by block (static) or in discrete or continuous time."""
 
 from dnw_graph._deprecated import renamed
 from dnw_graph.schedule.base import (

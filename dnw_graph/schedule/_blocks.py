@@ -1,9 +1,9 @@
-"""A static graph of ``norm_relu_conv`` nodes as one function, whose states are not kept.
+"""A static graph of ``norm_relu_conv`` nodes as one function that does not store states.
 
-The schedule ``static`` with the node function of the paper's image networks, computed as a whole:
-the same operators in the same order, but a backward that takes the blocks source first. Of the
-maps, only the inputs of nodes are kept; states come again as a by-product of the node function's
-backward, which reads those inputs anyway.
+This is the schedule ``static`` for the node function of the paper's image networks, computed as a
+whole: the forward runs the same operators in the same order, and the backward visits blocks by
+source. Of the maps, only the inputs of nodes are stored for the backward; the node function's
+backward, which reads those inputs anyway, computes the states again.
 """
 
 from typing import Any
@@ -20,20 +20,20 @@ from dnw_graph.topology import Block, Role
 
 
 def run(forward_pass: ForwardPass, x: Tensor) -> Tensor | None:
-    """Return the states of the output nodes, or None where the graph is not of this kind.
+    """Return the states of the output nodes, or None if the graph is not of this kind.
 
     Args:
         forward_pass: The graph.
-        x: Inputs of the input nodes ``[inputs, B, H, W]``, by number of the node.
+        x: Inputs of the input nodes ``[inputs, B, H, W]``, in node order.
 
     Returns:
-        States ``[outputs, B, H / stride, W / stride]``, by number of the node.
+        States ``[outputs, B, H / stride, W / stride]``, in node order.
     """
     blocks, nodes = forward_pass.topology.blocks, forward_pass.nodes
     if x.dim() != 4 or forward_pass.wiring.sampler is not None:
         return None
     ends = {block.index for block in blocks if block.role == Role.OUTPUT}
-    if not all(map(_known, blocks, nodes, forward_pass.messages)):
+    if not all(map(_supports, blocks, nodes, forward_pass.messages)):
         return None
     if any(ends.intersection(block.sources) for block in blocks):  # outputs that feed others
         return None
@@ -61,20 +61,20 @@ def run(forward_pass: ForwardPass, x: Tensor) -> Tensor | None:
     return result
 
 
-def _known(block: Block, node: nn.Module, message: nn.Module) -> bool:
-    """Return whether the function below knows such a block, and nobody listens to its nodes."""
+def _supports(block: Block, node: nn.Module, message: nn.Module) -> bool:
+    """Return whether the function below supports a block, whose modules must have no hooks."""
     if is_observed(node) or is_observed(message):
         return False
     if not is_identity(message):
         return False
     if block.role == Role.INPUT:
         return type(node) is NormReluConv
-    known = is_identity(node) if block.role == Role.OUTPUT else type(node) is NormReluConv
-    return known and block.complete and len(block.edges) > 0
+    supported = is_identity(node) if block.role == Role.OUTPUT else type(node) is NormReluConv
+    return supported and block.complete and len(block.edges) > 0
 
 
 def _like_inputs(x: Tensor, block: Block, stride: int) -> Tensor:
-    """Return a tensor of the shape of a block's inputs, without memory."""
+    """Return a tensor with the shape of a block's inputs that uses almost no memory."""
     _, batch, height, width = x.shape
     if block.role != Role.INPUT:
         height, width = -(-height // stride), -(-width // stride)
@@ -82,7 +82,7 @@ def _like_inputs(x: Tensor, block: Block, stride: int) -> Tensor:
 
 
 class _Function(torch.autograd.Function):
-    """Goes through the blocks forward, and backward; the products are the backend's."""
+    """Computes all blocks, with the products of a backend; the backward goes in reverse order."""
 
     @staticmethod
     def forward(
@@ -95,30 +95,30 @@ class _Function(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         blocks = products.topology.blocks
         states: dict[int, Tensor] = {}
-        kept: list[Tensor] = []
+        inputs: list[Tensor] = []
         outputs: list[Tensor] = []
         statistics: list[Tensor] = []
-        taken = 0
+        row = 0
         for block in blocks:
             if block.role == Role.INPUT:
-                maps = x[taken : taken + len(block.nodes)]
-                taken += len(block.nodes)
+                maps = x[row : row + len(block.nodes)]
+                row += len(block.nodes)
             else:
                 maps = products.aggregate(block, {i: states[i] for i in block.sources})
             if block.role == Role.OUTPUT:
                 outputs.append(maps)
                 continue
-            at = len(kept)
-            given = tensors[5 * at : 5 * at + 5]
-            mean, rstd = (t.clone() for t in given[3:])
-            z = empty(maps, fused.shape(maps, settings[at][0]))
-            fused.forward(maps, *given[:3], mean, rstd, z, *settings[at])
+            i = len(inputs)
+            arguments = tensors[5 * i : 5 * i + 5]
+            mean, rstd = (t.clone() for t in arguments[3:])
+            z = empty(maps, fused.shape(maps, settings[i][0]))
+            fused.forward(maps, *arguments[:3], mean, rstd, z, *settings[i])
             states[block.index] = z
-            kept.append(maps)
+            inputs.append(maps)
             statistics += [mean, rstd]
         ctx.products, ctx.settings = products, settings
-        parameters = [t for i in range(len(kept)) for t in tensors[5 * i : 5 * i + 3]]
-        ctx.save_for_backward(weight, *kept, *parameters, *statistics)
+        parameters = [t for i in range(len(inputs)) for t in tensors[5 * i : 5 * i + 3]]
+        ctx.save_for_backward(weight, *inputs, *parameters, *statistics)
         ctx.mark_non_differentiable(*statistics)
         y = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return y, *statistics
@@ -129,37 +129,37 @@ class _Function(torch.autograd.Function):
         products, settings = ctx.products, ctx.settings
         weight, *saved = ctx.saved_tensors
         number = len(settings)
-        kept, parameters = saved[:number], saved[number : 4 * number]
+        inputs, parameters = saved[:number], saved[number : 4 * number]
         statistics = saved[4 * number :]
         blocks = products.topology.blocks
         computing = [block for block in blocks if block.role != Role.OUTPUT]
         to_inputs: dict[int, Tensor] = {}
-        grad, taken = grad.contiguous(), 0
+        grad, row = grad.contiguous(), 0
         for block in blocks:
             if block.role == Role.OUTPUT:
-                to_inputs[block.index] = grad[taken : taken + len(block.nodes)]
-                taken += len(block.nodes)
-        wanted = ctx.needs_input_grad[2]
-        to_weight = torch.zeros_like(weight) if wanted else None
+                to_inputs[block.index] = grad[row : row + len(block.nodes)]
+                row += len(block.nodes)
+        needs_weight = ctx.needs_input_grad[2]
+        to_weight = torch.zeros_like(weight) if needs_weight else None
         to_tensors: list[Tensor | None] = [None] * (5 * number)
         edges = products.edges_by_source()
-        for at in reversed(range(number)):
-            block = computing[at]
-            fed = {j: g for j, g in to_inputs.items() if block.index in blocks[j].sources}
-            (stride, _, given), maps = settings[at], kept[at]
+        for i in reversed(range(number)):
+            block = computing[i]
+            target_grads = {j: g for j, g in to_inputs.items() if block.index in blocks[j].sources}
+            (stride, _, given), maps = settings[i], inputs[i]
             to_maps = empty(maps, maps.shape)
             state_grad = empty(maps, fused.shape(maps, stride))
-            state = empty(maps, state_grad.shape) if wanted else None
-            if fed:
-                products.push(block, fed, edges, state_grad)
+            state = empty(maps, state_grad.shape) if needs_weight else None
+            if target_grads:
+                products.push(block, target_grads, edges, state_grad)
             else:
                 state_grad.zero_()
-            grads = [torch.empty_like(t) for t in parameters[3 * at : 3 * at + 3]]
-            inputs = maps, *parameters[3 * at : 3 * at + 3], *statistics[2 * at : 2 * at + 2]
-            fused.backward(state_grad, *inputs, to_maps, *grads, state, stride, given)
-            to_inputs[block.index], to_tensors[5 * at : 5 * at + 3] = to_maps, grads
-            if to_weight is not None and fed:
-                products.correlate(block, state, fed, edges, to_weight)
-            del state_grad, state  # the next block's gradients may lie where these did
+            grads = [torch.empty_like(t) for t in parameters[3 * i : 3 * i + 3]]
+            arguments = maps, *parameters[3 * i : 3 * i + 3], *statistics[2 * i : 2 * i + 2]
+            fused.backward(state_grad, *arguments, to_maps, *grads, state, stride, given)
+            to_inputs[block.index], to_tensors[5 * i : 5 * i + 3] = to_maps, grads
+            if to_weight is not None and target_grads:
+                products.correlate(block, state, target_grads, edges, to_weight)
+            del state_grad, state  # so that the next block's gradients can reuse their memory
         to_x = [to_inputs[block.index] for block in computing if block.role == Role.INPUT]
         return None, None, to_weight, to_x[0] if len(to_x) == 1 else torch.cat(to_x), *to_tensors

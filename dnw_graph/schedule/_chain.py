@@ -1,8 +1,8 @@
-"""Sums over all earlier blocks, for node functions that compiled code does not know.
+"""Sums over all earlier blocks, for node functions without compiled code.
 
-Messages of all nodes lie in one buffer, and so do the gradients to the inputs of all nodes. What
-autograd sees is a chain: every block reads the buffer, and then adds its messages to it. The cost
-of a block does not depend on how many there are before it.
+The messages of all nodes are in one buffer, and so are the gradients to the inputs of all nodes.
+For autograd this is a chain: every block reads the buffer and then writes its messages to it. The
+cost of a block does not depend on the number of blocks before it.
 """
 
 from dataclasses import dataclass
@@ -27,14 +27,15 @@ class Chain:
 
     Args:
         wiring: The real edges.
-        weight: Weights that are trained, in the order of edges.
-        like: A message of the first block, for type and features.
+        weight: The trained weights, in the order of edges.
+        like: The messages of the first block, for type and features.
     """
 
     def __init__(self, wiring: Wiring, weight: Tensor, like: Tensor) -> None:
         shape = wiring.topology.num_nodes, *like.shape[1:]
         self._shared = _Shared(wiring, empty(like, shape), Correlation(wiring))
-        # Stands for the buffer: has its shape, no memory, and the buffer of gradients as gradient.
+        # Represents the buffer in autograd: a tensor of its shape with almost no memory, whose
+        # gradient is the buffer of gradients.
         self._link: Tensor = _Begin.apply(self._shared, weight, like.detach())
 
     def aggregate(self, block: Block) -> Tensor:
@@ -44,7 +45,7 @@ class Chain:
         return inputs
 
     def push(self, block: Block, messages: Tensor) -> None:
-        """Add what a block sends ``[nodes, *features]``."""
+        """Add the messages of a block ``[nodes, *features]``."""
         messages = messages.to(self._shared.messages.dtype)
         self._link = _Push.apply(self._shared, block, self._link, messages)
 
@@ -57,13 +58,13 @@ class _Shared:
 
     @cached_property
     def into(self) -> list[Any]:
-        """Where the edges into each node begin, their sources and weights, as arrays."""
+        """Edges by target, as arrays: row pointers, sources and weights."""
         wiring = self.wiring
         return _arrays(wiring.rowptr, wiring.edge_index[0], wiring.edge_weight)
 
     @cached_property
     def out(self) -> list[Any]:
-        """Where the edges out of each node begin, their targets and weights, as arrays."""
+        """Edges by source, as arrays: row pointers, targets and weights."""
         ptr, target, order = by_source(self.wiring.edge_index[0], self.wiring.rowptr)
         return _arrays(ptr, target, self.wiring.edge_weight[order])
 
@@ -86,7 +87,7 @@ class _Aggregate(torch.autograd.Function):
     def forward(ctx: Any, shared: _Shared, block: Block, link: Tensor) -> tuple[Tensor, Tensor]:
         ctx.shared, ctx.block = shared, block
         ctx.set_materialize_grads(False)
-        return _gather(block, shared.into, shared.messages), _renewed(link)
+        return _gather(block, shared.into, shared.messages), _new_link(link)
 
     @staticmethod
     @once_differentiable
@@ -103,7 +104,7 @@ class _Push(torch.autograd.Function):
     def forward(ctx: Any, shared: _Shared, block: Block, link: Tensor, messages: Tensor) -> Tensor:
         ctx.shared, ctx.block = shared, block
         shared.messages[block.nodes.start : block.nodes.stop] = messages
-        return _renewed(link)
+        return _new_link(link)
 
     @staticmethod
     @once_differentiable
@@ -126,5 +127,5 @@ def _gather(block: Block, edges: list[Any], rows: Tensor) -> Tensor:
     return out.view(len(nodes), *rows.shape[1:])
 
 
-def _renewed(link: Tensor) -> Tensor:
+def _new_link(link: Tensor) -> Tensor:
     return link.new_empty(1).expand(link.shape)

@@ -1,8 +1,8 @@
-"""CPU kernels that go through a whole static graph.
+"""CPU kernels that compute a whole static graph.
 
-Where node functions act on each number alone, columns of the states ``[V, N]`` do not depend on one
-another, so every thread takes some of them through the graph, and nothing is waited for between one
-node and the next. Where they act on maps, threads share out the nodes of a level.
+If node functions act on each number separately, columns of the states ``[V, N]`` are independent of
+each other, so every thread computes some of them for the whole graph, without synchronisation
+between nodes. If node functions act on maps, the nodes of each level are divided among threads.
 """
 
 import math
@@ -30,7 +30,7 @@ def _add_message(total, weight, row, first, n):
 
 @_jit.inline
 def _gather(start, stop, index, weight, rows, to, total):
-    """Write the sum of ``weight[e]`` times the row ``index[e]`` for ``e`` in a range."""
+    """Write the sum of ``weight[e]`` times row ``index[e]``, ``e`` from ``start`` to ``stop - 1``."""
     N, tile = len(to), len(total)
     for first in range(0, N, max(tile, 1)):
         n = min(tile, N - first)
@@ -54,7 +54,7 @@ def _activate(total, kind, n):
     zero, half = total.dtype.type(0), total.dtype.type(0.5)
     if kind == RELU:
         for i in range(n):
-            total[i] = zero if total[i] < zero else total[i]  # NaN stays
+            total[i] = zero if total[i] < zero else total[i]  # keep NaN
     elif kind == GELU:
         for i in range(n):
             total[i] *= half + half * total.dtype.type(math.erf(total[i] * math.sqrt(0.5)))
@@ -83,7 +83,7 @@ def _through(grad, state, preactivation, kind, n):
 
 @_jit.Kernel
 def gather(start, stop, ptr, index, weight, rows, out):
-    """Write the sums over the edges of nodes ``start`` to ``stop - 1``, of ``rows [V, N]``."""
+    """Write sums of ``rows [V, N]`` over the edges of each node from ``start`` to ``stop - 1``."""
     N = rows.shape[1]
     tiles = (N + _TILE - 1) // _TILE
     for task in numba.prange((stop - start) * tiles):
@@ -96,10 +96,10 @@ def gather(start, stop, ptr, index, weight, rows, out):
 
 @_jit.Kernel
 def forward(ptr, source, weight, x, scale, shift, kind, inputs, z, tile):
-    """Write the states of all nodes ``z [V, N]``, and ``I`` where ``inputs`` is not empty.
+    """Write the states of all nodes ``z [V, N]``, and ``I`` unless ``inputs`` is empty.
 
-    ``x [inputs, N]`` is ``I`` of the first nodes; the others sum messages over ``ptr`` and
-    ``source``. ``scale`` and ``shift [V]`` may be empty.
+    ``x [inputs, N]`` is ``I`` of the first nodes; the other nodes sum messages over the edges in
+    ``ptr`` and ``source``. ``scale`` and ``shift [V]`` may be empty.
     """
     V, N = z.shape
     for t in numba.prange((N + tile - 1) // tile):
@@ -129,10 +129,10 @@ def forward(ptr, source, weight, x, scale, shift, kind, inputs, z, tile):
 def backward(
     grad, output, ptr, source, weight, scale, shift, kind, inputs, z, to_inputs, to_affine, tile
 ):
-    """Write ``dL/dI [V, N]`` of all nodes, and what tiles add to ``dL/da`` and ``dL/db``.
+    """Write ``dL/dI [V, N]`` of all nodes, and each tile's part of ``dL/da`` and ``dL/db``.
 
-    ``grad [outputs, N]`` are gradients to the states of the nodes in ``output``, and ``to_affine``
-    is ``[tiles, 2, V]``, or ``[tiles, 2, 0]``.
+    ``grad [outputs, N]`` holds the gradients to the states of the nodes ``output``. ``to_affine``
+    is ``[tiles, 2, V]``, or ``[tiles, 2, 0]`` if nodes have neither ``a`` nor ``b``.
     """
     V, N = z.shape
     for t in numba.prange((N + tile - 1) // tile):
@@ -140,7 +140,7 @@ def backward(
         n = min(tile, N - first)
         gradient = np.zeros((V, n), dtype=weight.dtype)
         state = np.empty(n, dtype=weight.dtype)
-        own = np.empty(n, dtype=weight.dtype)
+        preactivation = np.empty(n, dtype=weight.dtype)
         for j in range(len(output)):
             _add_message(gradient[output[j]], state.dtype.type(1), grad[j], first, n)
         for back in range(V):
@@ -152,14 +152,14 @@ def backward(
                 state[i] = load(z[v], first + i)
             if len(inputs):
                 for i in range(n):
-                    own[i] = a * load(inputs[v], first + i) + b
-            _through(g, state, own, kind[v], n)
+                    preactivation[i] = a * load(inputs[v], first + i) + b
+            _through(g, state, preactivation, kind[v], n)
             if to_affine.shape[2]:
-                total, along = state.dtype.type(0), state.dtype.type(0)
+                total, dot = state.dtype.type(0), state.dtype.type(0)
                 for i in range(n):
                     total += g[i]
-                    along += g[i] * load(inputs[v], first + i)
-                to_affine[t, 0, v] = along
+                    dot += g[i] * load(inputs[v], first + i)
+                to_affine[t, 0, v] = dot
                 to_affine[t, 1, v] = total
             for i in range(n):
                 g[i] *= a
@@ -178,9 +178,9 @@ def forward_maps(
 ):  # fmt: skip
     """Write ``I`` and ``z [V, B, H, W]`` of the nodes of all levels, given those of the inputs.
 
-    Level ``l`` has the nodes ``first[l]`` to ``first[l + 1] - 1``. Nodes whose ``place [V]`` is
-    negative pass on what they are given, the others compute ``norm_relu_conv`` with that row of the
-    other arguments, which are those of :func:`dnw_graph.node._kernels.forward`.
+    Level ``l`` consists of nodes ``first[l]`` to ``first[l + 1] - 1``. Nodes with a negative
+    ``place [V]`` return their inputs; the others compute ``norm_relu_conv`` with row ``place`` of
+    the other arguments, which are those of :func:`dnw_graph.node._kernels.forward`.
     """
     V, B, H, W = z.shape
     N = B * H * W
@@ -209,11 +209,11 @@ def backward_maps(
     grad, first, place, ptr, target, weight, scale, shift, filters, mean, rstd, inputs,
     to_inputs, to_states, dscale, dshift, dfilters, given, threads,
 ):  # fmt: skip
-    """Write ``dL/dI [V, B, H, W]``, and the gradients to what nodes have, last level first.
+    """Write ``dL/dI [V, B, H, W]`` and the gradients to the nodes' parameters, last level first.
 
-    ``grad [outputs, B, H, W]`` is read at ``-place[v] - 1`` for a negative one. ``dL/dZ`` of the
-    inputs, which are level 0, is written to ``to_states``. ``ptr`` and ``target`` are the edges out
-    of each node.
+    For nodes with a negative ``place``, row ``-place[v] - 1`` of ``grad [outputs, B, H, W]`` is
+    read. ``dL/dZ`` of the inputs, which are level 0, is written to ``to_states``. ``ptr`` and
+    ``target`` hold the edges out of each node.
     """
     V, B, H, W = inputs.shape
     N = B * H * W
@@ -222,28 +222,28 @@ def backward_maps(
     rows, upstream = to_inputs.reshape(V, N), grad.reshape(len(grad), N)
     of_inputs = to_states.reshape(len(to_states), N)
     scratch = np.zeros((3, threads, size), dtype=weight.dtype)
-    passed = np.empty((threads, B // mean.shape[1] * plane), dtype=weight.dtype)
+    relu_grad = np.empty((threads, B // mean.shape[1] * plane), dtype=weight.dtype)
     total = np.empty((threads, min(N, _TILE)), dtype=weight.dtype)
-    summed = np.empty((threads, N), dtype=inputs.dtype)
+    state_grads = np.empty((threads, N), dtype=inputs.dtype)
     for back in range(len(first) - 1):
         level = len(first) - 2 - back
         start, nodes = first[level], first[level + 1] - first[level]
         chunks = min(threads, nodes)
         for c in numba.prange(chunks):
-            own = summed[c]
+            state_grad = state_grads[c]
             for v in range(start + c * nodes // chunks, start + (c + 1) * nodes // chunks):
-                _gather(ptr[v], ptr[v + 1], target, weight, rows, own, total[c])
+                _gather(ptr[v], ptr[v + 1], target, weight, rows, state_grad, total[c])
                 p = place[v]
                 if p < 0:
                     for i in range(N):
-                        store(own, i, load(own, i) + load(upstream[-p - 1], i))
-                    rows[v, :] = own
+                        store(state_grad, i, load(state_grad, i) + load(upstream[-p - 1], i))
+                    rows[v, :] = state_grad
                 elif level == 0:
-                    of_inputs[v, :] = own
+                    of_inputs[v, :] = state_grad
                 else:
                     affine = scale[p], shift[p], filters[p]
                     dscale[p], dshift[p] = node_backward(
-                        own.reshape(B, H, W), inputs[v], *affine, mean[p], rstd[p], to_inputs[v],
-                        dfilters[p], inputs[:0, 0], 1, given, scratch[0, c], scratch[1, c],
-                        scratch[2, c], passed[c],
+                        state_grad.reshape(B, H, W), inputs[v], *affine, mean[p], rstd[p],
+                        to_inputs[v], dfilters[p], inputs[:0, 0], 1, given, scratch[0, c],
+                        scratch[1, c], scratch[2, c], relu_grad[c],
                     )  # fmt: skip

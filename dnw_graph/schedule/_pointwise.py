@@ -1,7 +1,7 @@
 """A static graph of pointwise node functions as one function, in compiled code.
 
-What takes long in a graph of many small blocks is to go from one to the next. Here that costs
-nothing: see :mod:`dnw_graph.schedule._kernels`.
+A graph of many small blocks spends most time between blocks, which the kernels in
+:mod:`dnw_graph.schedule._kernels` avoid.
 """
 
 from typing import Any
@@ -30,21 +30,21 @@ KNOWN = (Bias, Gelu, Identity, Linear, Relu, Tanh)
 
 
 def run(forward_pass: ForwardPass, x: Tensor) -> Tensor | None:
-    """Return the states of the output nodes, or None where the graph is not of this kind.
+    """Return the states of the output nodes, or None if the graph is not of this kind.
 
     Args:
         forward_pass: The graph.
-        x: Inputs of the input nodes ``[inputs, *features]``, by number of the node.
+        x: Inputs of the input nodes ``[inputs, *features]``, in node order.
 
     Returns:
-        States ``[outputs, *features]``, by number of the node.
+        States ``[outputs, *features]``, in node order.
     """
     wiring = forward_pass.wiring
     x = x.to(fused.accepted(x))
     if not x.is_cpu or x.dtype not in TYPES or not x.numel() or wiring.sampler is not None:
         return None
     if not forward_pass.backend.by_edge(wiring) or not all(
-        map(_known, forward_pass.nodes, forward_pass.messages)
+        map(_supports, forward_pass.nodes, forward_pass.messages)
     ):
         return None
     like = wide(wiring.edge_weight)
@@ -55,8 +55,8 @@ def run(forward_pass: ForwardPass, x: Tensor) -> Tensor | None:
     return result
 
 
-def _known(node: nn.Module, message: nn.Module) -> bool:
-    """Return whether compiled code knows a node function, and nobody listens to it."""
+def _supports(node: nn.Module, message: nn.Module) -> bool:
+    """Return whether compiled code supports the modules of a block, which must have no hooks."""
     if is_observed(node) or is_observed(message):
         return False
     return is_identity(message) and type(node) in KNOWN
@@ -66,32 +66,32 @@ def _kinds(forward_pass: ForwardPass) -> Tensor:
     """Return the kind of each node's activation ``[V]``, int8."""
     kinds = [KINDS[node.activation] for node in forward_pass.nodes]  # type: ignore[index]
     sizes = torch.tensor([len(block.nodes) for block in forward_pass.topology.blocks], device="cpu")
-    each = torch.tensor(kinds, dtype=torch.int8, device="cpu")
-    return each.repeat_interleave(sizes)
+    by_block = torch.tensor(kinds, dtype=torch.int8, device="cpu")
+    return by_block.repeat_interleave(sizes)
 
 
 def _needs_inputs(forward_pass: ForwardPass) -> bool:
-    """Return whether the derivative of an activation is not a function of what it returns."""
+    """Return whether the derivative of an activation cannot be computed from its output."""
     return any(node.activation == "gelu" for node in forward_pass.nodes)
 
 
 def _affine(nodes: Any, name: str, like: Tensor) -> Tensor | None:
     """Return the factors or biases of all nodes ``[V]``; None if no node has one."""
-    given = [getattr(node, name) for node in nodes]
-    if all(part is None for part in given):
+    parameters = [getattr(node, name) for node in nodes]
+    if all(part is None for part in parameters):
         return None
     neutral = 1.0 if name == "scale" else 0.0
     parts = [
         torch.full((node.num_nodes,), neutral, dtype=like.dtype, device=like.device)
         if part is None
         else part.to(like.dtype)
-        for node, part in zip(nodes, given, strict=True)
+        for node, part in zip(nodes, parameters, strict=True)
     ]
     return torch.cat(parts)
 
 
 class _Function(torch.autograd.Function):
-    """All nodes in their order forward, and in the reverse order backward."""
+    """Computes all nodes in order, and in reverse order in the backward."""
 
     @staticmethod
     def forward(
@@ -134,14 +134,14 @@ class _Function(torch.autograd.Function):
             to_inputs,
             to_affine,
         )
-        along, total = to_affine.sum(0)
-        wanted = ctx.needs_input_grad
+        to_scale, to_shift = to_affine.sum(0)
+        needs_grad = ctx.needs_input_grad
         return (
             *[None] * 4,
-            ctx.correlation(z, to_inputs, ctx.dtype) if wanted[4] else None,
-            to_inputs[: wiring.topology.num_inputs] if wanted[5] else None,
-            along if wanted[6] else None,
-            total if wanted[7] else None,
+            ctx.correlation(z, to_inputs, ctx.dtype) if needs_grad[4] else None,
+            to_inputs[: wiring.topology.num_inputs] if needs_grad[5] else None,
+            to_scale if needs_grad[6] else None,
+            to_shift if needs_grad[7] else None,
         )
 
 
@@ -160,20 +160,20 @@ def forward(
     """Write the states of all nodes.
 
     Args:
-        ptr: Edges into node ``v`` are ``ptr[v]`` to ``ptr[v + 1] - 1``. ``[V + 1]``
+        ptr: Row pointers ``[V + 1]``: edges into node ``v`` are ``ptr[v]`` to ``ptr[v + 1] - 1``.
         source: Sources of the edges ``[k]``.
-        weight: Their weights ``[k]``.
-        x: ``I`` of the first nodes ``[inputs, *features]``, contiguous.
-        scale: ``a [V]``; 1 unless given.
-        shift: ``b [V]``; 0 unless given.
-        kinds: Which activation each node has ``[V]``, int8.
-        inputs: Where to write ``I [V, *features]``; empty if it is not needed.
-        z: Where to write ``Z [V, *features]``.
+        weight: Weights of the edges ``[k]``.
+        x: ``I`` of the input nodes, which are first ``[inputs, *features]``, contiguous.
+        scale: ``a [V]``; None for 1.
+        shift: ``b [V]``; None for 0.
+        kinds: Activation of each node ``[V]``, int8.
+        inputs: Result ``I [V, *features]``; empty if it is not needed.
+        z: Result ``Z [V, *features]``.
     """
     arrays = [_jit.array(t) for t in (ptr, source, weight, _rows(x))]
     affine = [_jit.array(weight[:0] if t is None else t) for t in (scale, shift)]
-    rest = [_jit.array(t) for t in (kinds, _rows(inputs), _rows(z))]
-    _kernels.forward(*arrays, *affine, *rest, _tile(z))
+    maps = [_jit.array(t) for t in (kinds, _rows(inputs), _rows(z))]
+    _kernels.forward(*arrays, *affine, *maps, _tile(z))
 
 
 @torch.library.custom_op(
@@ -193,15 +193,15 @@ def backward(
     to_inputs: Tensor,
     to_affine: Tensor,
 ) -> None:
-    """Write ``dL/dI [V, *features]``, and of each tile ``dL/da`` and ``dL/db [tiles, 2, V]``.
+    """Write ``dL/dI [V, *features]``, and each tile's part of ``dL/da``, ``dL/db [tiles, 2, V]``.
 
-    Args as for :func:`forward`, and ``grad [outputs, *features]``, gradients to the states of the
-    nodes ``output [outputs]``.
+    Arguments as for :func:`forward`. ``grad [outputs, *features]`` holds the gradients to the
+    states of the nodes ``output [outputs]``.
     """
     arrays = [_jit.array(t) for t in (_rows(grad), output, ptr, source, weight)]
     affine = [_jit.array(weight[:0] if t is None else t) for t in (scale, shift)]
-    rest = [_jit.array(t) for t in (kinds, _rows(inputs), _rows(z), _rows(to_inputs), to_affine)]
-    _kernels.backward(*arrays, *affine, *rest, _tile(z))
+    maps = [_jit.array(t) for t in (kinds, _rows(inputs), _rows(z), _rows(to_inputs), to_affine)]
+    _kernels.backward(*arrays, *affine, *maps, _tile(z))
 
 
 def _edges(wiring: Wiring) -> tuple[Tensor, Tensor, Tensor]:
@@ -209,7 +209,7 @@ def _edges(wiring: Wiring) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _outputs(wiring: Wiring) -> Tensor:
-    """Return the output nodes, ascending."""
+    """Return the output nodes in ascending order."""
     blocks = [block for block in wiring.topology.blocks if block.role == Role.OUTPUT]
     return torch.tensor([v for block in blocks for v in block.nodes], device="cpu")
 
@@ -219,7 +219,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _tile(z: Tensor) -> int:
-    """Return how many columns go through the graph together: those of all nodes stay in cache."""
+    """Return the number of columns of a tile, chosen so that all nodes' columns fit in cache."""
     columns = z[0].numel()
     fits = _CACHE // (len(z) * z.element_size())
     return max(16, min(fits, -(-columns // 4)) // 16 * 16)

@@ -1,10 +1,11 @@
-"""What schedules in time share: all nodes fire at once, from the states that all had before."""
+"""Common code of schedules in time, where all nodes fire at once, from their previous states."""
 
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from dnw_graph.schedule.base import AggregateFunction, ForwardPass, Schedule
 from dnw_graph.topology import Grouping, Topology, by_role
@@ -14,22 +15,22 @@ States = list[Tensor]
 
 
 class InTime(Schedule):
-    r"""``Z(0)`` is what the graph is given on the inputs, and 0 elsewhere.
+    r"""Base class of schedules in time, with ``Z(0)`` set on the inputs and 0 elsewhere.
 
-    Then :math:`f(A m(Z), t)` says what comes next: inputs may have parents, and a topology cycles.
-    Node functions may have a stride: their maps are padded with zeros to the size of the states
-    (Figure 2 of the paper).
+    :math:`f(A m(Z), t)` determines the next states, so inputs may have parents, and a topology may
+    have cycles. Node functions may have a stride: their maps are padded with zeros to the size of
+    the states (Figure 2 of the paper).
     """
 
     keeps_size = True
 
+    @override
     def check(self, topology: Topology) -> None:
-        """See :meth:`Schedule.check`."""
-        lost = topology.outputs[topology.distance[topology.outputs] < 0]
-        if len(lost):
+        constant = topology.outputs[topology.distance[topology.outputs] < 0]
+        if len(constant):
             raise ValueError(
                 "no path of candidate edges leads from an input to output "
-                f"{topology.describe(lost)}; add edges, or take the node out of the outputs"
+                f"{topology.describe(constant)}; add edges, or take the node out of the outputs"
             )
 
     def group(self, topology: Topology) -> Grouping:
@@ -37,11 +38,11 @@ class InTime(Schedule):
         return by_role(topology)
 
 
-def start(forward_pass: ForwardPass, given: dict[int, Tensor]) -> States:
-    """Return the first states: what is given, and 0 elsewhere."""
-    like = next(iter(given.values()))
+def start(forward_pass: ForwardPass, states: dict[int, Tensor]) -> States:
+    """Return the first states of each block: those in ``states``, and 0 for other blocks."""
+    like = next(iter(states.values()))
     return [
-        given[b.index] if b.index in given else like.new_zeros(len(b.nodes), *like.shape[1:])
+        states[b.index] if b.index in states else like.new_zeros(len(b.nodes), *like.shape[1:])
         for b in forward_pass.topology.blocks
     ]
 
@@ -51,7 +52,7 @@ def update(
     aggregate: AggregateFunction,
     states: Sequence[Tensor],
     t: float,
-    given: dict[int, Tensor] | None = None,
+    x: dict[int, Tensor] | None = None,
 ) -> States:
     """Return ``f(A m(Z) + X, t)`` of each block.
 
@@ -60,7 +61,7 @@ def update(
         aggregate: Sums messages.
         states: ``Z``.
         t: The time.
-        given: ``X``, what flows into the inputs now, by index of the block; nothing unless given.
+        x: ``X``, which is added to the inputs of input nodes, by index of the block; None for 0.
     """
     blocks, features = forward_pass.topology.blocks, states[0].shape[2:]
     messages = [
@@ -69,24 +70,24 @@ def update(
     new = []
     for block in blocks:
         inputs = aggregate(block, messages)
-        if given and block.index in given:
-            inputs = inputs + given[block.index]
+        if x and block.index in x:
+            inputs = inputs + x[block.index]
         new.append(padded(forward_pass.fire(block, inputs, t), features))
     return new
 
 
 def padded(states: Tensor, features: Sequence[int]) -> Tensor:
-    """Return maps of a size, with zeros past the end of smaller ones.
+    """Return maps padded with zeros at the end to the size ``features``.
 
     Raises:
-        ValueError: They are larger.
+        ValueError: If the maps are larger.
     """
     if states.shape[2:] == torch.Size(features):
         return states
     missing = [want - have for want, have in zip(features, states.shape[2:], strict=True)]
     if min(missing) < 0:
         raise ValueError(
-            f"node functions must not enlarge feature maps: they had {list(features)} pixels, and "
-            f"have {list(states.shape[2:])}"
+            f"node functions must not enlarge feature maps: expected at most {list(features)} "
+            f"pixels, got {list(states.shape[2:])}"
         )
     return F.pad(states, [n for size in reversed(missing) for n in (0, size)])

@@ -1,4 +1,4 @@
-"""The contract of a schedule."""
+"""The interface of a schedule."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -16,18 +16,18 @@ from dnw_graph.topology import Block, Grouping, Role, Topology
 from dnw_graph.wiring import Wiring
 
 AggregateFunction = Callable[[Block, Sequence[Tensor]], Tensor]
-"""``aggregate(block, messages)``: the inputs of a block, given what each block so far sends."""
+"""``aggregate(block, messages)`` returns the inputs of a block, given the messages by block."""
 
 
 @dataclass
 class RecurrentState:
-    """What goes from one call to the next in time.
+    """The state that is carried from one call to the next in time.
 
     Attributes:
-        states: States of each block ``[nodes, B, *features]``; the schedule puts new ones here.
-        step: Steps done before this call; likewise.
-        lengths: Frames of each sequence of the batch ``[B]``, after which its states stay; None if
-            all have as many.
+        states: States of each block ``[nodes, B, *features]``; the schedule writes new ones here.
+        step: Number of steps before this call; the schedule updates it.
+        lengths: Number of frames of each sequence ``[B]``, after which its states do not change;
+            None if all sequences have the same length.
     """
 
     states: list[Tensor]
@@ -37,16 +37,17 @@ class RecurrentState:
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """A graph in one forward pass: the real edges are decided, nothing has fired yet.
+    """A graph in one forward pass, after its real edges are chosen and before any node fires.
 
     Attributes:
         wiring: The real edges.
         weight: Candidate weights ``[E]``, or those of real edges (:meth:`Wiring.trained`).
-        backend: How messages are summed.
+        backend: The backend, which sums messages.
         nodes: Node function of each block.
-        messages: What a block sends, given its states: a module a block.
-        evaluations: How often the graph was evaluated, to be counted by schedules that find out.
-        state: States to begin with, and to be replaced by the last ones, if the call has any.
+        messages: Message function of each block, which is applied to its states.
+        evaluations: Number of evaluations of the graph, for schedules where it can vary.
+        state: States to start from, which the schedule replaces by the last ones; None if the call
+            passed no state.
     """
 
     wiring: Wiring
@@ -63,7 +64,7 @@ class ForwardPass:
         return self.wiring.topology
 
     def aggregator(self) -> AggregateFunction:
-        """Return what sums messages; made once a pass, since it prepares the weights once."""
+        """Return a function that sums messages; call this once per pass, as it prepares weights."""
         blocks = self.topology.blocks
         weights = self.weight.split([len(self.wiring.span(block)) for block in blocks])
         prepared = self.backend.prepare(self.wiring)
@@ -72,76 +73,76 @@ class ForwardPass:
             if not block.edges:
                 return messages[0].new_zeros(len(block.nodes), *messages[0].shape[1:])
             sources = tuple(blocks[i] for i in block.sources)
-            given = [messages[i] for i in block.sources]
-            asked = BlockEdges(block, sources, self.wiring, prepared)
-            total: Tensor = self.backend(asked, weights[block.index], given)
+            states = [messages[i] for i in block.sources]
+            edges = BlockEdges(block, sources, self.wiring, prepared)
+            total: Tensor = self.backend(edges, weights[block.index], states)
             return total
 
         return aggregate
 
     def fire(self, block: Block, inputs: Tensor, t: float) -> Tensor:
-        """Return the states of a block: what its node function makes of its inputs.
+        """Return the states of a block, computed from its inputs by its node function.
 
         Raises:
-            ValueError: The node function returned another number of nodes, or lost the batch.
+            ValueError: If the node function changes the number of nodes or images.
         """
         return _checked(self.nodes[block.index], "node", block, inputs, t)
 
     def send(self, block: Block, states: Tensor, t: float) -> Tensor:
-        """Return what a block sends along its edges.
+        """Return the messages of a block, computed from its states by its message function.
 
         Raises:
-            ValueError: As :meth:`fire`.
+            ValueError: If the message function changes the number of nodes or images.
         """
         return _checked(self.messages[block.index], "message", block, states, t)
 
 
 class Schedule(ABC):
-    """Decides in which order nodes fire, and how often; holds settings only."""
+    """Determines in which order nodes fire, and how often; holds settings only."""
 
-    #: Whether the graph is given a sequence: ``[B, T, inputs, *features]``.
+    #: Whether the input of the graph is a sequence ``[B, T, inputs, *features]``.
     takes_sequence: bool = False
 
-    #: Whether it returns one.
+    #: Whether the output of the graph is a sequence.
     gives_sequence: bool = False
 
-    #: Whether it can begin with states handed in (:attr:`ForwardPass.state`).
+    #: Whether the schedule can start from a state of an earlier call (:attr:`ForwardPass.state`).
     carries_state: bool = False
 
-    #: Whether states have the size of what the graph is given, whatever the strides.
+    #: Whether states have the size of the graph's input, regardless of strides.
     keeps_size: bool = False
 
     @abstractmethod
     def check(self, topology: Topology) -> None:
-        """Raise where the schedule cannot run a topology.
+        """Raise ValueError if the schedule cannot run a topology.
 
         Raises:
-            ValueError: Naming the nodes in the way.
+            ValueError: If it cannot; the message names the nodes that prevent it.
         """
 
     def group(self, topology: Topology) -> Grouping:
-        """Return the blocks in which nodes fire, each with one node function; as they are."""
+        """Return the blocks whose nodes fire together; by default those of the topology."""
         return Grouping(topology)
 
     @abstractmethod
     def run(self, forward_pass: ForwardPass, frames: Sequence[Tensor]) -> list[Tensor]:
-        """Return the outputs.
+        """Return the states of the output nodes.
 
         Args:
             forward_pass: The graph.
-            frames: What it is given ``[inputs, *features]``, by number of the node: once, or at
-                each time where it :attr:`takes_sequence`.
+            frames: Inputs of the input nodes ``[inputs, *features]``, in node order: one tensor, or
+                one per time step if :attr:`takes_sequence`.
 
         Returns:
-            States of the output nodes ``[outputs, *features]``, by number of the node: once, or at
-            each time where it :attr:`gives_sequence`.
+            States of the output nodes ``[outputs, *features]``, in node order: one tensor, or one
+            per time step if :attr:`gives_sequence`.
         """
 
     def firings(self, evaluations: Mapping[str, int]) -> int:
         """Return how often each node fires in a pass.
 
         Args:
-            evaluations: What :attr:`ForwardPass.evaluations` held after it.
+            evaluations: :attr:`ForwardPass.evaluations` after the pass.
         """
         return 1
 
@@ -150,11 +151,12 @@ def checked_lengths(schedule: Schedule, x: Tensor, lengths: Tensor) -> Tensor:
     """Return the lengths of sequences ``[B, T, ...]`` on their device.
 
     Raises:
-        ValueError: Not a whole number from 1 to ``T`` for each, or no sequences.
+        ValueError: If the lengths are not one whole number from 1 to ``T`` per sequence, or the
+            schedule does not take sequences.
     """
     if not schedule.takes_sequence:
         raise ValueError(
-            "lengths are those of sequences: give a schedule that takes some, such as "
+            "lengths are those of sequences: use a schedule that takes sequences, such as "
             "\"discrete(steps=9, input='new')\""
         )
     batch, frames = x.shape[:2]
@@ -170,20 +172,20 @@ def checked_lengths(schedule: Schedule, x: Tensor, lengths: Tensor) -> Tensor:
 
 
 def parts_of(topology: Topology, x: Tensor) -> dict[int, Tensor]:
-    """Split what the inputs are given ``[inputs, *features]`` by index of the block."""
+    """Return the parts of the inputs ``[inputs, *features]`` by index of the block."""
     blocks = [block for block in topology.blocks if block.role == Role.INPUT]
     parts = x.split([len(block.nodes) for block in blocks])
     return {block.index: part for block, part in zip(blocks, parts, strict=True)}
 
 
 def outputs_of(topology: Topology, states: Sequence[Tensor]) -> Tensor:
-    """Return the states of the output nodes, by number of the node, given those of each block."""
-    found = [states[block.index] for block in topology.blocks if block.role == Role.OUTPUT]
-    return found[0] if len(found) == 1 else torch.cat(found)
+    """Return the states of the output nodes in node order, given the states of each block."""
+    parts = [states[block.index] for block in topology.blocks if block.role == Role.OUTPUT]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def is_observed(module: nn.Module) -> bool:
-    """Return whether hooks have to be called with what a module reads and returns."""
+    """Return whether a module has hooks, which must be called with its inputs and outputs."""
     return has_any_global_hook() or any(
         hooks
         for hooks in (
@@ -196,18 +198,19 @@ def is_observed(module: nn.Module) -> bool:
 
 
 def is_identity(module: nn.Module) -> bool:
-    """Return whether a node or message function returns what it is given."""
+    """Return whether a node or message function returns its inputs unchanged."""
     return type(module) is Identity and module.scale is None and module.bias is None
 
 
 def _checked(module: nn.Module, kind: str, block: Block, x: Tensor, t: float) -> Tensor:
     out: Tensor = module(x, t)
     if out.dim() != x.dim() or out.shape[:2] != x.shape[:2]:
-        what = "states" if kind == "node" else "messages"
-        own = module.function if isinstance(module, WithoutTime) else module
+        result = "states" if kind == "node" else "messages"
+        function = module.function if isinstance(module, WithoutTime) else module
         raise ValueError(
-            f"{kind} function {type(own).__name__} of block {block.index} must return {what} "
-            f"[{len(block.nodes)}, B, ...] for inputs {list(x.shape)}, got {list(out.shape)}"
+            f"{kind} function {type(function).__name__} of block {block.index} must return "
+            f"{result} [{len(block.nodes)}, B, ...] for inputs {list(x.shape)}, "
+            f"got {list(out.shape)}"
         )
     return out
 

@@ -1,4 +1,4 @@
-"""States follow a differential equation."""
+"""Continuous time: states follow a differential equation."""
 
 import math
 import warnings
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
+from typing_extensions import override
 
 from dnw_graph.schedule._time import InTime, start, update
 from dnw_graph.schedule.base import SCHEDULES, ForwardPass, outputs_of, parts_of
@@ -16,30 +17,29 @@ from dnw_graph.schedule.base import SCHEDULES, ForwardPass, outputs_of, parts_of
 
 @SCHEDULES.register("continuous")
 class Continuous(InTime):
-    r"""``dZ / dt = f(A Z(t), t)`` for ``t`` from 0 to ``t1``, read out at the end (section 2.3).
+    r"""``dZ / dt = f(A Z(t), t)`` for ``t`` from 0 to ``t1``, read at the end (section 2.3).
 
-    :math:`Z(0) = X` on the inputs and 0 elsewhere, an augmented neural ODE. Solved by torchdiffeq
-    with the real edges fixed, in float32 inside autocast. How often the graph was evaluated is in
-    :attr:`NeuralGraph.evaluations`; normalisation over a batch updates its statistics each time, so
-    ``norm="instance"`` suits it better.
+    :math:`Z(0) = X` on the inputs and 0 elsewhere, an augmented neural ODE. It is solved by
+    torchdiffeq with fixed real edges, in float32 inside autocast. The number of evaluations of the
+    graph is in :attr:`NeuralGraph.evaluations`. Batch norm updates its statistics at each
+    evaluation, so ``norm="instance"`` is more suitable.
 
     Args:
         method: A solver of torchdiffeq; the default is Dormand and Prince's, of order 5.
         rtol: Relative tolerance of adaptive solvers.
-        atol: Absolute tolerance.
+        atol: Absolute tolerance of adaptive solvers.
         t1: Time at the end.
-        step_size: Of solvers with a fixed step; one step unless given.
-        adjoint: Whether gradients come from the adjoint equation, solved backward, in memory for
-            one evaluation, rather than through the solver.
-        rectified: Whether the solver's states are clipped at 0 each time the graph is evaluated on
-            them, as in the published implementation, whose ReLU works in place; its checkpoints
-            need it.
-        max_evaluations: Evaluations of the graph, forward and backward each, after which it gives
-            up.
+        step_size: Step of solvers with a fixed step; None for one step.
+        adjoint: Whether to compute gradients by solving the adjoint equation backward, which needs
+            memory for one evaluation only, instead of through the solver.
+        rectified: Whether to clip the solver's states at 0 at each evaluation of the graph, as in
+            the published implementation, whose ReLU works in place; its checkpoints need this.
+        max_evaluations: Largest number of evaluations of the graph in the forward pass, and in the
+            backward pass.
 
     Raises:
-        ValueError: Another method, or a number out of range; on a forward or backward pass, more
-            evaluations than ``max_evaluations``, or states that are not finite.
+        ValueError: If the method is unknown or a number is out of range; on a forward or backward
+            pass, if it takes more than ``max_evaluations`` or states are not finite.
     """
 
     def __init__(
@@ -65,10 +65,13 @@ class Continuous(InTime):
         if not isinstance(max_evaluations, int):
             raise ValueError(f"max_evaluations must be a whole number, got {max_evaluations!r}")
         if adjoint and rectified:
-            raise ValueError("rectified=True changes states behind the adjoint equation's back")
+            raise ValueError(
+                "rectified=True changes states in place, which the adjoint equation does not "
+                "support: pass adjoint=False"
+            )
         if method == "scipy_solver" and not adjoint:
             raise ValueError(
-                "method 'scipy_solver' works outside PyTorch, which loses gradients: give "
+                "method 'scipy_solver' works outside PyTorch, which loses gradients: pass "
                 "adjoint=True"
             )
         self.rectified = rectified
@@ -76,20 +79,20 @@ class Continuous(InTime):
         self.adjoint, self.max_evaluations = adjoint, max_evaluations
         self.options = {} if step_size is None else {"step_size": step_size}
         ends = torch.tensor([0.0, t1], device="cpu")
-        try:  # what torchdiffeq does not know, or does not take, it says now
+        try:  # so that torchdiffeq rejects an unknown method or option now
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", ".*[Uu]nexpected arguments.*")
                 self._solve(odeint, lambda t, z: z, torch.zeros(1, device="cpu"), ends)
         except (ValueError, TypeError, UserWarning) as error:
             raise ValueError(f"continuous time with method {method!r}: {error}") from error
 
+    @override
     def run(self, forward_pass: ForwardPass, frames: Sequence[Tensor]) -> list[Tensor]:
-        """See :meth:`Schedule.run`."""
         (x,) = frames
         if self.adjoint and forward_pass.wiring.slot is not None:
             raise ValueError(
-                "the adjoint gives no gradients to edges that are sampled: take adjoint=False, or "
-                "another rule"
+                "the adjoint does not compute gradients of sampled edges: pass adjoint=False, or "
+                "use another rule"
             )
         with torch.autocast(x.device.type, enabled=False):
             x = x.float() if x.dtype != torch.float64 else x
@@ -100,47 +103,47 @@ class Continuous(InTime):
                 return [outputs_of(forward_pass.topology, derivative.by_block(states))]
             with derivative.counting("forward"):
                 if self.adjoint:
-                    held = tuple(p for p in derivative.parameters() if p.requires_grad)
-                    found = self._solve(
-                        odeint_adjoint, derivative, states, ends, adjoint_params=held
+                    parameters = tuple(p for p in derivative.parameters() if p.requires_grad)
+                    solution = self._solve(
+                        odeint_adjoint, derivative, states, ends, adjoint_params=parameters
                     )
                 else:
-                    found = self._solve(odeint, derivative, states, ends)
-        return [outputs_of(forward_pass.topology, derivative.by_block(found[-1]))]
+                    solution = self._solve(odeint, derivative, states, ends)
+        return [outputs_of(forward_pass.topology, derivative.by_block(solution[-1]))]
 
-    def _solve(self, solver: Any, *args: Any, **more: Any) -> Any:
-        given = {"rtol": self.rtol, "atol": self.atol, "method": self.method}
+    def _solve(self, solver: Any, *args: Any, **kwargs: Any) -> Any:
+        settings = {"rtol": self.rtol, "atol": self.atol, "method": self.method}
         try:
-            return solver(*args, **given, options=self.options or None, **more)
-        except AssertionError as error:  # how torchdiffeq says that it is lost
+            return solver(*args, **settings, options=self.options or None, **kwargs)
+        except AssertionError as error:  # torchdiffeq: a step underflows, or a state is not finite
             raise ValueError(
-                f"the solver found no way on ({error}): states or their derivatives are not finite "
-                "or grow without bound; lower the learning rate, or give norms a larger eps"
+                f"the solver cannot continue ({error}): states or their derivatives are not finite "
+                "or grow without bound; lower the learning rate, or use norms with a larger eps"
             ) from error
 
+    @override
     def firings(self, evaluations: Mapping[str, int]) -> int:
-        """See :meth:`Schedule.firings`."""
         return evaluations["forward"]
 
 
 class _Derivative(nn.Module):
     """The right-hand side ``f(A Z, t)``.
 
-    It holds the weights as a parameter and splits them at each evaluation: the adjoint gives
-    gradients to parameters of the right-hand side, and to nothing else that it uses.
+    It holds the weights as a parameter and splits them at each evaluation, since the adjoint
+    computes gradients of parameters of the right-hand side only.
     """
 
     def __init__(self, forward_pass: ForwardPass, schedule: Continuous) -> None:
         super().__init__()
-        self._flow, self._schedule, self._phase = forward_pass, schedule, "backward"
-        self._pull = None if schedule.adjoint else forward_pass.aggregator()
+        self._forward_pass, self._schedule, self._phase = forward_pass, schedule, "backward"
+        self._aggregate = None if schedule.adjoint else forward_pass.aggregator()
         self.weight = forward_pass.weight
         self.functions = nn.ModuleList([*forward_pass.nodes, *forward_pass.messages])
         forward_pass.evaluations.update(forward=0, backward=0)
 
     @contextmanager
     def counting(self, phase: str) -> Iterator[None]:
-        """Count evaluations as those of a phase; as backward ones elsewhere."""
+        """Count evaluations inside the context under ``phase`` instead of ``"backward"``."""
         self._phase = phase
         try:
             yield
@@ -149,22 +152,24 @@ class _Derivative(nn.Module):
 
     def by_block(self, states: Tensor) -> tuple[Tensor, ...]:
         """Return the states of each block."""
-        return states.split([len(block.nodes) for block in self._flow.topology.blocks])
+        blocks = self._forward_pass.topology.blocks
+        return states.split([len(block.nodes) for block in blocks])
 
     def forward(self, t: Tensor, states: Tensor) -> Tensor:
         """Return the derivative of the states of all nodes ``[V, *features]``."""
-        counts, schedule, now = self._flow.evaluations, self._schedule, float(t.detach())
+        forward_pass, schedule, time = self._forward_pass, self._schedule, float(t.detach())
+        counts = forward_pass.evaluations
         counts[self._phase] += 1
         if counts[self._phase] > schedule.max_evaluations:
             largest = float(states.detach().abs().max())
-            looser = "rtol" if schedule.rtol * largest >= schedule.atol else "atol"
+            tolerance = "rtol" if schedule.rtol * largest >= schedule.atol else "atol"
             raise ValueError(
                 f"the solver needed more than {schedule.max_evaluations} evaluations "
-                f"({self._phase}, at time {now:.3g} of {schedule.t1:g}, states up to "
-                f"{largest:.3g}): loosen {looser}, now {getattr(schedule, looser):g}, which "
+                f"({self._phase}, at time {time:.3g} of {schedule.t1:g}, states up to "
+                f"{largest:.3g}): loosen {tolerance}, now {getattr(schedule, tolerance):g}, which "
                 "allows most of the error, or raise max_evaluations"
             )
         if schedule.rectified:
-            states.relu_()  # the solver goes on from these
-        aggregate = self._pull or self._flow.aggregator()
-        return torch.cat(update(self._flow, aggregate, self.by_block(states), now))
+            states.relu_()  # in place, since the solver continues from these
+        aggregate = self._aggregate or forward_pass.aggregator()
+        return torch.cat(update(forward_pass, aggregate, self.by_block(states), time))

@@ -1,10 +1,11 @@
-"""All nodes fire at every step: a recurrent network."""
+"""Discrete time: all nodes fire at every step, as in a recurrent network."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from dnw_graph.schedule._time import InTime, padded, start, update
 from dnw_graph.schedule.base import SCHEDULES, ForwardPass, RecurrentState, outputs_of, parts_of
@@ -16,25 +17,26 @@ Read = Literal["end", "every"]
 
 @SCHEDULES.register("discrete")
 class Discrete(InTime):
-    r"""``Z(l + 1) = f(A Z(l), l)`` for ``l`` from 0, read out at ``Z(L)`` (section 2.3).
+    r"""``Z(l + 1) = f(A Z(l), l)`` for ``l`` from 0, read at ``Z(L)`` (section 2.3).
 
-    What the graph is given may be the states of its inputs at the start,
-    :math:`Z_{V_0}(0) = X`, or flow into them: :math:`Z(l + 1) = f(A Z(l) + X(l + 1), l)` on the
-    inputs, where :math:`Z_{V_0}(0) = f(X(0), 0)`. If it is the same at every step, inputs have no
-    parents, and there are as many steps as the longest path has edges, the outputs are those of a
-    static graph.
+    The input ``X`` of the graph is either the initial state of the input nodes,
+    :math:`Z_{V_0}(0) = X`, or added to their inputs at each step:
+    :math:`Z(l + 1) = f(A Z(l) + X(l + 1), l)` with :math:`Z_{V_0}(0) = f(X(0), 0)`. If it is the
+    same at every step, input nodes have no parents, and there are as many steps as the longest path
+    has edges, the outputs are those of a static graph.
 
     Args:
-        steps: ``L``; the information in a state goes along one edge a step.
-        input: ``"start"``; ``"held"``, the same flows in at every step; ``"new"``, a sequence
-            ``[B, T, inputs, *features]`` of up to ``L + 1`` does, one a step, and nothing after
-            its end. Where states are handed in, there are as many steps as frames, each of which
-            flows into the states before it.
-        read: ``"end"``; or ``"every"`` step, and the outputs are ``[B, L, outputs, *features]``.
+        steps: Number of steps ``L``; information moves along one edge per step.
+        input: ``"start"``: the input is the initial state. ``"held"``: the same input is added at
+            every step. ``"new"``: the input is a sequence ``[B, T, inputs, *features]`` of up to
+            ``L + 1`` frames, one per step, followed by zeros. If a state is passed, the number of
+            steps is the number of frames, and frame ``l`` is added in step ``l``.
+        read: ``"end"`` to return the last outputs, or ``"every"`` to return those of all steps
+            ``[B, L, outputs, *features]``.
 
     Raises:
-        ValueError: No steps, or another word; steps after which nothing of the input is left at an
-            output.
+        ValueError: If ``steps`` is below 1 or another argument is unknown, or if after ``steps`` no
+            information from the input remains at an output.
     """
 
     carries_state = True
@@ -50,91 +52,91 @@ class Discrete(InTime):
         self.takes_sequence, self.gives_sequence = input == "new", read == "every"
         self._checked: set[tuple[Topology, int]] = set()
 
+    @override
     def check(self, topology: Topology) -> None:
-        """See :meth:`Schedule.check`."""
         super().check(topology)
-        far = topology.outputs[topology.distance[topology.outputs] > self.steps]
-        if len(far):
+        distant = topology.outputs[topology.distance[topology.outputs] > self.steps]
+        if len(distant):
             needed = int(topology.distance[topology.outputs].max())
             raise ValueError(
-                f"in {self.steps} steps nothing reaches output {topology.describe(far)} from an "
-                f"input; give {needed} steps or more"
+                f"in {self.steps} steps nothing reaches output {topology.describe(distant)} from "
+                f"an input; pass steps={needed} or more"
             )
         if self.input == "start" and not self.gives_sequence:
             ends = topology.walks_from_inputs(self.steps)
-            gone = topology.outputs[~torch.isin(topology.outputs, ends)]
-            if len(gone):
+            missing = topology.outputs[~torch.isin(topology.outputs, ends)]
+            if len(missing):
                 raise ValueError(
-                    f"after {self.steps} steps nothing of the input is left at output "
-                    f"{topology.describe(gone)}: it goes along one edge a step, and no path from "
-                    f"an input has {self.steps} edges; give other steps, or input='held'"
+                    f"after {self.steps} steps no information from the input remains at output "
+                    f"{topology.describe(missing)}: it moves along one edge per step, and no path "
+                    f"from an input has {self.steps} edges; pass other steps, or input='held'"
                 )
 
+    @override
     def run(self, forward_pass: ForwardPass, frames: Sequence[Tensor]) -> list[Tensor]:
-        """See :meth:`Schedule.run`.
+        """Return the states of the output nodes, at the end or after every step.
 
         Raises:
-            ValueError: A sequence with more than one frame a step.
+            ValueError: If a sequence has more frames than ``steps + 1``, or no information from it
+                remains at an output.
         """
         if forward_pass.state is not None:
-            return self._go_on(forward_pass, frames, forward_pass.state)
-        topology, aggregate, features = (
-            forward_pass.topology,
-            forward_pass.aggregator(),
-            frames[0].shape[2:],
-        )
+            return self._continue(forward_pass, frames, forward_pass.state)
+        topology, aggregate = forward_pass.topology, forward_pass.aggregator()
+        features = frames[0].shape[2:]
         if len(frames) > self.steps + 1:
             raise ValueError(
-                f"a sequence of {len(frames)} does not flow in within {self.steps} steps; give "
-                f"{len(frames) - 1} steps or more"
+                f"a sequence of {len(frames)} frames does not fit in {self.steps} steps; pass "
+                f"steps={len(frames) - 1} or more"
             )
         self._check_frames(topology, len(frames))
-        given = [parts_of(topology, frame) for frame in frames]
-        first = given[0]
+        inputs = [parts_of(topology, frame) for frame in frames]
+        first = inputs[0]
         if self.input != "start":
             blocks = topology.blocks
             first = {
-                i: padded(forward_pass.fire(blocks[i], x, 0.0), features) for i, x in first.items()
+                i: padded(forward_pass.fire(blocks[i], part, 0.0), features)
+                for i, part in first.items()
             }
         states, outputs = start(forward_pass, first), []
         for step in range(self.steps):
-            now = given[0] if self.input == "held" else None
-            if self.input == "new" and step + 1 < len(given):
-                now = given[step + 1]
-            states = update(forward_pass, aggregate, states, float(step), now)
+            x = inputs[0] if self.input == "held" else None
+            if self.input == "new" and step + 1 < len(inputs):
+                x = inputs[step + 1]
+            states = update(forward_pass, aggregate, states, float(step), x)
             if self.gives_sequence or step + 1 == self.steps:
                 outputs.append(outputs_of(topology, states))
         return outputs
 
-    def _go_on(
+    def _continue(
         self, forward_pass: ForwardPass, frames: Sequence[Tensor], state: RecurrentState
     ) -> list[Tensor]:
-        """Begin with states handed in, and hand on those at the end."""
+        """Return the outputs of steps that start from ``state``, which is updated."""
         topology, aggregate = forward_pass.topology, forward_pass.aggregator()
-        given = [parts_of(topology, frame) for frame in frames]
+        inputs = [parts_of(topology, frame) for frame in frames]
         states, outputs = list(state.states), []
         if self.input == "start":
-            states = [given[0].get(i, z) for i, z in enumerate(states)]
+            states = [inputs[0].get(i, z) for i, z in enumerate(states)]
         steps = len(frames) if self.input == "new" else self.steps
-        until = steps if state.lengths is None else min(steps, int(state.lengths.max()))
-        for step in range(until):
-            now = given[min(step, len(given) - 1)] if self.input != "start" else None
-            # Of time, the first frame of a sequence is the start, as where no states are given.
+        active_steps = steps if state.lengths is None else min(steps, int(state.lengths.max()))
+        for step in range(active_steps):
+            x = inputs[min(step, len(inputs) - 1)] if self.input != "start" else None
+            # The first frame counts as time 0, as without a state.
             t = float(max(state.step + step - (self.input != "start"), 0))
-            new = update(forward_pass, aggregate, states, t, now)
+            new = update(forward_pass, aggregate, states, t, x)
             if state.lengths is not None:
-                goes = (step < state.lengths).view(1, -1, *[1] * (new[0].dim() - 2))
-                new = [torch.where(goes, z, old) for z, old in zip(new, states, strict=True)]
+                active = (step < state.lengths).view(1, -1, *[1] * (new[0].dim() - 2))
+                new = [torch.where(active, z, old) for z, old in zip(new, states, strict=True)]
             states = new
-            if self.gives_sequence or step + 1 == until:
+            if self.gives_sequence or step + 1 == active_steps:
                 outputs.append(outputs_of(topology, states))
-        if self.gives_sequence:  # all sequences have ended, so nothing changes any more
-            outputs += outputs[-1:] * (steps - until)
+        if self.gives_sequence:  # all sequences have ended, so states do not change
+            outputs += outputs[-1:] * (steps - active_steps)
         state.states, state.step = states, state.step + steps
         return outputs
 
     def _check_frames(self, topology: Topology, frames: int) -> None:
-        """Raise where no frame of a sequence reaches an output by the last step."""
+        """Raise ValueError if no frame of a sequence reaches an output in the last step."""
         if self.input != "new" or self.gives_sequence or (topology, frames) in self._checked:
             return
         for frame in range(frames):
@@ -143,11 +145,11 @@ class Discrete(InTime):
                 self._checked.add((topology, frames))
                 return
         raise ValueError(
-            f"after {self.steps} steps nothing of a sequence of {frames} is left at any output: it "
-            f"goes along one edge a step; give steps={frames - 1 + (topology.depth or 1)}, or "
-            "longer sequences"
+            f"after {self.steps} steps no information from a sequence of {frames} frames remains "
+            "at any output: it moves along one edge per step; pass "
+            f"steps={frames - 1 + (topology.depth or 1)}, or longer sequences"
         )
 
+    @override
     def firings(self, evaluations: Mapping[str, int]) -> int:
-        """See :meth:`Schedule.firings`."""
         return self.steps

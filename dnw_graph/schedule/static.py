@@ -1,10 +1,11 @@
-"""Every node fires once, block after block, each pulling from all earlier ones."""
+"""The static schedule: every node fires once, block by block."""
 
 from collections.abc import Sequence
 
 import networkx as nx
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from dnw_graph.aggregation._kernels import TYPES
 from dnw_graph.aggregation.auto import SMALL
@@ -16,23 +17,23 @@ from dnw_graph.topology import Block, Role, Topology
 
 
 class _Sums:
-    """The messages of the blocks that have fired, for any backend; as :class:`Chain`."""
+    """The messages of the blocks that have fired; as :class:`Chain`, but for any backend."""
 
     def __init__(self, forward_pass: ForwardPass) -> None:
-        self._pull = forward_pass.aggregator()
+        self._aggregate = forward_pass.aggregator()
         self._messages: list[Tensor] = []
 
     def aggregate(self, block: Block) -> Tensor:
         """Return the inputs of a block ``[nodes, *features]``."""
-        return self._pull(block, self._messages)
+        return self._aggregate(block, self._messages)
 
     def push(self, block: Block, messages: Tensor) -> None:
-        """Add what a block sends ``[nodes, *features]``."""
+        """Add the messages of a block ``[nodes, *features]``."""
         self._messages.append(messages)
 
 
 def _sums(forward_pass: ForwardPass, like: Tensor) -> "Chain | _Sums":
-    """Return what sums messages like those of the first block."""
+    """Return an object that sums messages like ``like``, those of the first block."""
     wiring, dtype = forward_pass.wiring, fused.accepted(like)
     compiled = forward_pass.backend.by_edge(wiring) and dtype in TYPES
     if not compiled or wiring.sampler is not None or torch.compiler.is_compiling():
@@ -44,56 +45,58 @@ def _sums(forward_pass: ForwardPass, like: Tensor) -> "Chain | _Sums":
 class Static(Schedule):
     r"""``I_j = \sum_{i<j} A_{ji} Z_i``, ``Z_j = f_j(I_j)``: a feed-forward network (section 2.1).
 
-    Edges must lead to later blocks, inputs have no parents, and each output needs a path from an
-    input.
+    Edges must lead to later blocks, inputs must not have parents, and each output needs a path from
+    an input.
     """
 
+    @override
     def check(self, topology: Topology) -> None:
-        """See :meth:`Schedule.check`."""
         for block in topology.blocks:
             if any(i >= block.index for i in block.sources):
                 self._explain_backward(topology, block)
-        fed = [b for b in topology.blocks if b.role == Role.INPUT and b.edges]
-        if fed:
+        input_blocks = [b for b in topology.blocks if b.role == Role.INPUT and b.edges]
+        if input_blocks:
+            targets = self._edges(topology, input_blocks[0])[1].unique()
             raise ValueError(
-                "in a static graph inputs have no parents, but there are edges into "
-                f"{topology.describe(self._edges(topology, fed[0])[1].unique())}; use a schedule "
-                "in time"
+                "in a static graph inputs must not have parents, but there are edges into "
+                f"{topology.describe(targets)}; use a schedule in time"
             )
         roles = [block.role for block in topology.blocks]
         if Role.INPUT in roles[roles.count(Role.INPUT) :]:
-            raise ValueError("in a static graph the blocks of the inputs come first; renumber them")
-        reached = topology.role == Role.INPUT
+            raise ValueError(
+                "in a static graph the blocks of the inputs must come first; renumber the blocks"
+            )
+        has_path = topology.role == Role.INPUT
         for block in topology.blocks:
             if block.complete:
-                fed_by = [topology.blocks[i].nodes for i in block.sources]
-                some = any(bool(reached[nodes.start : nodes.stop].any()) for nodes in fed_by)
-                reached[block.nodes.start : block.nodes.stop] |= some
+                sources = [topology.blocks[i].nodes for i in block.sources]
+                fed = any(bool(has_path[nodes.start : nodes.stop].any()) for nodes in sources)
+                has_path[block.nodes.start : block.nodes.stop] |= fed
             else:
                 source, target = self._edges(topology, block)
-                reached[target[reached[source]]] = True
-        lost = topology.outputs[~reached[topology.outputs]]
-        if len(lost):
+                has_path[target[has_path[source]]] = True
+        constant = topology.outputs[~has_path[topology.outputs]]
+        if len(constant):
             raise ValueError(
                 "no path of candidate edges leads from an input to output "
-                f"{topology.describe(lost)}; add edges, or take the node out of the outputs"
+                f"{topology.describe(constant)}; add edges, or take the node out of the outputs"
             )
 
+    @override
     def run(self, forward_pass: ForwardPass, frames: Sequence[Tensor]) -> list[Tensor]:
-        """See :meth:`Schedule.run`."""
         (x,) = frames
         small = forward_pass.topology.num_nodes < SMALL * len(forward_pass.topology.blocks)
         on_maps = (_maps.run, _blocks.run) if small else (_blocks.run, _maps.run)
-        for whole in (_pointwise.run, *on_maps):
-            found = whole(forward_pass, x)
-            if found is not None:
-                return [found]
-        given = parts_of(forward_pass.topology, x)
+        for compute in (_pointwise.run, *on_maps):
+            outputs = compute(forward_pass, x)
+            if outputs is not None:
+                return [outputs]
+        parts = parts_of(forward_pass.topology, x)
         states: list[Tensor] = []
         sums: Chain | _Sums | None = None
         for block in forward_pass.topology.blocks:
-            if block.index in given:
-                inputs = given[block.index]
+            if block.index in parts:
+                inputs = parts[block.index]
             else:
                 assert sums is not None  # inputs come first
                 inputs = sums.aggregate(block)
@@ -117,18 +120,18 @@ class Static(Schedule):
 
     @classmethod
     def _explain_backward(cls, topology: Topology, block: Block) -> None:
-        """Raise for edges that do not lead to a later block: a cycle, or blocks out of order."""
+        """Raise ValueError for an edge that does not lead to a later block; a cycle is named."""
         if topology.depth is None:
             graph = nx.DiGraph(topology.edge_index.t().tolist())
             cycle = [u for u, _ in nx.find_cycle(graph)]
             raise ValueError(
-                "a static graph has no cycle, but this topology has one through nodes "
+                "a static graph must not have a cycle, but this topology has one through nodes "
                 f"{topology.describe(cycle)}; remove an edge of it, or use a schedule in time"
             )
         edges = cls._edges(topology, block)
         u, v = edges[:, topology.block[edges[0]] >= block.index][:, 0].tolist()
         raise ValueError(
-            f"in a static graph edges lead to later blocks, but {topology.describe([u])} -> "
+            f"in a static graph edges must lead to later blocks, but {topology.describe([u])} -> "
             f"{topology.describe([v])} leads from block {int(topology.block[u])} to block "
             f"{int(topology.block[v])}; Topology.from_edges finds blocks for any acyclic graph"
         )

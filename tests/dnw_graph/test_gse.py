@@ -295,7 +295,7 @@ def test_the_adjoint_is_refused() -> None:
     graph = NeuralGraph(
         SPARSE, rule="gse", num_edges=20, node="identity", schedule="continuous(adjoint=True)"
     )
-    with pytest.raises(ValueError, match="take adjoint=False, or another rule"):
+    with pytest.raises(ValueError, match="pass adjoint=False, or use another rule"):
         graph.eval()(torch.randn(2, 5))
 
 

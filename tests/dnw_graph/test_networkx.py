@@ -278,7 +278,7 @@ LOST.remove_edge("a", "b")
         (channels(0, "x"), r"channel 'x' of node 'd' is not a whole number"),
         (blocks(0.5), r"block 0.5 of node 'a' is not a whole number"),
         (PARTLY, r"nodes \['b', 'c'\] have no block, but others have"),
-        (LOOP, r"a static graph has no cycle, .* through nodes 'b'"),
+        (LOOP, r"a static graph must not have a cycle, .* through nodes 'b'"),
         (LOST, r"leads from an input to output 'c'"),
     ],
 )

@@ -407,7 +407,7 @@ CYCLE = torch.tensor([[0, 1, 2, 3, 3], [1, 2, 3, 1, 4]])
     [
         (CYCLE, [0], [4], r"has one through nodes 1, 2, 3; remove an edge"),
         (torch.tensor([[0, 2], [1, 3]]), [0], [1, 3], r"leads from an input to output 3"),
-        (torch.tensor([[0, 2, 1], [1, 0, 3]]), [0], [3], r"inputs have no parents.*into 0;"),
+        (torch.tensor([[0, 2, 1], [1, 0, 3]]), [0], [3], r"inputs must not have parents.*into 0;"),
     ],
 )
 def test_topologies_that_a_static_graph_cannot_run(
@@ -420,7 +420,7 @@ def test_topologies_that_a_static_graph_cannot_run(
 def test_inputs_come_first() -> None:
     edges, role = torch.tensor([[1], [2]]), torch.tensor([1, 0, 2])
     topology = Topology(edges, block=torch.tensor([0, 1, 2]), role=role)
-    with pytest.raises(ValueError, match="blocks of the inputs come first"):
+    with pytest.raises(ValueError, match="blocks of the inputs must come first"):
         NeuralGraph(topology, num_edges=1, node="relu")
 
 

@@ -266,7 +266,9 @@ def test_steps_after_which_nothing_of_the_input_is_left_are_an_error() -> None:
     topology = Topology.layered([2, 3, 3, 1])
     for steps in (1, 2, 3):
         NeuralGraph(topology, num_edges=20, node="relu", schedule=f"discrete(steps={steps})")
-    message = r"after 4 steps nothing of the input is left at output 8: .* no path .* has 4 edges"
+    message = (
+        r"after 4 steps no information from the input remains at output 8: .* no path .* 4 edges"
+    )
     with pytest.raises(ValueError, match=message):
         NeuralGraph(topology, num_edges=20, node="relu", schedule="discrete(steps=4)")
     for words in ("input='held'", "read='every'"):
@@ -277,7 +279,7 @@ def test_steps_after_which_nothing_of_the_input_is_left_are_an_error() -> None:
         topology, rule="complete", node="identity", schedule="discrete(steps=6, input='new')"
     )
     assert new(torch.randn(2, 5, 2)).any()
-    with pytest.raises(ValueError, match=r"nothing of a sequence of 3 is left .*give steps=5, or"):
+    with pytest.raises(ValueError, match=r"a sequence of 3 frames remains .*pass steps=5, or"):
         new(torch.randn(2, 3, 2))
     loops = Topology.recurrent(2, 3, 1)
     assert torch.equal(loops.walks_from_inputs(50), torch.arange(2, 6))
@@ -287,11 +289,11 @@ def test_steps_after_which_nothing_of_the_input_is_left_are_an_error() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("method='scipy_solver'", r"loses gradients: give adjoint=True"),
+        ("method='scipy_solver'", r"loses gradients: pass adjoint=True"),
         ("step_size=0.1", r"with method 'dopri5': .*step_size"),
         ("adjoint='no'", r"adjoint must be True or False, got 'no'"),
         ("max_evaluations=2.5", r"max_evaluations must be a whole number, got 2.5"),
-        ("rectified=True, adjoint=True", r"behind the adjoint equation's back"),
+        ("rectified=True, adjoint=True", r"changes states in place, which the adjoint"),
     ],
 )
 def test_arguments_of_continuous_time(words: str, message: str) -> None:
@@ -415,14 +417,14 @@ FAR = Topology.from_edges([[0, 1, 2], [1, 2, 3]], inputs=[0], outputs=[3])
     [
         (LOST, "discrete", r"no path of candidate edges leads from an input to output 1; add"),
         (LOST, "continuous", r"no path of candidate edges leads from an input to output 1; add"),
-        (FAR, "discrete(steps=2)", r"in 2 steps nothing reaches output 3 .*give 3 steps or more"),
+        (FAR, "discrete(steps=2)", r"in 2 steps nothing reaches output 3 .*pass steps=3 or more"),
         (FAR, "discrete(steps=0)", r"steps must be a whole number, 1 or more, got 0"),
         (FAR, "discrete(input='begin')", r"unknown input 'begin' \(known: start, held, new\)"),
         (FAR, "discrete(read='never')", r"unknown read 'never' \(known: end, every\)"),
         (FAR, "continuous(rtol=0)", r"rtol must be a number above 0, got 0"),
         (FAR, "continuous(t1=-1)", r"t1 must be a number above 0, got -1"),
         (FAR, "continuous(method='dopri6')", r"method 'dopri6': .*dopri5"),
-        (CYCLE, "static", r"a static graph has no cycle, .* through nodes"),
+        (CYCLE, "static", r"a static graph must not have a cycle, .* through nodes"),
     ],
 )
 def test_errors(topology: Topology, schedule: str, message: str) -> None:
@@ -433,13 +435,15 @@ def test_errors(topology: Topology, schedule: str, message: str) -> None:
 def test_a_solver_that_is_lost_says_so() -> None:
     graph = continuous(Continuous())
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"solver found no way on \(.*lower the learning rate"):
+    with pytest.raises(ValueError, match=r"solver cannot continue \(.*lower the learning rate"):
         graph(x.fill_(float("nan")))
 
 
 def test_errors_of_a_pass() -> None:
     new = NeuralGraph(FAR, num_edges=3, node="relu", schedule="discrete(steps=3, input='new')")
-    with pytest.raises(ValueError, match=r"sequence of 5 does not flow in within 3 steps; give 4"):
+    with pytest.raises(
+        ValueError, match=r"sequence of 5 frames does not fit in 3 steps; pass steps=4"
+    ):
         new(torch.randn(2, 5, 1))
     with pytest.raises(ValueError, match=r"expected input \[B, T, 1, ...\], .* got \[2, 1\]"):
         new(torch.randn(2, 1))
@@ -449,5 +453,7 @@ def test_errors_of_a_pass() -> None:
             return nn.functional.pad(x, (0, 1))
 
     grown = NeuralGraph(FAR, num_edges=3, node=lambda n: Grow(), schedule="discrete(steps=3)")
-    with pytest.raises(ValueError, match=r"must not enlarge feature maps: they had \[4\] pixels"):
+    with pytest.raises(
+        ValueError, match=r"must not enlarge feature maps: expected at most \[4\] pixels"
+    ):
         grown(torch.randn(2, 1, 4))
