@@ -1,4 +1,4 @@
-"""How messages are summed: I = A Z, with straight-through gradients to every candidate."""
+"""Backends, which sum messages: I = A Z, with straight-through gradients to every candidate."""
 
 from dnw_graph._deprecated import renamed
 from dnw_graph.aggregation.auto import Auto

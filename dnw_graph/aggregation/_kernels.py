@@ -1,8 +1,8 @@
-"""CPU kernels of the sparse backend, as operators that a compiler need not see through.
+"""CPU kernels of the sparse backend, as operators that are opaque to ``torch.compile``.
 
-States lie in one tensor a block, so kernels find a node's row by its address. Feature maps are cut
-into tiles that stay in cache while edges are gone through; every sum has a fixed order, whatever
-the number of threads.
+There is one tensor of states per block, so kernels find a node's row by its address. Feature maps
+are split into tiles that stay in cache during the loop over edges. Every sum has a fixed order,
+regardless of the number of threads.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from dnw_graph._jit import load, pointer, store
 from dnw_graph.aggregation._matmul import matrix
 
 TYPES = (torch.float32, torch.float64, torch.bfloat16)
-"""Types of states that kernels read."""
+"""Types of states that kernels support."""
 
 _TILE = 512  # columns of a tile: 2 kB a row in float32
 
@@ -37,14 +37,14 @@ def gather(
 
     Args:
         weight: Weights of all edges of the graph ``[k]``.
-        sources: Their sources ``[k]``.
-        rowptr: Where the edges into each node begin ``[V + 1]``.
+        sources: Sources of the edges ``[k]``.
+        rowptr: Index of the first edge into each node ``[V + 1]``.
         block: First node of the block, one past its last.
-        starts: Number of the first node of each state.
+        starts: Index of the first node of each source block.
         states: States of the source blocks, each ``[nodes, *features]``.
 
     Raises:
-        ValueError: States of different features, or an edge from a node that has no state.
+        ValueError: If the features of states differ, or an edge comes from a node without a state.
     """
     ptr, at = _edges_of(rowptr, block)
     rows = [_matrix(z, weight) for z in states]
@@ -63,10 +63,10 @@ def spread(
     sizes: list[int],
     grad: Tensor,
 ) -> list[Tensor]:
-    """Return the sums of ``w_uv dL/dI_v``, one tensor ``[nodes, *features]`` a source block.
+    """Return the sums of ``w_uv dL/dI_v``, one tensor ``[nodes, *features]`` per source block.
 
-    Args as for :func:`gather`, and ``sizes``, the number of nodes of each source block, and
-    ``grad``, ``dL/dI`` ``[targets, *features]``.
+    Arguments as for :func:`gather`. ``sizes`` is the number of nodes of each source block, and
+    ``grad`` is ``dL/dI`` ``[targets, *features]``.
     """
     ptr, at = _edges_of(rowptr, block)
     source, rows = sources[at].numpy(), _matrix(grad, weight)
@@ -90,26 +90,26 @@ def correlate(
     states: list[Tensor],
     grad: Tensor,
 ) -> Tensor:
-    """Return ``<Z_u, dL/dI_v>`` of some edges into a block, 0 for others, like ``weight``.
+    """Return ``<Z_u, dL/dI_v>`` of some edges into a block, and 0 for others, like ``weight``.
 
     Args:
         weight: Weights of edges into the block.
-        position: Indices of the wanted edges among all weights of the graph, ascending.
-        sources: Their sources.
-        rowptr: Where those into each node begin ``[V + 1]``.
+        position: Indices of the edges to compute among all weights of the graph, ascending.
+        sources: Sources of these edges.
+        rowptr: Index of the first of these edges into each node ``[V + 1]``.
         block: First node of the block, one past its last, index of its first weight.
-        starts: Number of the first node of each state.
+        starts: Index of the first node of each source block.
         states: States of the source blocks, each ``[nodes, *features]``.
         grad: ``dL/dI`` ``[targets, *features]``.
     """
     ptr, at = _edges_of(rowptr, block)
     source, place = sources[at].numpy(), position[at] - block[2]
     rows, grads = [_matrix(z, weight) for z in states], _matrix(grad, weight)
-    found = torch.empty(len(source), dtype=_wide(weight))
+    products = torch.empty(len(source), dtype=_wide(weight))
     target = np.repeat(np.arange(len(grads)), np.diff(ptr))
     inputs, outputs = _addresses(starts, rows, source), _addresses([0], [grads], target)
-    _dots(source, target, inputs, outputs, grads.shape[1], _like(grads), found.numpy())
-    return torch.zeros_like(weight).index_put_((place,), found.to(weight.dtype))
+    _dots(source, target, inputs, outputs, grads.shape[1], _like(grads), products.numpy())
+    return torch.zeros_like(weight).index_put_((place,), products.to(weight.dtype))
 
 
 @torch.library.custom_op("dnw_graph::by_source", mutates_args=(), device_types="cpu")
@@ -117,12 +117,12 @@ def by_source(sources: Tensor, rowptr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the edges sorted by ``(source, target)``.
 
     Args:
-        sources: Their sources ``[k]``.
-        rowptr: Where the edges into each node begin ``[V + 1]``.
+        sources: Sources of the edges ``[k]``.
+        rowptr: Index of the first edge into each node ``[V + 1]``.
 
     Returns:
-        Where the edges out of each node begin ``[V + 1]``, targets ``[k]``, and which edge each of
-        them is ``[k]``.
+        Index of the first edge out of each node ``[V + 1]``, targets ``[k]``, and the permutation
+        that sorts the edges ``[k]``.
     """
     ptr, target, order = (torch.empty_like(x) for x in (rowptr, sources, sources))
     arrays = [x.numpy() for x in (rowptr, sources, ptr, target, order)]
@@ -145,12 +145,12 @@ def push(
 
     Args:
         weight: Weights of all edges of the graph, in the order of :func:`by_source`.
-        ptr: With the next, what that returns.
-        target: See there.
+        ptr: Index of the first edge out of each node, from :func:`by_source`.
+        target: Targets of the edges, from :func:`by_source`.
         block: First node of the block, one past its last.
-        starts: Number of the first node of each block in ``grads``.
+        starts: Index of the first node of each block in ``grads``.
         grads: ``dL/dI``, each ``[nodes, *features]``.
-        out: Where to write ``[nodes, *features]``, contiguous, of the same type.
+        out: Result ``[nodes, *features]``, contiguous, of the same type.
     """
     rows = [_matrix(g, weight) for g in grads]
     fits = out.dtype == rows[0].dtype
@@ -174,16 +174,16 @@ def dots(
 ) -> None:
     """Write ``<Z_u, dL/dI_v>`` of the edges out of the nodes of a block into ``out``.
 
-    Other args as for :func:`push`, and ``position``, the indices of the edges in ``out``, in the
-    same order, and ``state``, ``Z`` of the block ``[nodes, *features]``.
+    Other arguments as for :func:`push`. ``position`` holds the indices of the edges in ``out``, in
+    the order of ``target``, and ``state`` is ``Z`` of the block ``[nodes, *features]``.
     """
     local, at = _edges_of(ptr, block)
     source, to = np.repeat(np.arange(len(state)), np.diff(local)), target[at].numpy()
     z, rows = _matrix(state, out), [_matrix(g, out) for g in grads]
-    found = torch.empty(len(source), dtype=_wide(out))
+    products = torch.empty(len(source), dtype=_wide(out))
     inputs, outputs = _addresses([0], [z], source), _addresses(starts, rows, to)
-    _dots(source, to, inputs, outputs, z.shape[1], _like(z), found.numpy())
-    out[position[at]] = found.to(out.dtype)
+    _dots(source, to, inputs, outputs, z.shape[1], _like(z), products.numpy())
+    out[position[at]] = products.to(out.dtype)
 
 
 @by_source.register_fake
@@ -192,7 +192,7 @@ def _(sources: Tensor, rowptr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _edges_of(ptr: Tensor, block: list[int]) -> tuple[np.ndarray, slice]:
-    """Return where the edges of a block are, and where those of each node begin among them."""
+    """Return the row pointers of a block, beginning at 0, and the slice of its edges."""
     rows = ptr[block[0] : block[1] + 1].numpy()
     return rows - rows[0], slice(int(rows[0]), int(rows[-1]))
 
@@ -220,7 +220,10 @@ def _values(weight: Tensor) -> np.ndarray:
 
 
 def _matrix(x: Tensor, weight: Tensor) -> Tensor:
-    """Return ``[nodes, N]``, contiguous: bfloat16 as it is, else in the type of the sums."""
+    """Return ``x`` as a contiguous ``[nodes, N]``, converted to the type of the sums.
+
+    bfloat16 is not converted unless sums are in float64.
+    """
     wide = _wide(weight)
     if x.dtype != torch.bfloat16 or wide == torch.float64:
         x = x.to(wide)
@@ -228,21 +231,22 @@ def _matrix(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _wide(weight: Tensor) -> torch.dtype:
-    """Return the type that sums are formed in."""
+    """Return the type in which sums are computed."""
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
 def wide(weight: Tensor) -> Tensor:
-    """Return weights in the type that sums are formed in."""
+    """Return weights in the type in which sums are computed."""
     return weight.detach().to(_wide(weight))
 
 
 def _addresses(
-    starts: list[int], tensors: list[Tensor], wanted: np.ndarray | None = None
+    starts: list[int], tensors: list[Tensor], nodes: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return the address of each node's row by number of the node, 0 for nodes without one.
+    """Return the address of the row of each node, 0 for nodes without one.
 
-    What follows reads and writes there unchecked, so that whatever could go wrong is noticed here.
+    Kernels read and write there unchecked, so this raises ValueError if features differ or one of
+    ``nodes`` has no row.
     """
     size = tensors[0][0].numel()
     if any(x[0].numel() != size for x in tensors):
@@ -251,26 +255,26 @@ def _addresses(
     for start, x in zip(starts, tensors, strict=True):
         step = size * x.element_size()
         address[start : start + len(x)] = x.data_ptr() + step * np.arange(len(x))
-    if wanted is None or not len(wanted) or not size:
+    if nodes is None or not len(nodes) or not size:
         return address
-    if wanted.min() < 0 or wanted.max() >= len(address) or not address[wanted].all():
+    if nodes.min() < 0 or nodes.max() >= len(address) or not address[nodes].all():
         raise ValueError("an edge comes from a node that has no state")
     return address
 
 
 def _like(rows: Tensor) -> Any:
-    """Return a number of the type that a kernel reads rows as."""
+    """Return a 0 of the type as which a kernel reads rows."""
     return _jit.array(rows[:0]).dtype.type(0)
 
 
 Rows = tuple[list[int], list[Tensor]]
-"""Numbers of first nodes, and the rows of the nodes from there on."""
+"""Indices of first nodes, and the rows of the nodes from there on."""
 
 
 def _multiply(
     ptr: np.ndarray, index: np.ndarray, value: np.ndarray, inputs: Rows, outputs: Rows
 ) -> None:
-    """Run :func:`_spmm`, cut into enough tasks for the threads."""
+    """Run :func:`_spmm`, split into enough tasks for all threads."""
     columns = inputs[1][0][0].numel()
     like = _like(inputs[1][0])
     tiles = max(1, -(-columns // _TILE))
@@ -287,7 +291,7 @@ def _multiply(
 
 @_jit.Kernel
 def _spmm(ptr, index, value, inputs, outputs, columns, like, tile, rows):
-    """outputs[v] = sum over e of value[e] * inputs[index[e]], e from ptr[v] to ptr[v + 1]."""
+    """Write the sum of ``value[e] * inputs[index[e]]``, ``e`` from ptr[v] on, to ``outputs[v]``."""
     tiles = (columns + tile - 1) // tile
     parts = (len(ptr) - 1 + rows - 1) // rows
     width = np.array([like]).itemsize
@@ -326,7 +330,7 @@ def _spmm(ptr, index, value, inputs, outputs, columns, like, tile, rows):
 
 @_jit.Kernel
 def _dots(source, target, inputs, grads, n, like, out):
-    """out[e] = <inputs[source[e]], grads[target[e]]>, of ``n`` numbers each."""
+    """Write ``out[e] = <inputs[source[e]], grads[target[e]]>``, of ``n`` numbers each."""
     for e in numba.prange(len(source)):
         z = carray(pointer(inputs[source[e]], like), n)
         g = carray(pointer(grads[target[e]], like), n)
@@ -338,7 +342,7 @@ def _dots(source, target, inputs, grads, n, like, out):
 
 @_jit.Kernel
 def _transpose(rowptr, source, by_source, target, order):
-    """Sort the edges of a block by source, stable in the target; False if one is out of range."""
+    """Sort the edges of a block by ``(source, target)``; return False if a source is invalid."""
     by_source[:] = 0
     for e in range(len(source)):
         if source[e] < 0 or source[e] >= len(by_source) - 1:

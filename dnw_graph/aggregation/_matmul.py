@@ -1,4 +1,4 @@
-"""Matrix products between a block-complete matrix and states that lie in separate tensors."""
+"""Products of a dense matrix per block with states that are in separate tensors."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def matrix(x: Tensor) -> Tensor:
-    """Return ``[nodes, N]`` of ``[nodes, *features]``, an empty batch included."""
+    """Return ``[nodes, *features]`` reshaped to ``[nodes, N]``, even for an empty batch."""
     return x.reshape(len(x), x[0].numel())
 
 
 def columns(states: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
-    """Yield, for each source block, its columns of the matrix and its states ``[nodes, N]``."""
+    """Yield the matrix columns and the states ``[nodes, N]`` of each source block."""
     at = 0
     for z in states:
         yield slice(at, at + len(z)), matrix(z)
@@ -22,7 +22,7 @@ def columns(states: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
 
 @torch.library.custom_op("dnw_graph::outer", mutates_args=())
 def outer(states: list[Tensor], grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return ``dL/dI Z^T`` ``[targets * sources]``: one large product a source block, in place.
+    """Return ``dL/dI Z^T`` ``[targets * sources]``, computed as one product per source block.
 
     Args:
         states: States of the source blocks, each ``[nodes, *features]``.
@@ -38,22 +38,25 @@ def outer(states: list[Tensor], grad: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def add_product(a: Tensor, b: Tensor, out: Tensor, first: bool) -> None:
-    """Add ``a b`` of ``[M, K]`` and ``[K, N]`` to what ``out`` holds, or write it if it is first.
+    """Add ``a b`` of ``[M, K]`` and ``[K, N]`` to ``out``, or overwrite ``out`` if ``first``.
 
-    A large one in float32 goes to oneDNN on CPUs, as a 1x1 convolution of one image of N pixels.
+    On CPUs, oneDNN computes large float32 products, as a 1x1 convolution of one image of N pixels.
     """
     (m, k), n = a.shape, b.shape[1]
-    if k >= 128 and _goes_to_onednn(a, m * n * k):
-        found = F.conv2d(b.view(1, k, 1, n), a.reshape(m, k, 1, 1)).view(m, n)
-        out.copy_(found) if first else out.add_(found)
+    if k >= 128 and _uses_onednn(a, m * n * k):
+        product = F.conv2d(b.view(1, k, 1, n), a.reshape(m, k, 1, 1)).view(m, n)
+        out.copy_(product) if first else out.add_(product)
     else:
         torch.addmm(out, a, b, beta=int(not first), out=out)
 
 
 def _times_transposed(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """Write ``a b^T`` of ``[M, K]`` and ``[N, K]``; likewise, of M pixels and K channels."""
+    """Write ``a b^T`` of ``[M, K]`` and ``[N, K]`` to ``out``.
+
+    oneDNN is used as in :func:`add_product`, with M pixels and K channels.
+    """
     (m, k), n = a.shape, len(b)
-    if _goes_to_onednn(a, m * n * k):
+    if _uses_onednn(a, m * n * k):
         pixels = a.view(1, m, 1, k).permute(0, 3, 1, 2)
         out.copy_(F.conv2d(pixels, b.view(n, k, 1, 1)).permute(0, 2, 3, 1).reshape(m, n))
     elif out.dtype == a.dtype:
@@ -62,16 +65,16 @@ def _times_transposed(a: Tensor, b: Tensor, out: Tensor) -> None:
         out.copy_(a @ b.t())
 
 
-def _goes_to_onednn(a: Tensor, multiply_adds: int) -> bool:
-    """Return whether oneDNN is the one to multiply: on AMD's, it takes half the time of MKL.
+def _uses_onednn(a: Tensor, multiply_adds: int) -> bool:
+    """Return whether oneDNN should compute a product; on AMD CPUs it takes half the time of MKL.
 
-    Matrix products in float32 go to MKL; in narrower types they go to oneDNN by themselves.
+    PyTorch passes float32 products to MKL, and products of narrower types to oneDNN already.
     """
     large = a.is_cpu and a.dtype == torch.float32 and multiply_adds >= _LARGE
     return large and torch.backends.mkldnn.is_available()
 
 
-_LARGE = 1 << 22  # multiply-adds from which calling a convolution pays
+_LARGE = 1 << 22  # multiply-adds from which a convolution is faster
 
 
 @outer.register_fake

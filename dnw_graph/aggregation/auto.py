@@ -1,9 +1,10 @@
-"""Picks a backend by what it costs."""
+"""The backend that selects the cheapest other backend."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from dnw_graph import _jit
 from dnw_graph.aggregation.base import BACKENDS, Backend, BlockEdges
@@ -14,20 +15,21 @@ from dnw_graph.aggregation.whole import WholeGraph
 from dnw_graph.wiring import Wiring
 
 DENSE_FROM = 0.2
-"""Share of real edges from which a dense product beats the sparse kernels on a CPU.
+"""Share of real edges from which a dense product is faster than the sparse kernels on a CPU.
 
 From benchmarks/layout_spike.md: 12 ms for 72,991 edges sparse, 155 ms for 4,718,592 dense.
 """
 
 SMALL = 32
-"""Mean number of nodes of a block below which calls cost more than products."""
+"""Mean number of nodes per block below which calls cost more than products."""
 
 
 @BACKENDS.register("auto")
 class Auto(Backend):
-    """Sparse on a CPU unless most candidates are real; dense on a GPU where the block allows it.
+    """Selects sparse on a CPU if few candidates are real, otherwise dense or the reference.
 
-    Where Numba's compiler is disabled, a CPU is treated as a GPU is.
+    The reference is used for blocks that the dense backend does not support. If Numba's compiler is
+    disabled, a CPU is treated like a GPU, where sparse is never selected.
     """
 
     def __init__(self) -> None:
@@ -44,18 +46,19 @@ class Auto(Backend):
             return self._sparse
         return self._dense if self._dense.supports(block) else self._reference
 
+    @override
     def prepare(self, wiring: Wiring) -> Any:
-        """See :meth:`Backend.prepare`."""
         return (self._sparse if self._few(wiring) else self._dense).prepare(wiring)
 
+    @override
     def whole_graph(self, wiring: Wiring) -> WholeGraph | None:
-        """See :meth:`Backend.whole_graph`."""
         if type(self) is not Auto:
             return None
         return (self._sparse if self._few(wiring) else self._dense).whole_graph(wiring)
 
+    @override
     def by_edge(self, wiring: Wiring) -> bool:
-        """See :meth:`Backend.by_edge`: here, where real edges are few, or blocks small."""
+        """Return True on a CPU if real edges are few or blocks are small."""
         topology = wiring.topology
         small = topology.num_nodes < SMALL * len(topology.blocks)
         few = self._few(wiring) or (small and self._compiled(wiring))
@@ -70,10 +73,10 @@ class Auto(Backend):
 
     @staticmethod
     def _compiled(wiring: Wiring) -> bool:
-        """Return whether there are compiled sums over real edges."""
+        """Return whether compiled sums over real edges are available."""
         return wiring.edge_id.is_cpu and _jit.can_compile()
 
+    @override
     def forward(self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
-        """See :meth:`Backend.forward`."""
         result: Tensor = self.choose(edges, weight)(edges, weight, states)
         return result

@@ -1,4 +1,4 @@
-"""The contract of a backend, and the one place where gradients pass straight through."""
+"""The interface of a backend, and the only place where gradients pass straight through."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -19,14 +19,13 @@ from dnw_graph.wiring.wiring import GradientObserver
 
 @dataclass(frozen=True)
 class BlockEdges:
-    """One block's request for its inputs: which nodes, from where, over which edges.
+    """The edges into one block.
 
     Attributes:
-        block: The block whose inputs are wanted.
-        sources: The blocks it may be fed by, in the order of the states that come along.
+        block: The block whose inputs are computed.
+        sources: The blocks that may feed it, in the order of the states passed with this.
         wiring: The real edges of the whole graph.
-        prepared: What the backend's :meth:`~Backend.prepare` made of the wiring, if it was
-            asked.
+        prepared: The result of the backend's :meth:`~Backend.prepare`; None if it was not called.
     """
 
     block: Block
@@ -36,7 +35,7 @@ class BlockEdges:
 
 
 class Backend(MessagePassing):  # type: ignore[misc]
-    r"""Sums messages over real edges, and hands a gradient to every candidate.
+    r"""Sums messages over real edges, and computes a gradient for every candidate.
 
     .. math::
         I_v = \sum_{(u,v) \in E} w_{uv} Z_u, \qquad
@@ -45,15 +44,16 @@ class Backend(MessagePassing):  # type: ignore[misc]
         \frac{\partial L}{\partial w_{uv}} = \Big\langle Z_u,
             \frac{\partial L}{\partial I_v} \Big\rangle
 
-    The last holds for every candidate edge, real or hallucinated (Algorithm 1 of the paper), or for
-    real ones only and 0 elsewhere where the rule has no straight-through gradient.
+    The last equation holds for every candidate edge, real or hallucinated (Algorithm 1 of the
+    paper). If the rule has no straight-through gradient, it holds for real edges, and the gradient
+    of other edges is 0.
 
-    A backend supplies the three products; it has no parameters, and may be shared. In what follows
-    :math:`Z` comes as one tensor ``[nodes, *features]`` a source block (for images the features are
-    ``B, H, W``) and the candidate weights of one block as ``[E of the block]``. Of these a backend
-    takes the type and hands them their gradient; the values :math:`w_{uv}` of a pass are in
-    ``edges.wiring.edge_weight``, since a rule may replace them (:meth:`Rule.edge_weight`). Where
-    only real edges have weights, :math:`E` is to be read as :math:`k` (:meth:`Wiring.span`).
+    A backend computes the three products; it has no parameters and may be shared. Below, :math:`Z`
+    is one tensor ``[nodes, *features]`` per source block (for images the features are ``B, H, W``),
+    and the candidate weights of one block are ``[E of the block]``. A backend uses only the type of
+    these weights, and computes their gradient; the values :math:`w_{uv}` of a pass are in
+    ``edges.wiring.edge_weight``, since a rule may replace them (:meth:`Rule.edge_weight`). If only
+    real edges have weights, read :math:`E` as :math:`k` (:meth:`Wiring.span`).
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Backend(MessagePassing):  # type: ignore[misc]
             states: States of the source blocks, each ``[nodes, *features]``.
 
         Returns:
-            Inputs ``[nodes, *features]`` in the type of the states, or autocast's where that is on.
+            Inputs ``[nodes, *features]`` in the type of the states, or of autocast if enabled.
         """
         device = weight.device.type
         if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
@@ -80,13 +80,13 @@ class Backend(MessagePassing):  # type: ignore[misc]
     def message_and_aggregate(
         self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor]
     ) -> Tensor:
-        """Return ``I = A Z`` ``[nodes, *features]`` over the real edges, in memory of its own."""
+        """Return ``I = A Z`` ``[nodes, *features]`` over the real edges, as a new tensor."""
 
     @abstractmethod
     def gradient_to_states(
         self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> list[Tensor]:
-        """Return ``A^T dL/dI``, one tensor a source block, over the real edges."""
+        """Return ``A^T dL/dI`` over the real edges, one tensor per source block."""
 
     @abstractmethod
     def gradient_to_weight(
@@ -94,34 +94,35 @@ class Backend(MessagePassing):  # type: ignore[misc]
     ) -> Tensor:
         """Return ``<Z_u, dL/dI_v>`` ``[E of the block]`` in the type of ``weight``.
 
-        Of every candidate, or of those in ``edges.wiring.with_gradient`` and 0 elsewhere.
+        It is computed for every candidate or, if ``edges.wiring.with_gradient`` is not None, for
+        the edges in that, with 0 elsewhere.
         """
 
     def whole_graph(self, wiring: Wiring) -> WholeGraph | None:
-        """Return the same products for a whole graph of complete blocks, where there are any.
+        """Return the same products for a whole graph of complete blocks; None if not available.
 
-        A backend that is derived from another has none of its own until it says so.
+        Subclasses of the built-in backends return None unless they override this.
         """
         return None
 
     def by_edge(self, wiring: Wiring) -> bool:
-        """Return whether compiled sums over real edges may stand in for this backend.
+        """Return whether compiled sums over real edges may replace this backend.
 
-        Then a whole graph may be computed at once, on a CPU.
+        If so, a whole graph may be computed at once, on a CPU.
         """
         return False
 
     def prepare(self, wiring: Wiring) -> Any:
-        """Return what all blocks of a pass share, for :attr:`BlockEdges.prepared`."""
+        """Return data for all blocks of a pass, which :attr:`BlockEdges.prepared` will hold."""
         return None
 
     def supports(self, block: Block) -> bool:
-        """Return whether the backend can serve this block."""
+        """Return whether the backend can compute this block."""
         return True
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Ties the three products of a backend together; nothing else defines these gradients."""
+    """Combines the three products of a backend; only this class defines these gradients."""
 
     @staticmethod
     def forward(
@@ -154,13 +155,11 @@ def _observe(
     states: Sequence[Tensor],
     grad: Tensor,
 ) -> None:
-    """Let a sampler see a block in the backward, and compute the gradients that it asks for."""
+    """Call a sampler in the backward of a block, with a function that computes gradients."""
 
     def correlate(wiring: Wiring) -> Tensor:
-        asked = replace(edges, wiring=wiring)
-        return backend.gradient_to_weight(
-            asked, weight.new_zeros(len(wiring.edge_id)), states, grad
-        )
+        weights = weight.new_zeros(len(wiring.edge_id))
+        return backend.gradient_to_weight(replace(edges, wiring=wiring), weights, states, grad)
 
     sampler.observe(edges.block, states, grad, correlate)
 

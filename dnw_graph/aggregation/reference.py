@@ -1,44 +1,47 @@
-"""The readable backend: gather a message per edge, then sum per target."""
+"""The reference backend: gathers one message per edge, then sums them per target."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch_geometric.utils import segment
+from typing_extensions import override
 
 from dnw_graph.aggregation.base import BACKENDS, Backend, BlockEdges
 from dnw_graph.wiring import Wiring
 
-_ELEMENTS_AT_ONCE = 1 << 26  # 256 MB of float32 messages while candidates are gone through
+_ELEMENTS_AT_ONCE = 1 << 26  # 256 MB of float32 messages in the loop over candidates
 
 
 @BACKENDS.register("reference")
 class Reference(Backend):
-    """Plain message passing, on any device and topology; every other backend must equal it.
+    """Plain message passing on any device and topology; every other backend must equal it.
 
     Memory is ``k * B * H * W`` for the messages. Sums are deterministic: torch-scatter's
-    ``segment_csr`` where that is installed, PyTorch's segment reduction otherwise. Types narrower
-    than the weights' are summed in the weights' type.
+    ``segment_csr`` if it is installed, otherwise PyTorch's segment reduction. States of narrower
+    types than the weights are summed in the type of the weights.
     """
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @override
     def forward(self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
-        """See :meth:`Backend.forward`; a compiler leaves it as it is."""
+        """Return the inputs of a block; ``torch.compile`` does not compile this."""
         return super().forward(edges, weight, states)
 
+    @override
     def message_and_aggregate(
         self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor]
     ) -> Tensor:
-        """See :meth:`Backend.message_and_aggregate`; here they are two steps."""
+        """Return ``I = A Z``, with the messages and their sums computed in two steps."""
         (edge_index, _), w = self._edges(edges, edges.wiring), self._edge_weight(edges)
         x = torch.cat(list(states)).to(weight.dtype)
         out = self._sum(x, edge_index, w, len(edges.block.nodes))
         return out.to(states[0].dtype)
 
+    @override
     def gradient_to_states(
         self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> list[Tensor]:
-        """See :meth:`Backend.gradient_to_states`."""
         edge_index, _ = self._edges(edges, edges.wiring)
         order = edge_index[0].argsort(stable=True)
         sizes = [len(z) for z in states]
@@ -46,10 +49,10 @@ class Reference(Backend):
         out = self._sum(grad.to(weight.dtype), backwards, w, sum(sizes))
         return list(out.to(states[0].dtype).split(sizes))
 
+    @override
     def gradient_to_weight(
         self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> Tensor:
-        """See :meth:`Backend.gradient_to_weight`."""
         wiring = edges.wiring.with_gradient
         if wiring is None:
             start, edge_id = (
@@ -71,7 +74,7 @@ class Reference(Backend):
         return edge_weight.view(-1, *[1] * (x_j.dim() - 1)) * x_j
 
     def aggregate(self, inputs: Tensor, rowptr: Tensor) -> Tensor:
-        """Sum the messages of each target."""
+        """Return the sum of the messages of each target."""
         return segment(inputs, rowptr)
 
     def edge_update(self, z_j: Tensor, grad_i: Tensor) -> Tensor:
@@ -91,7 +94,7 @@ class Reference(Backend):
         return out
 
     def _edges(self, edges: BlockEdges, wiring: Wiring) -> tuple[Tensor, Tensor]:
-        """Return a wiring's edges into the block and their places among its candidates."""
+        """Return a wiring's edges into the block, renumbered, and their indices in its weights."""
         rowptr, nodes = wiring.rowptr, edges.block.nodes
         span = slice(int(rowptr[nodes.start]), int(rowptr[nodes.stop]))
         edge_id = wiring.position[span] - wiring.span(edges.block).start
@@ -106,7 +109,7 @@ class Reference(Backend):
 
     @staticmethod
     def _renumbered(edges: BlockEdges, edge_index: Tensor) -> Tensor:
-        """Renumber sources by row of the stacked states, targets by row of the block."""
+        """Return edges renumbered by row: sources in the stacked states, targets in the block."""
         row = edge_index.new_zeros(max((s.nodes.stop for s in edges.sources), default=0))
         at = 0
         for source in edges.sources:

@@ -1,9 +1,10 @@
-"""The backend for CPUs: sums over real edges only, by kernels compiled for the machine."""
+"""The backend for CPUs: compiled sums over real edges only."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from dnw_graph import _jit
 from dnw_graph.aggregation import _kernels
@@ -15,60 +16,62 @@ from dnw_graph.wiring import Wiring
 
 @BACKENDS.register("sparse")
 class Sparse(Backend):
-    """Does the ``k`` multiplications a pixel that the paper counts, and no others, on a CPU.
+    """Computes exactly the ``k`` multiplications per pixel that the paper counts, on a CPU.
 
-    The gradient to all candidates of a block is one dense product where at least one pair of
-    nodes in 16 is a candidate; otherwise, and to real edges alone, it is a sum per edge. Memory
-    beyond states and weights is of the order of ``k``. Types narrower than float32 are computed in
-    float32.
+    The gradient to all candidates of a block is one dense product if at least 1 in 16 pairs of
+    nodes is a candidate; otherwise, and for real edges alone, it is a sum per edge. Memory beyond
+    states and weights is of order ``k``. Types narrower than float32 are computed in float32.
 
     Raises:
-        ValueError: Numba's compiler is disabled.
+        ValueError: If Numba's compiler is disabled.
     """
 
     def __init__(self) -> None:
         if not _jit.can_compile():
             raise ValueError(
                 "the sparse backend needs Numba's compiler, which NUMBA_DISABLE_JIT=1 disables: "
-                'unset that variable, or take backend="auto", "dense" or "reference"'
+                'unset that variable, or use backend="auto", "dense" or "reference"'
             )
         super().__init__()
 
+    @override
     def prepare(self, wiring: Wiring) -> None:
-        """See :meth:`Backend.prepare`; every block reads what it needs from the wiring."""
+        """Find the matrix positions of candidates; blocks read the rest from the wiring."""
         find_places(wiring)
 
+    @override
     def message_and_aggregate(
         self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor]
     ) -> Tensor:
-        """See :meth:`Backend.message_and_aggregate`; a message is added as it is formed."""
+        """Return ``I = A Z``, without storing messages."""
         return _kernels.gather(*self._real_edges(edges), list(states))
 
+    @override
     def gradient_to_states(
         self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> list[Tensor]:
-        """See :meth:`Backend.gradient_to_states`."""
         return _kernels.spread(*self._real_edges(edges), [len(z) for z in states], grad)
 
+    @override
     def gradient_to_weight(
         self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor], grad: Tensor
     ) -> Tensor:
-        """See :meth:`Backend.gradient_to_weight`."""
         wiring = edges.wiring.with_gradient
         if wiring is not None:
-            real, at = (wiring.position, wiring.edge_index[0], wiring.rowptr), _place(edges, wiring)
-            return _kernels.correlate(weight, *real, *at, list(states), grad)
+            real = wiring.position, wiring.edge_index[0], wiring.rowptr
+            place = _place(edges, wiring)
+            return _kernels.correlate(weight, *real, *place, list(states), grad)
         if suits_dense_products(len(edges.block.edges), edges.block.pairs):
             return correlate_all(edges, states, grad, weight.dtype)
-        candidates, at = self._all_candidates(edges), _place(edges, edges.wiring)
-        return _kernels.correlate(weight, *candidates, *at, list(states), grad)
+        candidates, place = self._all_candidates(edges), _place(edges, edges.wiring)
+        return _kernels.correlate(weight, *candidates, *place, list(states), grad)
 
+    @override
     def whole_graph(self, wiring: Wiring) -> WholeGraph | None:
-        """See :meth:`Backend.whole_graph`."""
         return SparseWholeGraph(wiring) if type(self) is Sparse else None
 
+    @override
     def by_edge(self, wiring: Wiring) -> bool:
-        """See :meth:`Backend.by_edge`."""
         return type(self) is Sparse
 
     @staticmethod
@@ -84,7 +87,7 @@ class Sparse(Backend):
 
 
 def _place(edges: BlockEdges, wiring: Wiring) -> tuple[list[int], list[int]]:
-    """Return where a block stands, and the first node of each source block."""
+    """Return a block's node range and first weight, and the first node of each source block."""
     nodes = edges.block.nodes
     return [nodes.start, nodes.stop, wiring.span(edges.block).start], _starts(edges)
 

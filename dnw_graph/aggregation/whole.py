@@ -1,4 +1,4 @@
-"""The three products of a whole graph, for those who go through it source first."""
+"""The three products of a whole graph, with a backward that visits blocks by source."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from dnw_graph._arena import empty
 from dnw_graph.aggregation import _kernels, _matmul
@@ -13,11 +14,11 @@ from dnw_graph.topology import Block
 from dnw_graph.wiring import Wiring
 
 PAIRS = 16
-"""Pairs of nodes per candidate up to which dense products pay."""
+"""Largest number of pairs of nodes per candidate for which dense products are faster."""
 
 
 def suits_dense_products(candidates: int, pairs: int) -> bool:
-    """Return whether so many of all pairs of nodes are candidates that dense products pay."""
+    """Return whether enough pairs of nodes are candidates for dense products to be faster."""
     return PAIRS * candidates >= pairs
 
 
@@ -26,10 +27,10 @@ ByBlock = Mapping[int, Tensor]
 
 
 class WholeGraph(ABC):
-    """What :class:`Backend` computes by target block; here, by source in the backward.
+    """The products that :class:`Backend` computes by target block; here the backward is by source.
 
-    The gradient to a block's states is then one sum over all that it feeds, with nothing to be
-    added up afterwards, and its states are needed only once. Blocks are complete.
+    The gradient to a block's states is then one sum over all blocks that it feeds, without partial
+    sums, and its states are needed only once. Blocks must be complete.
 
     Args:
         wiring: The real edges.
@@ -43,30 +44,31 @@ class WholeGraph(ABC):
         """Return the inputs ``I`` of a block, given the states of the blocks that feed it."""
 
     def edges_by_source(self) -> Any:
-        """Return what the two methods below need once a backward pass."""
+        """Return data for :meth:`push` and :meth:`correlate`, once per backward pass."""
         return None
 
     @abstractmethod
     def push(self, block: Block, grads: ByBlock, edges: Any, out: Tensor) -> None:
-        """Write ``dL/dZ`` of a block into ``out``, given ``dL/dI`` of all that it feeds."""
+        """Write ``dL/dZ`` of a block into ``out``, given ``dL/dI`` of all blocks that it feeds."""
 
     @abstractmethod
     def correlate(
         self, block: Block, state: Tensor, grads: ByBlock, edges: Any, out: Tensor
     ) -> None:
-        """Write gradients to what is trained of the edges out of a block into ``out``.
+        """Write the gradients to the trained weights of edges out of a block into ``out``.
 
-        Of the wiring's :attr:`~Wiring.with_gradient` where not of all; ``out`` comes as zeros.
+        These are the edges in the wiring's :attr:`~Wiring.with_gradient`, or all candidates if that
+        is None. ``out`` must be 0 elsewhere.
         """
 
     def _correlate_all(self, block: Block, state: Tensor, grads: ByBlock, out: Tensor) -> None:
-        """Write ``dL/dI Z^T`` of every candidate: a large product for each block that is fed."""
+        """Write ``dL/dI Z^T`` of every candidate, as one large product per target block."""
         for target, grad in grads.items():
-            found = _matmul.outer([state], grad, out.dtype).view(len(grad), len(state))
-            self._between(out, block.index, target).copy_(found)
+            product = _matmul.outer([state], grad, out.dtype).view(len(grad), len(state))
+            self._between(out, block.index, target).copy_(product)
 
     def _between(self, values: Tensor, source: int, target: int) -> Tensor:
-        """Return those of ``[E]`` between two blocks, as a view ``[targets, sources]``."""
+        """Return the entries of ``[E]`` between two blocks, as a view ``[targets, sources]``."""
         blocks = self.topology.blocks
         to = blocks[target]
         before = sum(len(blocks[i].nodes) for i in to.sources if i < source)
@@ -75,102 +77,102 @@ class WholeGraph(ABC):
 
 
 class SparseWholeGraph(WholeGraph):
-    """Over real edges only, on a CPU."""
+    """Products over real edges only, on a CPU."""
 
+    @override
     def aggregate(self, block: Block, states: ByBlock) -> Tensor:
-        """See :class:`WholeGraph`."""
         wiring = self.wiring
         edges = wiring.edge_weight, wiring.edge_index[0], wiring.rowptr
         return _kernels.gather(*edges, _range(block), *self._listed(states))
 
     def edges_by_source(self) -> Any:
-        """Return what ``push`` and ``correlate`` need of edges, sorted by ``(source, target)``."""
-        wiring, other = self.wiring, self.wiring.with_gradient
+        """Return the edges for ``push`` and ``correlate``, sorted by ``(source, target)``."""
+        wiring, trained = self.wiring, self.wiring.with_gradient
         ptr, target, order = _by_source(wiring)
         real = wiring.edge_weight[order], ptr, target
-        if other is None or other is wiring:
+        if trained is None or trained is wiring:
             return real, (ptr, target, wiring.position[order])
-        ptr, target, order = _by_source(other)
-        return real, (ptr, target, other.position[order])
+        ptr, target, order = _by_source(trained)
+        return real, (ptr, target, trained.position[order])
 
+    @override
     def push(self, block: Block, grads: ByBlock, edges: Any, out: Tensor) -> None:
-        """See :class:`WholeGraph`."""
         _kernels.push(*edges[0], _range(block), *self._listed(grads), out)
 
+    @override
     def correlate(
         self, block: Block, state: Tensor, grads: ByBlock, edges: Any, out: Tensor
     ) -> None:
-        """See :class:`WholeGraph`."""
         if self.wiring.straight_through:
             self._correlate_all(block, state, grads, out)
         else:
             _kernels.dots(out, *edges[1], _range(block), state, *self._listed(grads))
 
     def _listed(self, tensors: ByBlock) -> tuple[list[int], list[Tensor]]:
-        """Return first nodes and tensors, by number of the node."""
+        """Return first nodes and tensors of the blocks, in block order."""
         indices = sorted(tensors)
         starts = [self.topology.blocks[i].nodes.start for i in indices]
         return starts, [tensors[i] for i in indices]
 
 
 class DenseWholeGraph(WholeGraph):
-    """With zeros at hallucinated edges, for matrix units; never waits for the device."""
+    """Dense products with zeros at hallucinated edges; never waits for the device."""
 
     def __init__(self, wiring: Wiring) -> None:
         super().__init__(wiring)
         self._weight = wiring.candidate_weight
-        kept = wiring.with_gradient
-        self._kept = None if kept is None else kept.mask
+        trained = wiring.with_gradient
+        self._mask = None if trained is None else trained.mask
 
+    @override
     def aggregate(self, block: Block, states: ByBlock) -> Tensor:
-        """See :class:`WholeGraph`."""
         weights = {i: self._real(i, block.index, z.dtype) for i, z in states.items()}
         like = next(iter(states.values()))
         out = empty(like, (len(block.nodes), *like.shape[1:]))
         _sum_of_products(weights, states, out)
         return out
 
+    @override
     def push(self, block: Block, grads: ByBlock, edges: Any, out: Tensor) -> None:
-        """See :class:`WholeGraph`."""
         weights = {j: self._real(block.index, j, g.dtype).t() for j, g in grads.items()}
         _sum_of_products(weights, grads, out)
 
+    @override
     def correlate(
         self, block: Block, state: Tensor, grads: ByBlock, edges: Any, out: Tensor
     ) -> None:
-        """See :class:`WholeGraph`."""
         self._correlate_all(block, state, grads, out)
-        if self._kept is not None:
+        if self._mask is not None:
             for target in grads:
-                kept = self._between(self._kept, block.index, target)
-                self._between(out, block.index, target).mul_(kept)
+                mask = self._between(self._mask, block.index, target)
+                self._between(out, block.index, target).mul_(mask)
 
     def _real(self, source: int, target: int, dtype: torch.dtype) -> Tensor:
-        """Return the weights between two blocks ``[targets, sources]``, 0 for hallucinated."""
+        """Return the weights between two blocks ``[targets, sources]``, 0 without a real edge."""
         return self._between(self._weight, source, target).to(dtype)
 
 
 class Correlation:
-    """Computes ``<Z_u, dL/dI_v>`` of what is trained of a whole graph at once, on a CPU.
+    """Computes ``<Z_u, dL/dI_v>`` of the trained weights of a whole graph at once, on a CPU.
 
     Args:
-        wiring: The real edges. Gradients are those of its :attr:`~Wiring.with_gradient`, where not
-            of all candidates.
+        wiring: The real edges. Gradients are computed for the edges in its
+            :attr:`~Wiring.with_gradient`, or for all candidates if that is None.
     """
 
     def __init__(self, wiring: Wiring) -> None:
-        topology, kept = wiring.topology, wiring.with_gradient
+        topology, trained = wiring.topology, wiring.with_gradient
         self._nodes = topology.num_nodes
         self._size = topology.num_candidates if wiring.slot is None else len(wiring.edge_id)
         device = wiring.edge_id.device
         self._places = self._edges = None
-        if kept is not None:
-            self._edges = kept.position, kept.edge_index[0], kept.rowptr
+        if trained is not None:
+            self._edges = trained.position, trained.edge_index[0], trained.rowptr
         elif suits_dense_products(topology.num_candidates, topology.num_nodes**2):
             self._places = topology.places_of_all_on(device)
         else:
-            every, sources = topology.sources_of_all_on(device)
-            self._edges = every, sources, topology.rowptr_on(device)
+            ids, sources = topology.sources_of_all_on(device)
+            self._edges = ids, sources, topology.rowptr_on(device)
 
     def __call__(self, states: Tensor, grads: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the gradients ``[E]``, or ``[k]`` if only real edges have weights; 0 elsewhere.

@@ -30,7 +30,7 @@ def _add_message(total, weight, row, first, n):
 
 @_jit.inline
 def _gather(start, stop, index, weight, rows, to, total):
-    """Write the sum of ``weight[e]`` times row ``index[e]``, ``e`` from ``start`` to ``stop - 1``."""
+    """Write the sum of ``weight[e]`` times row ``index[e]`` over edges from ``start`` to ``stop``."""
     N, tile = len(to), len(total)
     for first in range(0, N, max(tile, 1)):
         n = min(tile, N - first)
