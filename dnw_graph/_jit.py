@@ -1,4 +1,4 @@
-"""Set-up of Numba: kernels are cached if possible and use PyTorch's thread count."""
+"""Compiled kernels by Numba, which are cached if possible and use PyTorch's thread count."""
 
 import os
 import threading

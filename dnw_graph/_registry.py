@@ -108,9 +108,9 @@ class PartRegistry(Registry[type[T]], Generic[T]):
         parameters = list(inspect.signature(part).parameters)
         for argument in arguments:
             if argument not in parameters:
-                known = ", ".join(parameters) or "none"
+                names = ", ".join(parameters) or "none"
                 raise ValueError(
-                    f"{self.kind} {name} has no argument {argument!r} (known: {known})"
+                    f"{self.kind} {name} has no argument {argument!r} (known: {names})"
                 )
         try:
             return part(**arguments)

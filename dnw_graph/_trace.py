@@ -169,8 +169,8 @@ def unknown_layers(module: nn.Module) -> Iterator[nn.Module]:
     """
     if isinstance(module, (*COUNTED, Counted)):
         return
-    known = isinstance(module, (*NORMS, nn.Embedding))
-    if not known and any(True for _ in module.parameters(recurse=False)):
+    is_ignored = isinstance(module, (*NORMS, nn.Embedding))
+    if not is_ignored and any(True for _ in module.parameters(recurse=False)):
         yield module
     if not isinstance(module, nn.MultiheadAttention):
         for child in module.children():

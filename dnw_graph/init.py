@@ -117,7 +117,8 @@ class Custom(Init):
         nodes = start.topology.num_nodes
         bound = self.function(start)
         expected = (
-            f"init must return a finite bound, 0 or more, for each of the {nodes} nodes or all"
+            f"init must return a finite bound, 0 or more, for each of the {nodes} nodes, or one "
+            "for all"
         )
         try:
             bounds = torch.as_tensor(bound, dtype=torch.float64, device="cpu")

@@ -21,7 +21,7 @@ from dnw_graph.aggregation._matmul import matrix
 TYPES = (torch.float32, torch.float64, torch.bfloat16)
 """Types of states that kernels support."""
 
-_TILE = 512  # columns of a tile: 2 kB a row in float32
+_TILE = 512  # columns of a tile: 2 kB per row in float32
 
 
 @torch.library.custom_op("dnw_graph::gather", mutates_args=(), device_types="cpu")
@@ -263,7 +263,7 @@ def _addresses(
 
 
 def _like(rows: Tensor) -> Any:
-    """Return a 0 of the type as which a kernel reads rows."""
+    """Return a 0 of the element type of rows in a kernel."""
     return _jit.array(rows[:0]).dtype.type(0)
 
 
@@ -291,7 +291,10 @@ def _multiply(
 
 @_jit.Kernel
 def _spmm(ptr, index, value, inputs, outputs, columns, like, tile, rows):
-    """Write the sum of ``value[e] * inputs[index[e]]``, ``e`` from ptr[v] on, to ``outputs[v]``."""
+    """Write the sum of ``value[e] * inputs[index[e]]`` over the edges of ``v`` to ``outputs[v]``.
+
+    These are ``ptr[v] <= e < ptr[v + 1]``; ``inputs`` and ``outputs`` are addresses of rows.
+    """
     tiles = (columns + tile - 1) // tile
     parts = (len(ptr) - 1 + rows - 1) // rows
     width = np.array([like]).itemsize

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_PIXELS = 1024  # that a program processes at a time
+_PIXELS = 1024  # per iteration of a program
 _TURNS = 8  # iterations of a program that computes sums
 
 # Triton derives the types of the arguments below.

@@ -15,7 +15,7 @@ from dnw_graph._jit import load, store
 from dnw_graph.node._kernels import images_at_once, node_backward, node_forward
 
 IDENTITY, RELU, GELU, TANH = range(4)
-_TILE = 512  # columns of a tile: 2 kB a row in float32
+_TILE = 512  # columns of a tile: 2 kB per row in float32
 
 # The arrays below have no annotations: Numba derives their types.
 # ruff: noqa: ANN001, ANN202
@@ -30,7 +30,7 @@ def _add_message(total, weight, row, first, n):
 
 @_jit.inline
 def _gather(start, stop, index, weight, rows, to, total):
-    """Write the sum of ``weight[e]`` times row ``index[e]`` over edges from ``start`` to ``stop``."""
+    """Write the sum of ``weight[e]`` times row ``index[e]`` for ``start <= e < stop``."""
     N, tile = len(to), len(total)
     for first in range(0, N, max(tile, 1)):
         n = min(tile, N - first)

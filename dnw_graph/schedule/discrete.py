@@ -44,9 +44,9 @@ class Discrete(InTime):
     def __init__(self, steps: int = 5, input: Input = "start", read: Read = "end") -> None:
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps must be a whole number, 1 or more, got {steps!r}")
-        for name, value, known in (("input", input, Input), ("read", read, Read)):
-            if value not in get_args(known):
-                words = ", ".join(get_args(known))
+        for name, value, choices in (("input", input, Input), ("read", read, Read)):
+            if value not in get_args(choices):
+                words = ", ".join(get_args(choices))
                 raise ValueError(f"unknown {name} {value!r} (known: {words})")
         self.steps, self.input, self.read = steps, input, read
         self.takes_sequence, self.gives_sequence = input == "new", read == "every"

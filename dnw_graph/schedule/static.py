@@ -70,8 +70,8 @@ class Static(Schedule):
         for block in topology.blocks:
             if block.complete:
                 sources = [topology.blocks[i].nodes for i in block.sources]
-                fed = any(bool(has_path[nodes.start : nodes.stop].any()) for nodes in sources)
-                has_path[block.nodes.start : block.nodes.stop] |= fed
+                reachable = any(bool(has_path[nodes.start : nodes.stop].any()) for nodes in sources)
+                has_path[block.nodes.start : block.nodes.stop] |= reachable
             else:
                 source, target = self._edges(topology, block)
                 has_path[target[has_path[source]]] = True
