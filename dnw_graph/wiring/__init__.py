@@ -1,4 +1,4 @@
-"""Which edges exist now: rules that choose the real edges from the candidate weights."""
+"""Rules that choose which candidate edges are real."""
 
 from dnw_graph._deprecated import renamed
 from dnw_graph.wiring.base import (

@@ -1,4 +1,4 @@
-"""The contract of a rule."""
+"""Interface of rules: the base class, what it is passed, and the registry."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -15,20 +15,20 @@ from dnw_graph.topology import Topology
 from dnw_graph.wiring.wiring import Selection
 
 RuleState = dict[str, Tensor]
-"""What a rule remembers; kept in buffers, so checkpoints and ``.to()`` carry it."""
+"""State of a rule for one graph, stored in buffers, so checkpoints and ``.to()`` include it."""
 
 Forget = Callable[[Tensor], None]
-"""Clears what the optimizer remembers (momentum) of some weights: indices, or a mask of all."""
+"""Clears the optimizer's state (momentum) of the weights at some indices, or in a mask of all."""
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """How far a training has come when a rule is asked.
+    """Progress of a training run when a rule is called.
 
     Attributes:
-        step: Steps that the optimizer has done.
-        total_steps: Steps of the whole training, 0 where unknown.
-        seed: Of this graph's random draws.
+        step: Optimizer steps done so far.
+        total_steps: Steps of the whole training run, 0 if unknown.
+        seed: Seed of this graph's random draws.
         training: Whether the graph is in training mode.
     """
 
@@ -39,35 +39,35 @@ class TrainingProgress:
 
     @property
     def fraction(self) -> float:
-        """Share of the training that is done, 0 to 1."""
+        """Share of the training run that is done, 0 to 1."""
         return min(1.0, self.step / self.total_steps) if self.total_steps else 0.0
 
     @property
     def progress(self) -> float:
-        """:attr:`fraction`, by an earlier name."""
+        """Deprecated name of :attr:`fraction`."""
         warn_renamed("progress.progress", "progress.fraction")
         return self.fraction
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """Return random numbers that depend on the graph's seed and the step alone."""
-        # PyTorch's generator on CPUs reads 32 bits of a seed, so both have to be mixed into these.
+        """Return a random number generator that depends only on the graph's seed and the step."""
+        # PyTorch's CPU generator uses only 32 bits of a seed, so both numbers are mixed into these.
         mixed = np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0]
         return torch.Generator(device).manual_seed(int(mixed))
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a rule chooses from.
+    """The candidates that a rule chooses from, with its state and the progress of training.
 
     Attributes:
-        weight: Candidate weights ``[E]``, without a gradient; those of real edges ``[k]``, in any
-            order, if the rule is :attr:`~Rule.compact`.
+        weight: Candidate weights ``[E]``, without a gradient. If the rule is
+            :attr:`~Rule.compact`, only the weights of real edges ``[k]``, in any order.
         num_edges: The budget ``k``.
         topology: The candidates.
-        state: What :meth:`Rule.init_state` returned for this graph.
-        progress: How far the training has come.
+        state: The state that :meth:`Rule.init_state` returned for this graph.
+        progress: Progress of the training run.
         sampled: After a step, ids ``[n]``, ascending, and gradients ``[n]`` of hallucinated edges,
-            if :meth:`Rule.num_sampled` asked for some.
+            if :meth:`Rule.num_sampled` requested some.
     """
 
     weight: Tensor
@@ -79,51 +79,52 @@ class Candidates:
 
     @property
     def moment(self) -> TrainingProgress:
-        """:attr:`progress`, by an earlier name."""
+        """Deprecated name of :attr:`progress`."""
         warn_renamed("candidates.moment", "candidates.progress")
         return self.progress
 
 
 class NeverActsWarning(UserWarning):
-    """A training is so short that its rule never does what it is called after."""
+    """Warning that a training run is too short for its rule ever to act."""
 
 
 class Rule(ABC):
-    """Decides which candidate edges are real.
+    """Base class of rules, which decide which candidate edges are real.
 
-    A rule itself holds settings only, so that one object may serve many graphs; what it remembers
-    of a graph is made by :meth:`init_state`, handed back to it with every question, and changed
-    with a step only, in :meth:`hallucinated_weight` and :meth:`after_step`.
+    A rule object holds settings only, so it may be used by several graphs. The state for one graph
+    is created by :meth:`init_state`, passed to every method in :class:`Candidates`, and changed
+    only during a step, in :meth:`hallucinated_weight` and :meth:`after_step`.
     """
 
-    #: Weights that a run with this rule starts from: its own, or the first or last of another
-    #: run, whose largest it keeps (see :meth:`inherit`).
+    #: Weights that a run with this rule starts from: its own, or the initial or trained weights of
+    #: another run, whose largest trained edges it keeps (see :meth:`inherit`).
     starts_from: Literal["itself", "initial", "trained"] = "itself"
 
-    #: Whether candidates of a layer made sparse are numbered with input channels last, after the
-    #: place in the filter, rather than as they are stored.
+    #: Whether the candidates of a sparse layer are numbered with the input channel as the last
+    #: index, after the position in the filter, rather than in storage order.
     inputs_last: bool = False
 
-    #: Whether the rule itself says how many candidates are real, rather than the user.
+    #: Whether the rule, rather than the user, determines the number of real edges.
     sets_budget: bool = False
 
-    #: Among which candidates the first real edges are those of largest ``|w|``: all of them, those
-    #: into the same node, or none, since real edges are drawn at random or all are real.
+    #: The candidates among which the first real edges have the largest ``|w|``: all of them, or
+    #: those into the same node; "none" if real edges are drawn at random or all are real.
     ranking: Literal["all", "node", "none"] = "all"
 
-    #: Whether only real edges have weights ``[k]``. The :meth:`selection` then says which is whose.
+    #: Whether only real edges have weights ``[k]``; ``slot`` of the :meth:`selection` then says
+    #: which weight belongs to which edge.
     compact: bool = False
 
     @property
     def timed(self) -> bool:
-        """Whether the rule has to be told of the steps of a training, by ``attach``."""
+        """Whether the rule depends on the training step, which ``attach`` provides."""
         return False
 
     @property
     def changes_gradients(self) -> bool:
-        """Whether :meth:`before_step` or :meth:`hallucinated_weight` does anything."""
-        moves = type(self).hallucinated_weight is not Rule.hallucinated_weight
-        return moves or type(self).before_step is not Rule.before_step
+        """Whether the rule overrides :meth:`before_step` or :meth:`hallucinated_weight`."""
+        overrides_weight = type(self).hallucinated_weight is not Rule.hallucinated_weight
+        return overrides_weight or type(self).before_step is not Rule.before_step
 
     @property
     def follows_training(self) -> bool:
@@ -136,35 +137,35 @@ class Rule(ABC):
         )
 
     def budget(self, num_edges: int | None, topology: Topology) -> int:
-        """Return the number of real edges ``k``, and raise where the budget cannot be met.
+        """Return the number of real edges ``k``; raise if the requested number is not possible.
 
         Args:
-            num_edges: What the user asked for.
+            num_edges: The number that the user requested.
             topology: The candidates.
 
         Raises:
-            ValueError: No budget, one below 1, or one above the number of candidates.
-            TypeError: Not a whole number.
+            ValueError: ``num_edges`` is None, below 1, or above the number of candidates.
+            TypeError: ``num_edges`` is not a whole number.
         """
         num_candidates = topology.num_candidates
         if num_edges is None:
             raise ValueError(
-                f"num_edges, the number of real edges, is missing: give 1 to {num_candidates:,}, "
-                'or rule="complete" to keep every candidate'
+                "num_edges, the number of real edges, is missing: pass a number from 1 to "
+                f'{num_candidates:,}, or rule="complete" to keep every candidate'
             )
         if isinstance(num_edges, bool) or not isinstance(num_edges, int):
             raise TypeError(f"num_edges must be a whole number, got {num_edges!r}")
         if not 1 <= num_edges <= num_candidates:
             raise ValueError(
-                f"num_edges must lie between 1 and the {num_candidates:,} candidate edges of the "
-                f"topology, got {num_edges:,}"
+                "num_edges must be between 1 and the number of candidate edges of the topology, "
+                f"{num_candidates:,}, got {num_edges:,}"
             )
         return num_edges
 
     def start_fan_in(self, topology: Topology, num_edges: int) -> Tensor:
-        """Return how many real edges into each node to expect when a training begins ``[V]``.
+        """Return the expected number of real edges into each node when training starts ``[V]``.
 
-        It is asked unless the :attr:`ranking` is among all.
+        Not called if :attr:`ranking` is "all".
 
         Args:
             topology: The candidates.
@@ -173,52 +174,52 @@ class Rule(ABC):
         return topology.rowptr.diff() * (num_edges / topology.num_candidates)
 
     def unfit(self, shape: Sequence[int]) -> str | None:
-        """Return why a layer's weight of this shape cannot be made sparse, None if it can."""
+        """Return the reason why a layer's weight of this shape cannot be sparse, None if it can."""
         return None
 
     def init_state(self, candidates: Candidates) -> RuleState:
-        """Return what the rule remembers of a new graph; random draws use PyTorch's generator.
+        """Return the rule's state for a new graph.
 
-        It may also change the weights, in place.
+        It may also change the weights, in place. Random draws use PyTorch's global generator.
         """
         return {}
 
     @abstractmethod
     def select(self, candidates: Candidates) -> Tensor:
-        """Return the ids of the real edges, ascending, int64; changes nothing.
+        """Return the ids of the real edges, int64, ascending; must not change anything.
 
-        There are ``k`` of them at the end of a training, and in evaluation unless a rule says
-        otherwise. It is asked anew whenever a graph is run, in recomputation and evaluation too.
+        There are ``k`` ids at the end of a training run, and in evaluation unless a rule documents
+        otherwise. Called whenever a graph is run, including recomputation and evaluation.
         """
 
     def straight_through(self, progress: TrainingProgress) -> bool:
-        """Return whether hallucinated edges have a gradient; if not, only real edges do."""
+        """Return whether hallucinated edges have a gradient, or only real ones."""
         return True
 
     def gradient_edges(self, candidates: Candidates, edge_id: Tensor) -> Tensor | None:
-        """Return the ids of the edges that have a gradient, ascending, the real ones included.
+        """Return the ids of the edges that have a gradient, ascending, including the real ones.
 
         Args:
-            candidates: What was chosen from.
-            edge_id: What :meth:`select` returned.
+            candidates: The candidates, as passed to :meth:`select`.
+            edge_id: Ids of the real edges, as :meth:`select` returned them.
 
         Returns:
-            Ids, or None for what :meth:`straight_through` says: all candidates, or real edges.
+            The ids, or None if :meth:`straight_through` decides: all candidates, or the real edges.
         """
         return None
 
     def edge_weight(self, candidates: Candidates, edge_id: Tensor) -> Tensor | None:
-        """Return the real edges' weights in this pass ``[k]``, None for the candidates' own.
+        """Return the weights of the real edges in this pass ``[k]``, or None for the stored ones.
 
-        Their gradient goes to the candidates' own weights unchanged. Arguments are those of
+        Their gradient goes to the stored weights unchanged. The arguments are those of
         :meth:`gradient_edges`.
         """
         return None
 
     def selection(self, candidates: Candidates) -> Selection:
-        """Return the answers to the questions above at once; changes nothing.
+        """Return the results of the four methods above; must not change anything.
 
-        A rule may do so itself where one comes out with another.
+        A rule may override this if it computes several of them together.
         """
         edge_id = self.select(candidates)
         gradient_id = self.gradient_edges(candidates, edge_id)
@@ -230,72 +231,73 @@ class Rule(ABC):
         )
 
     def num_sampled(self, candidates: Candidates) -> int:
-        """Return the number of hallucinated edges to sample the gradients of in this pass.
+        """Return the number of hallucinated edges whose gradients are sampled in this pass.
 
-        Only a :attr:`timed` rule may ask for any; with several processes, all have to train.
+        Only a :attr:`timed` rule may return more than 0. With several processes, all of them must
+        train.
         """
         return 0
 
     def penalty(self, weight: Tensor, progress: TrainingProgress) -> Tensor | None:
-        """Return what is to be added to the loss, with a gradient to ``weight``."""
+        """Return a term to add to the loss, differentiable in ``weight``, or None."""
         return None
 
     def check_length(self, total_steps: int) -> None:  # noqa: B027
-        """Raise or warn where a training is too short for the rule."""
+        """Raise or warn if a training run is too short for the rule."""
 
-    def before_step(  # noqa: B027  (most rules leave gradients as they are)
+    def before_step(  # noqa: B027  (most rules do not change gradients)
         self, candidates: Candidates, grad: Tensor, edge_id: Tensor
     ) -> None:
         """Change the gradient, in place, before the optimizer reads it.
 
         Args:
-            candidates: As they are before the step.
-            grad: Gradient of the step, one number a weight, reduced over all processes, and
-                clipped if it is.
-            edge_id: Real edges of the forward pass ``[k]``, ascending.
+            candidates: The candidates before the step.
+            grad: Gradient of the step, one number per weight, reduced over all processes, and
+                after clipping if there is any.
+            edge_id: Ids of the real edges of the forward pass ``[k]``, ascending.
         """
 
     def hallucinated_weight(
         self, candidates: Candidates, grad: Tensor, edge_id: Tensor
     ) -> Tensor | None:
-        """Return what hallucinated edges weigh after the step ``[E]``, or None.
+        """Return the weights of hallucinated edges after the step ``[E]``, or None.
 
-        None leaves them to the optimizer, as real edges always are; what is returned for these is
-        not read. It is called once a step, after :meth:`before_step` and with its arguments, and
-        may change state.
+        If None, the optimizer updates them. It always updates real edges: the values returned for
+        them are not read. Called once per step, after :meth:`before_step` and with the same
+        arguments; may change the state.
         """
         return None
 
     def acts(self, progress: TrainingProgress) -> bool:
-        """Return whether :meth:`after_step` is to be called now: always, if there is one.
+        """Return whether to call :meth:`after_step` after this step; by default, if overridden.
 
-        Where weights are sharded or not contiguous, a call takes copying them.
+        If weights are sharded or not contiguous, each call copies them.
         """
         return type(self).after_step is not Rule.after_step
 
     def after_step(  # noqa: B027  (most rules do nothing here)
         self, candidates: Candidates, grad: Tensor | None, forget: Forget
     ) -> None:
-        """Change state or weights, in place, after a step of the optimizer, where it :meth:`acts`.
+        """Change state or weights, in place, after an optimizer step if :meth:`acts`.
 
         Args:
-            candidates: As they are after the step; ``progress.step`` counts it.
-            grad: Gradient of the step, one number a weight, reduced over all processes.
+            candidates: The candidates after the step; ``progress.step`` includes it.
+            grad: Gradient of the step, one number per weight, reduced over all processes.
             forget: Clears the optimizer's momentum of candidates.
         """
 
     def inherit(self, candidates: Candidates, trained: Tensor) -> None:
-        """Take up a wiring, in place, from the trained weights ``[E]`` of a complete graph."""
-        raise ValueError(f"rule {RULES.name_of(self)} starts from itself, not from another run")
+        """Set the wiring, in place, from the trained weights ``[E]`` of a complete graph."""
+        raise ValueError(
+            f"rule {RULES.name_of(self)} does not start from the weights of another run"
+        )
 
 
 RULES = PartRegistry("rule", Rule)
 
 
 def check_steps(**steps: int) -> None:
-    """Raise where a number of steps, given by its name, is not a whole one above 0."""
+    """Raise ValueError if a number of steps, passed by name, is not a whole number above 0."""
     for name, number in steps.items():
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(
-                f"{name} must be a number of steps, whole and 1 or more, got {number!r}"
-            )
+            raise ValueError(f"{name} must be a whole number of steps, 1 or more, got {number!r}")

@@ -1,7 +1,8 @@
-"""Every candidate is real."""
+"""Rule that makes every candidate real."""
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from dnw_graph.topology import Topology
 from dnw_graph.wiring.base import RULES, Candidates, Rule
@@ -9,15 +10,16 @@ from dnw_graph.wiring.base import RULES, Candidates, Rule
 
 @RULES.register("complete")
 class Complete(Rule):
-    """Every candidate is real, whatever the budget: the dense network a wiring is taken from."""
+    """Make every candidate real regardless of the budget, as in a dense network."""
 
     sets_budget = True
     ranking = "none"
 
+    @override
     def budget(self, num_edges: int | None, topology: Topology) -> int:
-        """Return the number of candidates; ``num_edges`` is not used."""
+        """Return the number of candidates; ``num_edges`` is ignored."""
         return topology.num_candidates
 
+    @override
     def select(self, candidates: Candidates) -> Tensor:
-        """See :meth:`Rule.select`."""
         return torch.arange(candidates.weight.numel(), device=candidates.weight.device)

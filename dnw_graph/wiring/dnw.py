@@ -1,8 +1,9 @@
-"""Discovering neural wirings: the k candidates of largest magnitude (Algorithm 1)."""
+"""Rule of Discovering Neural Wirings: the k candidates of largest magnitude (Algorithm 1)."""
 
 from dataclasses import replace
 
 from torch import Tensor
+from typing_extensions import override
 
 from dnw_graph.wiring.base import (
     RULES,
@@ -18,17 +19,17 @@ from dnw_graph.wiring.select import top_k
 
 @RULES.register("dnw")
 class DNW(Rule):
-    """The ``k`` edges of largest ``|w|`` are real; hallucinated ones are updated like them.
+    """Make the ``k`` edges of largest ``|w|`` real; update hallucinated edges like real ones.
 
-    Source: Wortsman, Farhadi and Rastegari 2019, Algorithm 1. The arguments depart from it.
+    Source: Wortsman, Farhadi and Rastegari 2019, Algorithm 1, with the default arguments.
 
     Args:
-        hallucinate_every: Hallucinated edges have a gradient every so many steps only.
-        move_from: Share of the training before which edges stay as they were drawn.
-        freeze_at: Share of the training from which they stay as they are then.
+        hallucinate_every: Interval, in steps, at which hallucinated edges have a gradient.
+        move_from: Share of the training run before which real edges do not change.
+        freeze_at: Share of the training run from which real edges no longer change.
 
     Raises:
-        ValueError: An argument out of range.
+        ValueError: An argument is out of range.
     """
 
     def __init__(
@@ -37,49 +38,52 @@ class DNW(Rule):
         check_steps(hallucinate_every=hallucinate_every)
         if not 0 <= move_from < freeze_at <= 1:
             raise ValueError(
-                "move_from and freeze_at must be shares of the training, 0 <= move_from < "
+                "move_from and freeze_at must be shares of the training run, 0 <= move_from < "
                 f"freeze_at <= 1, got {move_from} and {freeze_at}"
             )
         self.hallucinate_every = hallucinate_every
         self.move_from, self.freeze_at = move_from, freeze_at
 
     @property
+    @override
     def timed(self) -> bool:
-        """See :attr:`Rule.timed`: where something depends on the step."""
-        return self.hallucinate_every > 1 or self._rests
+        """Whether any argument depends on the training step."""
+        return self.hallucinate_every > 1 or self._has_pauses
 
     @property
-    def _rests(self) -> bool:
-        """Whether there is a time in which edges do not move."""
+    def _has_pauses(self) -> bool:
+        """Whether real edges do not change during a part of the training run."""
         return self.move_from > 0 or self.freeze_at < 1
 
+    @override
     def init_state(self, candidates: Candidates) -> RuleState:
-        """Remember the first wiring, where it will be needed."""
-        return {"edge_id": self._largest(candidates)} if self._rests else {}
+        """Return the ids of the first real edges, if edges do not change all the time."""
+        return {"edge_id": self._largest(candidates)} if self._has_pauses else {}
 
+    @override
     def select(self, candidates: Candidates) -> Tensor:
-        """See :meth:`Rule.select`."""
-        if self._moving(candidates.progress):
+        if self._edges_can_change(candidates.progress):
             return self._largest(candidates)
         return candidates.state["edge_id"].clone()
 
+    @override
     def straight_through(self, progress: TrainingProgress) -> bool:
-        """See :meth:`Rule.straight_through`."""
-        due = self.hallucinate_every == 1 or progress.step % self.hallucinate_every == 0
-        return due and self._moving(progress)
+        is_due = self.hallucinate_every == 1 or progress.step % self.hallucinate_every == 0
+        return is_due and self._edges_can_change(progress)
 
+    @override
     def acts(self, progress: TrainingProgress) -> bool:
-        """See :meth:`Rule.acts`: when edges stop moving."""
-        return self._moving(replace(progress, step=progress.step - 1)) and not self._moving(
-            progress
-        )
+        """Return whether the real edges stop changing with this step."""
+        before = replace(progress, step=progress.step - 1)
+        return self._edges_can_change(before) and not self._edges_can_change(progress)
 
+    @override
     def after_step(self, candidates: Candidates, grad: Tensor | None, forget: Forget) -> None:
-        """Remember the wiring."""
+        """Store the ids of the real edges, which no longer change."""
         candidates.state["edge_id"].copy_(self._largest(candidates))
 
-    def _moving(self, progress: TrainingProgress) -> bool:
-        if not self._rests:
+    def _edges_can_change(self, progress: TrainingProgress) -> bool:
+        if not self._has_pauses:
             return True
         return self.move_from <= progress.fraction and (
             self.freeze_at == 1 or progress.fraction < self.freeze_at
@@ -92,16 +96,18 @@ class DNW(Rule):
 
 @RULES.register("no_update")
 class NoUpdate(Rule):
-    """The ``k`` edges of largest ``|w|`` are real, and hallucinated ones have no gradient.
+    """Make the ``k`` edges of largest ``|w|`` real; hallucinated edges have no gradient.
 
-    Weight decay and momentum act on every candidate as always, so a real edge that shrinks below a
-    hallucinated one gives its place up. Source: Table 2 of the paper, "no update rule".
+    Weight decay and momentum still act on every candidate, so a real edge whose weight shrinks
+    below that of a hallucinated edge is replaced by it. Source: Table 2 of the paper, "no update
+    rule".
     """
 
+    @override
     def select(self, candidates: Candidates) -> Tensor:
-        """See :meth:`Rule.select`."""
         return top_k(candidates.weight, candidates.num_edges)
 
+    @override
     def straight_through(self, progress: TrainingProgress) -> bool:
-        """See :meth:`Rule.straight_through`: never."""
+        """Return False: only real edges have a gradient."""
         return False

@@ -1,9 +1,10 @@
-"""DNW whose hallucinated edges move by gradients free of the size of sources and targets."""
+"""DNW that updates hallucinated edges with gradients normalised by source and target."""
 
 import math
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from dnw_graph._arena import empty
 from dnw_graph.wiring._factors import average_factored
@@ -13,10 +14,10 @@ from dnw_graph.wiring.select import top_k
 
 @RULES.register("dnw_factored")
 class DNWFactored(Rule):
-    r"""DNW whose hallucinated edges move by a gradient divided by a factored second moment.
+    r"""DNW that updates hallucinated edges with a gradient divided by a factored second moment.
 
-    The ``k`` edges of largest ``|w|`` are real, and the optimizer trains them. Hallucinated edges
-    it leaves alone; in each step they move by
+    The ``k`` edges of largest ``|w|`` are real, and the optimizer updates them. In each step the
+    rule updates hallucinated edges by
 
     .. math::
         \hat g_{uv} = \frac{g_{uv}}{r_u c_v}, \qquad
@@ -27,23 +28,22 @@ class DNWFactored(Rule):
         w_{uv} \leftarrow w_{uv} - \text{rate} \cdot \cos(\tfrac{\pi}{2} t) \cdot \theta \, m_{uv}
 
     where means are over the candidates out of ``u`` and into ``v``, :math:`\theta` is the smallest
-    real ``|w|`` and :math:`t` the share of the training that is done. What is left of
-    :math:`g_{uv} = \langle Z_u, \partial L / \partial I_v \rangle` in :math:`\hat g_{uv}` is how
-    well state and gradient are aligned, whatever their size. An edge that becomes real has the
-    optimizer's momentum of its own gradients.
+    real ``|w|`` and :math:`t` is the share of the training run that is done. The gradient is
+    :math:`g_{uv} = \langle Z_u, \partial L / \partial I_v \rangle`; :math:`\hat g_{uv}` measures
+    how well state and gradient are aligned, regardless of their magnitudes. When an edge becomes
+    real, its momentum in the optimizer is that of its own gradients.
 
-    Source: this project (docs/rules.md); a second moment of rank one is that of Adafactor (Shazeer
-    and Stern 2018, section 3).
+    Source: this project (docs/rules.md). Adafactor (Shazeer and Stern 2018, section 3) uses a
+    second moment of rank one.
 
     Args:
-        rate: Length of a step along a gradient that stays, as a share of the threshold
-            :math:`\theta`, at the start of a training.
+        rate: Step size along a constant gradient at the start of training, as a share of the
+            threshold :math:`\theta`.
         momentum: The coefficient :math:`\beta`.
-        start: What hallucinated weights are multiplied by when the graph is made, or a layer made
-            sparse.
+        start: Factor for hallucinated weights when the graph is built or the layer is made sparse.
 
     Raises:
-        ValueError: An argument out of range.
+        ValueError: An argument is out of range.
     """
 
     def __init__(self, rate: float = 0.02, momentum: float = 0.9, start: float = 0.7) -> None:
@@ -52,30 +52,32 @@ class DNWFactored(Rule):
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be 0 or more and below 1, got {momentum}")
         if not 0 <= start <= 1:
-            raise ValueError(f"start must lie between 0 and 1, got {start}")
+            raise ValueError(f"start must be between 0 and 1, got {start}")
         self.rate, self.momentum, self.start = rate, momentum, start
 
     @property
+    @override
     def timed(self) -> bool:
-        """See :attr:`Rule.timed`: always."""
+        """Always True."""
         return True
 
+    @override
     def init_state(self, candidates: Candidates) -> RuleState:
-        """Multiply the weights of hallucinated edges by ``start``; remember the average ``m``."""
+        """Multiply the weights of hallucinated edges by ``start``, and return the average ``m``."""
         weight, edge_id = candidates.weight, self.select(candidates)
         real = weight[edge_id]
         weight.mul_(self.start)
         weight[edge_id] = real
         return {"average": torch.zeros_like(weight)}
 
+    @override
     def select(self, candidates: Candidates) -> Tensor:
-        """See :meth:`Rule.select`."""
         return top_k(candidates.weight, candidates.num_edges)
 
+    @override
     def hallucinated_weight(
         self, candidates: Candidates, grad: Tensor, edge_id: Tensor
     ) -> Tensor | None:
-        """See :meth:`Rule.hallucinated_weight`."""
         weight, average = candidates.weight, candidates.state["average"]
         if len(edge_id) == len(weight):
             return None

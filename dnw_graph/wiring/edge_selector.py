@@ -1,4 +1,4 @@
-"""One graph's use of a rule: what the rule remembers of it, and the clock it goes by."""
+"""Application of a rule to one tensor of candidate weights, with its state and its clock."""
 
 import math
 from abc import abstractmethod
@@ -20,26 +20,26 @@ from dnw_graph.wiring.wiring import Selection, Wiring, check_ids
 
 
 def whole(weight: Tensor) -> Tensor:
-    """Return the whole of a weight of which this process may hold a shard only.
+    """Return the whole weight if it is sharded over processes, otherwise the weight itself.
 
-    Of a shard, every process has to call it.
+    If it is sharded, every process must call this.
     """
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 def _sharded(values: Tensor, like: Tensor) -> Tensor:
-    """Undo :func:`whole`: return values shared out among processes as another tensor is."""
+    """Return whole values sharded over processes as another tensor is; reverses :func:`whole`."""
     if not isinstance(like, DTensor):
         return values
     return distribute_tensor(values, like.device_mesh, like.placements)
 
 
 class EdgeSelector(nn.Module):
-    """Asks a rule, on behalf of one tensor of candidate weights, of any shape and memory format.
+    """Applies a rule to one tensor of candidate weights, of any shape and memory format.
 
-    Candidate ``i`` is the ``i``-th weight by rows, the last index fastest, unless the rule wants
-    input channels last. Buffers hold what the rule remembers, each under its name, and for a timed
-    rule ``clock``: steps done, steps in all, seed.
+    Candidate ``i`` is the ``i``-th weight in row-major order, after moving input channels to the
+    last dimension if the rule requires that. Buffers hold the state of the rule, by name, and for a
+    timed rule also ``clock``: steps done, total steps, seed.
 
     Args:
         rule: The rule.
@@ -52,9 +52,9 @@ class EdgeSelector(nn.Module):
     def __init__(self, rule: Rule, topology: Topology, num_edges: int) -> None:
         super().__init__()
         self.rule, self.topology, self.num_edges = rule, topology, num_edges
-        self._read: tuple[int, list[int]] | None = None
-        self._follows: object = None
-        self._passing = _Passing()
+        self._clock_cache: tuple[int, list[int]] | None = None
+        self._attachment: object = None
+        self._step_state = _StepState()
         self._clock_is_loaded = False
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
@@ -62,26 +62,26 @@ class EdgeSelector(nn.Module):
         self._clock_is_loaded |= f"{prefix}clock" in state_dict
 
     def __getstate__(self) -> dict[str, Any]:
-        # An optimizer follows the original only.
-        return {**self.__dict__, "_follows": None, "_passing": _Passing()}
+        # Only the original is attached to an optimizer.
+        return {**self.__dict__, "_attachment": None, "_step_state": _StepState()}
 
     @property
     def num_weights(self) -> int:
-        """How many weights are trained: one a candidate, or one a real edge."""
+        """Number of stored weights: one per candidate, or one per real edge."""
         return self.num_edges if self.rule.compact else self.topology.num_candidates
 
     @torch.no_grad()
     def weights_of_candidates(self, weight: Tensor) -> Tensor:
-        """Return weights ``[E]``, NaN where hallucinated edges have none."""
+        """Return weights ``[E]``, NaN for hallucinated edges that have no weight."""
         if not self.rule.compact:
             return self.flat(weight.detach()).clone()
         wiring = self.wiring(weight, training=False)
-        every = weight.new_full((self.topology.num_candidates,), math.nan)
-        return every.index_copy_(0, wiring.edge_id, wiring.edge_weight)
+        weights = weight.new_full((self.topology.num_candidates,), math.nan)
+        return weights.index_copy_(0, wiring.edge_id, wiring.edge_weight)
 
     @torch.no_grad()
     def set_weights_of_candidates(self, weight: Tensor, values: Tensor) -> None:
-        """Set weights to those of ``[E]``, as far as edges have one."""
+        """Set the stored weights from values ``[E]``, ignoring edges without a stored weight."""
         if not self.rule.compact:
             weight.copy_(self.shaped(values, weight))
         else:
@@ -89,27 +89,28 @@ class EdgeSelector(nn.Module):
             weight[wiring.slot] = values[wiring.edge_id].to(weight)
 
     def flat(self, weight: Tensor) -> Tensor:
-        """Return weights as one row: a view of contiguous ones, a copy of others."""
-        moved = weight.movedim(1, -1) if self._moves(weight) else weight
-        return moved.reshape(-1)
+        """Return the weights as one row ``[E]``: a view if they are contiguous, else a copy."""
+        if self._moves_inputs_last(weight):
+            weight = weight.movedim(1, -1)
+        return weight.reshape(-1)
 
     def shaped(self, values: Tensor, weight: Tensor) -> Tensor:
-        """Return a row in the shape of the weights."""
-        if self._moves(weight):
+        """Return a row of values in the shape of the weights."""
+        if self._moves_inputs_last(weight):
             return values.view(weight.movedim(1, -1).shape).movedim(-1, 1)
         return values.view(weight.shape)
 
     def _write(self, flat: Tensor, weight: Tensor) -> None:
-        """Write a row back to where :meth:`flat` had it from, if that was copied."""
+        """Write a row back to the weights if :meth:`flat` copied it from them."""
         if flat.data_ptr() != weight.data_ptr():  # sharded, or not contiguous
             weight.detach().copy_(_sharded(self.shaped(flat, weight), weight))
 
-    def _moves(self, weight: Tensor) -> bool:
+    def _moves_inputs_last(self, weight: Tensor) -> bool:
         return self.rule.inputs_last and weight.dim() > 2
 
     def reset(self, weight: Tensor) -> None:
-        """Begin anew with these weights, on their device."""
-        self._passing, self._clock_is_loaded = _Passing(), False
+        """Initialise the buffers for these weights, on their device."""
+        self._step_state, self._clock_is_loaded = _StepState(), False
         for name in list(self._buffers):
             delattr(self, name)
         if self.rule.timed:
@@ -123,131 +124,137 @@ class EdgeSelector(nn.Module):
         self._write(flat, weight)
 
     def progress(self, training: bool) -> TrainingProgress:
-        """Return when it is; a device is waited for only after something else wrote the clock.
+        """Return the progress of the training run.
+
+        Waits for the device only if something else wrote the clock.
 
         Raises:
-            ValueError: Training with a rule that follows it, and no optimizer to be followed.
+            ValueError: The rule follows training, but no optimizer is attached.
         """
-        blind = self._follows is None and self.rule.follows_training
-        if training and blind and torch.is_grad_enabled():
+        is_unattached = self._attachment is None and self.rule.follows_training
+        if training and is_unattached and torch.is_grad_enabled():
             raise self._not_attached()
         if not self.rule.timed:
             return TrainingProgress(training=training)
         version = -1 if self.clock.is_inference() else self.clock._version
-        if self._read is None or self._read[0] != version or version < 0:
-            self._read = version, self.clock.tolist()
-        step, total, seed = self._read[1]
+        if self._clock_cache is None or self._clock_cache[0] != version or version < 0:
+            self._clock_cache = version, self.clock.tolist()
+        step, total, seed = self._clock_cache[1]
         if training and not total:
             raise self._not_attached()
         return TrainingProgress(step, total, seed, training)
 
     def _not_attached(self) -> ValueError:
         return ValueError(
-            f"rule {RULES.name_of(self.rule)} has to be told of the steps of the training: "
-            "call dnw_graph.attach(model, optimizer, total_steps=...) before it"
+            f"rule {RULES.name_of(self.rule)} needs to follow the steps of the training run: "
+            "call dnw_graph.attach(model, optimizer, total_steps=...) before training"
         )
 
     def candidates(self, weight: Tensor, training: bool) -> Candidates:
-        """Return what the rule is asked about."""
+        """Return the candidates that the rule chooses from."""
         return self._candidates(self.flat(weight.detach()), self.progress(training))
 
     def _candidates(self, weight: Tensor, progress: TrainingProgress) -> Candidates:
-        state = {name: b for name, b in self.named_buffers() if name != "clock"}
+        state = {name: buffer for name, buffer in self.named_buffers() if name != "clock"}
         return Candidates(weight, self.num_edges, self.topology, state, progress)
 
     def select(self, weight: Tensor, training: bool) -> Selection:
-        """Return what the rule decides for a pass with these weights."""
+        """Return the rule's selection for a pass with these weights."""
         candidates = self.candidates(weight, training)
         selection = self.rule.selection(candidates)
         check_ids(selection.edge_id, self.topology.num_candidates)
         if self.rule.compact and (selection.slot is None or selection.straight_through):
             raise ValueError(
-                f"rule {RULES.name_of(self.rule)} says compact = True, so its selection must have "
+                f"rule {RULES.name_of(self.rule)} has compact = True, so its selection must have "
                 "slot, and straight_through=False"
             )
         if selection.gradient_id is not None:
             check_ids(selection.gradient_id, self.topology.num_candidates)
         if training and self.rule.changes_gradients:
-            self._passing.edge_id = selection.edge_id
+            self._step_state.edge_id = selection.edge_id
         return selection
 
     def wiring(self, weight: Tensor, training: bool) -> Wiring:
-        """Return the real edges at weights ``[E]``, or ``[k]`` with a compact rule."""
+        """Return the wiring for weights ``[E]``, or ``[k]`` if the rule is compact."""
         wiring = Wiring.of(self.select(weight, training), weight, self.topology)
         if training and torch.is_grad_enabled():
             number = self.rule.num_sampled(self.candidates(weight, training))
             if number:
-                first = weight.grad is None
-                return replace(wiring, sampler=self._sampling(wiring, number, first))
+                is_first = weight.grad is None
+                return replace(wiring, sampler=self._sampler(wiring, number, is_first))
         return wiring
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # generators are not traced
-    def _sampling(self, wiring: Wiring, number: int, first: bool) -> Sampler:
-        """Return what samples from the first pass after gradients were cleared up to the step."""
-        sampler = self._passing.sampler
-        if sampler is None or first:
+    def _sampler(self, wiring: Wiring, number: int, is_first: bool) -> Sampler:
+        """Return the sampler of this step, new in the first pass after gradients were cleared."""
+        sampler = self._step_state.sampler
+        if sampler is None or is_first:
             generator = self.progress(training=True).generator(wiring.edge_id.device)
             sampler = Sampler(self.topology, wiring.edge_id, number, generator)
-            self._passing.sampler = sampler
+            self._step_state.sampler = sampler
         return sampler
 
     def start(self, follows: object, total_steps: int, restart: bool | None) -> str | None:
-        """Set the clock for a training of some steps, which ``follows`` counts.
+        """Set the clock for a training run whose steps ``follows`` counts.
 
         Args:
-            follows: What calls :meth:`before_step` and :meth:`after_step`.
-            total_steps: Steps of the whole training.
+            follows: The object that calls :meth:`before_step` and :meth:`after_step`.
+            total_steps: Steps of the whole training run.
             restart: As for :func:`dnw_graph.attach`.
 
         Returns:
-            The time at which the clock was, if it was set to 0 without being asked to.
+            The old time of the clock, if it was reset to 0 although ``restart`` is not True;
+            otherwise None.
         """
-        self._follows, self._passing = follows, _Passing()
+        self._attachment, self._step_state = follows, _StepState()
         if not self.rule.timed:
             return None
         step, total, _ = self.clock.tolist()
-        unfinished = self._clock_is_loaded and step < (total or total_steps)
-        keeps = not restart and (restart is False or unfinished) and step < total_steps
+        is_unfinished = self._clock_is_loaded and step < (total or total_steps)
+        resume = not restart and (restart is False or is_unfinished) and step < total_steps
         self._clock_is_loaded = False
         with torch.no_grad():
-            self.clock[0], self.clock[1] = step if keeps else 0, total_steps
-        return f"step {step:,} of {total:,}" if step and not keeps and not restart else None
+            self.clock[0], self.clock[1] = step if resume else 0, total_steps
+        return f"step {step:,} of {total:,}" if step and not resume and not restart else None
 
     def is_followed_by(self, follows: object) -> bool:
-        """Return whether this was the last to :meth:`start` the selector."""
-        return self._follows is follows
+        """Return whether ``follows`` was the last object passed to :meth:`start`."""
+        return self._attachment is follows
 
     def leave(self, follows: object) -> None:
-        """Follow no training any more, if it was this one."""
+        """Stop following the training run, if ``follows`` is the object that counts its steps."""
         if self.is_followed_by(follows):
-            self._follows, self._passing = None, _Passing()
+            self._attachment, self._step_state = None, _StepState()
 
     def before_step(self, follows: object, weight: nn.Parameter) -> None:
-        """Let the rule change the gradient before a step."""
-        if follows is not self._follows or weight.grad is None or not self.rule.changes_gradients:
+        """Let the rule change the gradient before an optimizer step."""
+        if follows is not self._attachment:
+            return
+        if weight.grad is None or not self.rule.changes_gradients:
             return
         candidates = self.candidates(whole(weight.detach()), training=True)
-        passed, self._passing.edge_id = self._passing.edge_id, None  # of this step's pass only
-        edge_id = self.rule.select(candidates) if passed is None else passed
+        edge_id, self._step_state.edge_id = self._step_state.edge_id, None  # valid for one step
+        if edge_id is None:
+            edge_id = self.rule.select(candidates)
         grad = self.flat(whole(weight.grad))
         self.rule.before_step(candidates, grad, edge_id)
-        moved = self.rule.hallucinated_weight(candidates, grad, edge_id)
-        self._passing.moved = None if moved is None else (moved, edge_id)
+        values = self.rule.hallucinated_weight(candidates, grad, edge_id)
+        self._step_state.hallucinated = None if values is None else (values, edge_id)
         self._write(grad, weight.grad)
 
     def after_step(self, follows: object, weight: nn.Parameter, optimizer: Optimizer) -> None:
-        """Count a step, and let the rule do what it does after one."""
-        if follows is not self._follows:  # another optimizer was attached since, or this is a copy
+        """Count an optimizer step, and let the rule act after it."""
+        if follows is not self._attachment:  # this is a copy, or another optimizer was attached
             return
         if self.rule.timed:
             step, total, seed = self._tick()
             progress = TrainingProgress(step, total, seed, training=True)
         else:
             progress = TrainingProgress(training=True)
-        passing, self._passing = self._passing, _Passing()
+        step_state, self._step_state = self._step_state, _StepState()
         self._clock_is_loaded = False
-        if passing.moved is not None:
-            self._move(weight, *passing.moved)
+        if step_state.hallucinated is not None:
+            self._set_hallucinated(weight, *step_state.hallucinated)
         if not weight.requires_grad or not self.rule.acts(progress):
             return
         flat = self.flat(whole(weight.detach()))
@@ -256,59 +263,60 @@ class EdgeSelector(nn.Module):
         candidates = self._candidates(flat, progress)
         before = replace(candidates, progress=replace(progress, step=max(0, progress.step - 1)))
         if self.rule.num_sampled(before):
-            none = torch.empty(0, dtype=torch.int64, device=flat.device)
-            sampler = passing.sampler
-            sample = (none, none.to(flat)) if sampler is None else sampler.result()
+            no_ids = torch.empty(0, dtype=torch.int64, device=flat.device)
+            sampler = step_state.sampler
+            sample = (no_ids, no_ids.to(flat)) if sampler is None else sampler.result()
             candidates = replace(candidates, sampled=gathered(sample))
         self.rule.after_step(candidates, grad, forget)
         self._write(flat, weight)
 
     @torch.no_grad()
-    def _move(self, weight: nn.Parameter, moved: Tensor, edge_id: Tensor) -> None:
-        """Give hallucinated edges the weights that the rule wants them to have after a step."""
-        moved[edge_id] = self.flat(whole(weight.detach()))[edge_id]
-        weight.detach().copy_(_sharded(self.shaped(moved, weight), weight))
+    def _set_hallucinated(self, weight: nn.Parameter, values: Tensor, edge_id: Tensor) -> None:
+        """Set the weights of all but the real edges to values ``[E]``, which are overwritten."""
+        values[edge_id] = self.flat(whole(weight.detach()))[edge_id]
+        weight.detach().copy_(_sharded(self.shaped(values, weight), weight))
 
     def _tick(self) -> list[int]:
-        """Advance the clock without waiting for its device."""
+        """Advance the clock without waiting for its device, and return its values."""
         progress = self.progress(training=True)
         self.clock[0] += 1
-        now = [progress.step + 1, progress.total_steps, progress.seed]
-        self._read = self.clock._version, now
-        return now
+        values = [progress.step + 1, progress.total_steps, progress.seed]
+        self._clock_cache = self.clock._version, values
+        return values
 
 
 @dataclass
-class _Passing:
-    """What is kept from a pass to the end of its step.
+class _StepState:
+    """State from a forward pass to the end of its optimizer step.
 
     Attributes:
-        edge_id: The real edges of the last pass, for rules that change gradients.
-        sampler: What samples gradients.
-        moved: What hallucinated edges weigh after the step, and ids of the real ones.
+        edge_id: Ids of the real edges of the last pass, for rules that change gradients.
+        sampler: The sampler of gradients, if the rule uses one.
+        hallucinated: Weights after the step ``[E]``, to be set for hallucinated edges, and ids of
+            the real edges ``[k]``.
     """
 
     edge_id: Tensor | None = None
     sampler: Sampler | None = None
-    moved: tuple[Tensor, Tensor] | None = None
+    hallucinated: tuple[Tensor, Tensor] | None = None
 
 
 class _Forget:
-    """Clears the momentum of candidates, whatever the optimizer calls it."""
+    """Clears the momentum of candidates, regardless of its name in the optimizer's state."""
 
     def __init__(self, selector: EdgeSelector, weight: nn.Parameter, optimizer: Optimizer) -> None:
-        self._choice, self._weight, self._optimizer = selector, weight, optimizer
+        self._selector, self._weight, self._optimizer = selector, weight, optimizer
 
-    def __call__(self, which: Tensor) -> None:
+    def __call__(self, indices: Tensor) -> None:
         for value in self._optimizer.state.get(self._weight, {}).values():
             if isinstance(value, Tensor) and value.shape == self._weight.shape:
-                kept = torch.ones(value.numel(), dtype=value.dtype, device=value.device)
-                kept[which] = 0
-                value.mul_(_sharded(self._choice.shaped(kept, value), value))
+                mask = torch.ones(value.numel(), dtype=value.dtype, device=value.device)
+                mask[indices] = 0
+                value.mul_(_sharded(self._selector.shaped(mask, value), value))
 
 
 class SelectorOwner(nn.Module):
-    """A module with a selector of its own."""
+    """A module that has an :class:`EdgeSelector`."""
 
     selector: EdgeSelector
 
@@ -320,7 +328,7 @@ class SelectorOwner(nn.Module):
 
     @property
     def choice(self) -> EdgeSelector:
-        """:attr:`selector`, by an earlier name."""
+        """Deprecated name of :attr:`selector`."""
         warn_renamed("choice", "selector")
         return self.selector
 
@@ -331,11 +339,11 @@ class CandidateModule(SelectorOwner):
     @property
     @abstractmethod
     def candidate_weight(self) -> nn.Parameter:
-        """The candidate weights ``[E]``, or those of real edges ``[k]`` if the rule is compact."""
+        """Candidate weights ``[E]``, or weights of real edges ``[k]`` if the rule is compact."""
 
 
 class NamedSelector(NamedTuple):
-    """A selector somewhere in a model: the name of what has it, and the weights it is about."""
+    """A selector in a model, with the name of its module and the weights it selects from."""
 
     name: str
     selector: EdgeSelector
@@ -343,17 +351,17 @@ class NamedSelector(NamedTuple):
 
 
 def selectors(model: nn.Module) -> Iterator[NamedSelector]:
-    """Yield every selector in a model once: of graphs, and of weights made sparse."""
+    """Yield every selector of a model once: those of graphs and those of sparse weights."""
     seen = set()
     for name, module in model.named_modules():
-        found = []
+        pairs = []
         if isinstance(module, CandidateModule):
-            found = [(module.selector, module.candidate_weight)]
+            pairs = [(module.selector, module.candidate_weight)]
         elif isinstance(module, ParametrizationList):
             weight: Any = module.original
             parts = [getattr(part, "selector", None) for part in module]
-            found = [(selector, weight) for selector in parts if isinstance(selector, EdgeSelector)]
-        for selector, weight in found:
+            pairs = [(selector, weight) for selector in parts if isinstance(selector, EdgeSelector)]
+        for selector, weight in pairs:
             if id(selector) not in seen:
                 seen.add(id(selector))
                 yield NamedSelector(name, selector, weight)

@@ -1,65 +1,71 @@
-"""Wirings that never change: drawn at random, or found in a trained complete graph."""
+"""Wirings that never change: drawn at random, or taken from a trained complete graph."""
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from dnw_graph.wiring.base import RULES, Candidates, Rule, RuleState, TrainingProgress
 from dnw_graph.wiring.select import top_k
 
 
 class Fixed(Rule):
-    """Real edges that are remembered by id; the weights of the others are never read."""
+    """Base class of rules that store the ids of the real edges; other weights are never read."""
 
     ranking = "none"
 
+    @override
     def select(self, candidates: Candidates) -> Tensor:
-        """See :meth:`Rule.select`."""
-        return candidates.state["edge_id"].clone()  # a wiring outlives the next change
+        return candidates.state["edge_id"].clone()  # the wiring is still used after the next change
 
+    @override
     def straight_through(self, progress: TrainingProgress) -> bool:
-        """See :meth:`Rule.straight_through`: never."""
+        """Return False: only real edges have a gradient."""
         return False
 
 
 @RULES.register("random")
 class Random(Fixed):
-    """``k`` candidates drawn uniformly without replacement when the graph is made: RG."""
+    """Draw ``k`` candidates uniformly without replacement when the graph is built (RG)."""
 
+    @override
     def init_state(self, candidates: Candidates) -> RuleState:
-        """Draw the wiring from PyTorch's generator, so that ``torch.manual_seed`` repeats it."""
-        drawn = torch.randperm(candidates.topology.num_candidates, device="cpu")
-        return {"edge_id": drawn[: candidates.num_edges].sort().values}
+        """Return real edges drawn with PyTorch's generator, which ``torch.manual_seed`` seeds."""
+        order = torch.randperm(candidates.topology.num_candidates, device="cpu")
+        return {"edge_id": order[: candidates.num_edges].sort().values}
 
 
 class Inherited(Fixed):
-    """The ``k`` largest weights of a trained complete graph; see :func:`dnw_graph.inherit`."""
+    """Keep the ``k`` largest weights of a trained complete graph; see :func:`dnw_graph.inherit`."""
 
+    @override
     def init_state(self, candidates: Candidates) -> RuleState:
-        """Return no wiring yet."""
+        """Return ids of -1, which :meth:`inherit` replaces."""
         return {"edge_id": torch.full((candidates.num_edges,), -1)}
 
+    @override
     def inherit(self, candidates: Candidates, trained: Tensor) -> None:
-        """See :meth:`Rule.inherit`."""
         candidates.state["edge_id"].copy_(top_k(trained, candidates.num_edges))
 
+    @override
     def select(self, candidates: Candidates) -> Tensor:
-        """See :meth:`Rule.select`.
+        """Return the ids of the real edges.
 
         Raises:
-            ValueError: Nothing was inherited yet (on a CPU; a GPU is not made to wait).
+            ValueError: :meth:`inherit` was not called yet. Checked on CPUs only, since the check
+                would make the host wait for a GPU.
         """
         ids = candidates.state["edge_id"]
         if ids.is_cpu and not torch.compiler.is_compiling() and int(ids[0]) < 0:
             raise ValueError(
                 f"rule {RULES.name_of(self)} keeps the largest weights of a trained complete "
-                "graph: call dnw_graph.inherit first, or give --from RUN to a training command"
+                "graph: call dnw_graph.inherit first, or pass --from RUN to a training command"
             )
         return ids.clone()
 
 
 @RULES.register("lottery")
 class Lottery(Inherited):
-    """Trained edges, initial weights.
+    """Train the edges of a trained complete graph from its initial weights.
 
     Source: Frankle and Carbin 2019, one shot, as in Table 2 of the paper.
     """
@@ -69,6 +75,9 @@ class Lottery(Inherited):
 
 @RULES.register("fine_tune")
 class FineTune(Inherited):
-    """Trained edges, trained weights, trained on. Source: Table 2 of the paper."""
+    """Train the edges of a trained complete graph from its trained weights.
+
+    Source: Table 2 of the paper.
+    """
 
     starts_from = "trained"

@@ -1,7 +1,8 @@
-"""What rules share that start complete and lose edges by magnitude."""
+"""Base class of rules that start complete and remove the edges of smallest magnitude."""
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from dnw_graph.topology import Topology
 from dnw_graph.wiring.base import Candidates, Rule
@@ -9,24 +10,26 @@ from dnw_graph.wiring.select import top_k
 
 
 def check_until(until: float) -> None:
-    """Raise where ``until`` is not a share of a training."""
+    """Raise ValueError if ``until`` is not a share of a training run."""
     if not 0 < until <= 1:
-        raise ValueError(f"until must be a share of the training, above 0 to 1, got {until}")
+        raise ValueError(
+            f"until must be a share of the training run, above 0 and up to 1, got {until}"
+        )
 
 
 class GradualPruning(Rule):
-    r"""The :math:`k_t` largest ``|w|`` are real, from all candidates down to ``k``.
+    r"""Make the :math:`k_t` edges of largest ``|w|`` real, from all candidates down to ``k``.
 
     .. math:: k_t = k + (E - k) (1 - t / t_1)^3
 
-    after a share ``t`` of the training; :math:`t_1` is ``until``. Source of the schedule: Zhu and
-    Gupta 2017, equation 1.
+    after a share ``t`` of the training run; :math:`t_1` is ``until``. Source of the schedule: Zhu
+    and Gupta 2017, equation 1.
 
     Args:
-        until: Share of the training at which ``k`` are left.
+        until: Share of the training run after which ``k`` edges are real.
 
     Raises:
-        ValueError: An argument out of range.
+        ValueError: An argument is out of range.
     """
 
     ranking = "none"
@@ -36,22 +39,25 @@ class GradualPruning(Rule):
         self.until = until
 
     @property
+    @override
     def timed(self) -> bool:
-        """See :attr:`Rule.timed`: always."""
+        """Always True."""
         return True
 
+    @override
     def start_fan_in(self, topology: Topology, num_edges: int) -> Tensor:
-        """See :meth:`Rule.start_fan_in`: all candidates."""
+        """Return the number of candidates into each node ``[V]``."""
         return topology.rowptr.diff()
 
     def number(self, candidates: Candidates) -> int:
         """Return the number of real edges :math:`k_t`."""
-        left = max(0.0, 1 - candidates.progress.fraction / self.until) ** 3
+        surplus = max(0.0, 1 - candidates.progress.fraction / self.until) ** 3
         k = candidates.num_edges
-        return k + round((len(candidates.weight) - k) * left)
+        return k + round((len(candidates.weight) - k) * surplus)
 
+    @override
     def select(self, candidates: Candidates) -> Tensor:
-        """See :meth:`Rule.select`; ``k`` edges from ``until`` on, in evaluation too."""
+        """Return the ids of the :math:`k_t` real edges, in evaluation too."""
         weight, number = candidates.weight, self.number(candidates)
         if number == len(weight):
             return torch.arange(number, device=weight.device)

@@ -1,9 +1,10 @@
-"""Sparse training whose weights, gradients and time are all of the order of the real edges."""
+"""Sparse training with weights, gradients and time proportional to the number of real edges."""
 
 import math
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from dnw_graph.wiring.base import RULES, Candidates, Forget, RuleState
 from dnw_graph.wiring.rewire import RigL
@@ -13,24 +14,24 @@ from dnw_graph.wiring.wiring import Selection
 
 @RULES.register("gse")
 class GSE(RigL):
-    r"""As :class:`RigL`, but edges grow where the gradient is largest *among some that are drawn*.
+    r"""Like :class:`RigL`, but grow the edges of largest gradient *from a random sample*.
 
     Only the ``k`` real edges have weights. In the last step before edges change, :math:`\gamma k`
     other candidates are drawn in proportion to a bound of their gradient (:class:`Sampler`), and
-    their gradients are computed. With backend ``sparse`` and complete blocks, no number is ever
-    kept or computed for every candidate.
+    their gradients are computed. With backend ``sparse`` and complete blocks, nothing is stored or
+    computed for every candidate.
 
-    Source: Heddes et al. 2024, guided stochastic exploration, with its bound GraBo. Departs from it
-    as :class:`RigL` does from its source, and in that edges move between the blocks of a graph.
+    Source: Heddes et al. 2024, guided stochastic exploration, with its bound GraBo. Differs from it
+    as :class:`RigL` does from its source; also, edges may move from one block to another.
 
     Args:
         every: Steps between changes, :math:`\Delta T`.
-        fraction: Share of the real edges that is dropped, at first.
-        until: Share of the training after which edges stay.
-        samples: How many candidates are drawn, as a multiple of the real edges, :math:`\gamma`.
+        fraction: Share of the real edges that the first change drops.
+        until: Share of the training run after which edges no longer change.
+        samples: Number of candidates drawn, as a multiple of the real edges, :math:`\gamma`.
 
     Raises:
-        ValueError: An argument out of range.
+        ValueError: An argument is out of range.
     """
 
     compact = True
@@ -40,61 +41,68 @@ class GSE(RigL):
     ) -> None:
         super().__init__(every, fraction, until)
         if not 0 < samples < float("inf"):
-            raise ValueError(f"samples must be a multiple of the edges, above 0, got {samples}")
+            raise ValueError(
+                f"samples must be a multiple of the number of edges, above 0, got {samples}"
+            )
         self.samples = samples
 
+    @override
     def unfit(self, shape: object) -> str | None:
-        """See :meth:`Rule.unfit`: every layer stores weights of all its candidates."""
-        return "only real edges have weights with it, but a layer has all; take rigl"
+        """Return the reason, for every layer: it stores the weights of all candidates."""
+        return "the rule stores weights of real edges only, but a layer stores all; use rigl"
 
+    @override
     def init_state(self, candidates: Candidates) -> RuleState:
-        """Draw the first wiring without listing candidates."""
+        """Draw the first real edges without listing all candidates."""
         number, k = candidates.topology.num_candidates, candidates.num_edges
         if 2 * k > number:
             state = super().init_state(candidates)
         else:
-            drawn = torch.empty(0, dtype=torch.int64, device="cpu")
-            while len(drawn) < k:
+            ids = torch.empty(0, dtype=torch.int64, device="cpu")
+            while len(ids) < k:
                 more = torch.randint(number, (k + k // 4,), device="cpu")
-                drawn = torch.cat([drawn, more]).unique()
-            kept = torch.randperm(len(drawn), device="cpu")[:k]
-            state = {"edge_id": drawn[kept].sort().values}
+                ids = torch.cat([ids, more]).unique()
+            subset = torch.randperm(len(ids), device="cpu")[:k]
+            state = {"edge_id": ids[subset].sort().values}
         return {**state, "slot": torch.arange(k, device="cpu")}
 
+    @override
     def selection(self, candidates: Candidates) -> Selection:
-        """See :meth:`Rule.selection`."""
         return Selection(
             self.select(candidates), straight_through=False, slot=candidates.state["slot"].clone()
         )
 
+    @override
     def straight_through(self, progress: object) -> bool:
-        """See :meth:`Rule.straight_through`: never."""
+        """Return False: only real edges have a gradient."""
         return False
 
+    @override
     def num_sampled(self, candidates: Candidates) -> int:
-        """See :meth:`Rule.num_sampled`: some in the last step before edges change."""
-        follows = super().straight_through(candidates.progress)
-        return math.ceil(self.samples * candidates.num_edges) if follows else 0
+        """Return the number of candidates to draw, 0 unless edges change after this step."""
+        is_last = super().straight_through(candidates.progress)  # the last step before a change
+        return math.ceil(self.samples * candidates.num_edges) if is_last else 0
 
+    @override
     def after_step(self, candidates: Candidates, grad: Tensor | None, forget: Forget) -> None:
-        """Drop the smallest, and let edges that grow have their places among the weights."""
+        """Drop the smallest edges, and store the weights of new edges in their slots."""
         if candidates.sampled is None:
             return
         real, slot = candidates.state["edge_id"], candidates.state["slot"]
         ids, gradients = candidates.sampled
-        new = ~torch.isin(ids, real)  # as weights may have been loaded since the pass
-        ids, gradients = ids[new], gradients[new]
+        is_new = ~torch.isin(ids, real)  # a state may have been loaded since the pass
+        ids, gradients = ids[is_new], gradients[is_new]
         number = min(int(self.share(candidates.progress) * len(real)), len(ids))
         if not number:
             return
-        grown = ids[top_k(gradients, number)]
+        new_ids = ids[top_k(gradients, number)]
         size = candidates.weight[slot].abs()
-        dropped = torch.ones_like(real, dtype=torch.bool)
+        drop = torch.ones_like(real, dtype=torch.bool)
         if number < len(real):
-            dropped[top_k(size, len(real) - number)] = False
-        candidates.weight[slot[dropped]] = 0
-        forget(slot[dropped])
-        after = real.masked_scatter(dropped, grown)
+            drop[top_k(size, len(real) - number)] = False
+        candidates.weight[slot[drop]] = 0
+        forget(slot[drop])
+        after = real.masked_scatter(drop, new_ids)
         order = after.argsort()
         real.copy_(after[order])
         slot.copy_(slot[order])

@@ -1,7 +1,8 @@
-"""Starts complete; a penalty makes weights small, and the smallest are removed for good."""
+"""Gradual pruning with an L1 penalty; removed edges never become real again."""
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from dnw_graph.wiring.base import RULES, Candidates, Forget, TrainingProgress
 from dnw_graph.wiring.gradual import GradualPruning
@@ -9,18 +10,18 @@ from dnw_graph.wiring.gradual import GradualPruning
 
 @RULES.register("l1_anneal")
 class L1Anneal(GradualPruning):
-    r"""Gradual pruning, with :math:`\lambda \sum |w|` in the loss; what goes never comes back.
+    r"""Gradual pruning, with :math:`\lambda \sum |w|` in the loss; removed edges never come back.
 
-    What is removed is set to 0, its momentum cleared, and has no gradient. Source: Table 2 of the
-    paper, "L1 + anneal", which gives neither coefficient nor schedule; short runs do not tell
-    coefficients apart (docs/rules.md).
+    The weight and the momentum of a removed edge are set to 0, and it has no gradient. Source:
+    Table 2 of the paper, "L1 + anneal", which states neither coefficient nor schedule; in short
+    runs, the coefficient makes no clear difference (docs/rules.md).
 
     Args:
         l1: The coefficient :math:`\lambda`.
-        until: Share of the training at which ``k`` edges are left.
+        until: Share of the training run after which ``k`` edges are real.
 
     Raises:
-        ValueError: An argument out of range.
+        ValueError: An argument is out of range.
     """
 
     def __init__(self, l1: float = 1e-5, until: float = 0.75) -> None:
@@ -29,17 +30,20 @@ class L1Anneal(GradualPruning):
             raise ValueError(f"l1 must be 0 or more, got {l1}")
         self.l1 = l1
 
+    @override
     def straight_through(self, progress: TrainingProgress) -> bool:
-        """See :meth:`Rule.straight_through`: never."""
+        """Return False: only real edges have a gradient."""
         return False
 
+    @override
     def penalty(self, weight: Tensor, progress: TrainingProgress) -> Tensor | None:
-        """See :meth:`Rule.penalty`; removed edges are 0."""
+        """Return ``l1`` times the sum of ``|w|``, to which removed edges contribute 0."""
         return self.l1 * weight.abs().sum() if self.l1 else None
 
+    @override
     def after_step(self, candidates: Candidates, grad: Tensor | None, forget: Forget) -> None:
-        """Set what is no longer real to 0."""
-        removed = torch.ones_like(candidates.weight, dtype=torch.bool)
-        removed.index_fill_(0, self.select(candidates), False)
-        candidates.weight.masked_fill_(removed, 0)
-        forget(removed)
+        """Set the weights and the momentum of all edges that are not real to 0."""
+        hallucinated = torch.ones_like(candidates.weight, dtype=torch.bool)
+        hallucinated.index_fill_(0, self.select(candidates), False)
+        candidates.weight.masked_fill_(hallucinated, 0)
+        forget(hallucinated)

@@ -1,4 +1,4 @@
-"""Gradients of some hallucinated edges, drawn in a backward pass."""
+"""Sampling of hallucinated edges and their gradients in a backward pass."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,25 +14,25 @@ Sample = tuple[Tensor, Tensor]
 
 
 class Sampler:
-    r"""Draws hallucinated edges in a backward pass, and sums up their gradients.
+    r"""Draws hallucinated edges in a backward pass, and sums their gradients.
 
-    The edges into a block are drawn with probabilities in proportion to a bound of their gradient,
+    The edges into a block are drawn with probabilities proportional to a bound of their gradient,
 
     .. math:: p_{uv} \propto \lVert Z_u \rVert_1 \, \lVert \partial L / \partial I_v \rVert_1
 
     with norms over batch and pixels. In a complete block, source and target are drawn
-    independently, and its candidates are never listed. Where a block sums several times (in time,
-    or in several passes before a step), its edges are drawn the first time that a gradient reaches
-    it, and their gradients are summed from then on.
+    independently, and the candidates are never listed. If a block is evaluated several times (in
+    time, or in several passes before a step), its edges are drawn when a gradient first reaches it,
+    and their gradients are summed from then on.
 
     Source: Heddes et al. 2024, section 4 (GraBo).
 
     Args:
         topology: The candidates.
         edge_id: Ids of the real edges ``[k]``, ascending.
-        number: Number of draws, shared out among blocks in proportion to their candidates.
+        number: Number of draws, distributed among blocks in proportion to their candidates.
             Duplicates and real edges are removed, so fewer edges may remain.
-        generator: Random numbers.
+        generator: Generator of the random draws.
     """
 
     def __init__(
@@ -41,13 +41,13 @@ class Sampler:
         self._topology, self._edge_id, self._generator = topology, edge_id, generator
         self._share = number / topology.num_candidates
         self._offset = float(torch.rand((), generator=generator, device=generator.device))
-        self._drawn: dict[int, Sample] = {}
-        self._original: Tensor | None = None
+        self._samples: dict[int, Sample] = {}
+        self._original_ids: Tensor | None = None
 
     def regrouped(self, grouping: Grouping) -> "Sampler":
-        """Draw from the blocks of a grouping from now on, and return the sampler itself."""
+        """Switch to the blocks of a grouping, and return the sampler itself."""
         if self._topology is not grouping.topology:
-            self._original = grouping.edge_on(self._edge_id.device)
+            self._original_ids = grouping.edge_on(self._edge_id.device)
             self._edge_id, _ = grouping.regrouped(self._edge_id)
             self._topology = grouping.topology
         return self
@@ -59,34 +59,34 @@ class Sampler:
         grad: Tensor,
         correlate: Callable[[Wiring], Tensor],
     ) -> None:
-        """Add the gradients of one sum over the edges into a block.
+        """Add the gradients of one evaluation of a block.
 
         Args:
             block: The block.
             states: States of its source blocks ``Z``, each ``[nodes, *features]``.
             grad: ``dL/dI`` ``[nodes, *features]``.
-            correlate: Returns ``<Z_u, dL/dI_v>`` of the edges of a wiring.
+            correlate: Function that returns ``<Z_u, dL/dI_v>`` of the edges of a wiring.
         """
-        if block.index in self._drawn:
-            ids, total = self._drawn[block.index]
-            self._drawn[block.index] = ids, total + correlate(self.wiring(block, ids))
+        if block.index in self._samples:
+            ids, total = self._samples[block.index]
+            self._samples[block.index] = ids, total + correlate(self.wiring(block, ids))
             return
         ids = self._draw(block, states, grad)
         if len(ids):
-            self._drawn[block.index] = ids, correlate(self.wiring(block, ids))
+            self._samples[block.index] = ids, correlate(self.wiring(block, ids))
 
     def result(self) -> Sample:
-        """Return what was drawn, and its gradients."""
-        drawn = [self._drawn[i] for i in sorted(self._drawn)]
-        ids = torch.cat([ids for ids, _ in drawn] or [self._edge_id[:0]])
-        grads = torch.cat([grad for _, grad in drawn] or [ids.float()])
-        if self._original is None:
+        """Return the ids of the edges drawn so far, ascending, and their gradients."""
+        samples = [self._samples[i] for i in sorted(self._samples)]
+        ids = torch.cat([ids for ids, _ in samples] or [self._edge_id[:0]])
+        grads = torch.cat([grad for _, grad in samples] or [ids.float()])
+        if self._original_ids is None:
             return ids, grads
-        ids, order = self._original[ids].sort()
+        ids, order = self._original_ids[ids].sort()
         return ids, grads[order]
 
     def wiring(self, block: Block, ids: Tensor) -> Wiring:
-        """Return a wiring whose only edges, and only weights, are those of some ids."""
+        """Return a wiring with only the edges of ``ids``, all into one block."""
         topology, nodes = self._topology, block.nodes
         edges = topology.edges(ids)
         rowptr = ids.new_zeros(topology.num_nodes + 1)
@@ -109,55 +109,56 @@ class Sampler:
     def _draw(self, block: Block, states: Sequence[Tensor], grad: Tensor) -> Tensor:
         """Return the ids of the edges drawn, ascending."""
         topology, edges = self._topology, block.edges
-        # Rounded so that all blocks together have the number, and small ones their turn.
-        first, past = (int(e * self._share + self._offset) for e in (edges.start, edges.stop))
+        # Rounding cumulative numbers, with a random offset, keeps the total over all blocks right,
+        # and small blocks get a draw in some steps.
+        first, end = (int(e * self._share + self._offset) for e in (edges.start, edges.stop))
         source_norm, target_norm = torch.cat([_norm(z) for z in states]), _norm(grad)
         if block.complete:
-            source = self._draw_proportional(source_norm, past - first)
-            target = self._draw_proportional(target_norm, past - first)
-            some = min(len(source), len(target))  # none where either is 0 everywhere
-            ids = edges.start + target[:some] * len(source_norm) + source[:some]
+            source = self._draw_proportional(source_norm, end - first)
+            target = self._draw_proportional(target_norm, end - first)
+            number = min(len(source), len(target))  # 0 if either norm is 0 everywhere
+            ids = edges.start + target[:number] * len(source_norm) + source[:number]
         else:
             norms = source_norm.new_zeros(topology.num_nodes)
             parts = source_norm.split([len(z) for z in states])
             for i, part in zip(block.sources, parts, strict=True):
                 nodes = topology.blocks[i].nodes
                 norms[nodes.start : nodes.stop] = part
-            every = torch.arange(edges.start, edges.stop, device=grad.device)
-            source, target = topology.edges(every)
+            all_ids = torch.arange(edges.start, edges.stop, device=grad.device)
+            source, target = topology.edges(all_ids)
             bound = norms[source] * target_norm[target - block.nodes.start]
-            ids = edges.start + self._draw_proportional(bound, past - first)
+            ids = edges.start + self._draw_proportional(bound, end - first)
         ids, real = ids.unique(), self._edge_id
-        at = torch.searchsorted(real, ids).clamp_max(len(real) - 1)
-        return ids[real[at] != ids]
+        place = torch.searchsorted(real, ids).clamp_max(len(real) - 1)
+        return ids[real[place] != ids]
 
     def _draw_proportional(self, sizes: Tensor, number: int) -> Tensor:
-        """Return indices drawn in proportion to sizes, none where these are all 0 or not finite."""
+        """Return indices drawn in proportion to sizes; none if all are 0 or any is not finite."""
         upper = sizes.double().cumsum(0)
         device = self._generator.device
-        drawn = torch.rand(number, generator=self._generator, dtype=torch.float64, device=device)
-        found = torch.searchsorted(upper, drawn.to(upper.device) * upper[-1], right=True)
-        return found[found < len(sizes)]
+        uniform = torch.rand(number, generator=self._generator, dtype=torch.float64, device=device)
+        indices = torch.searchsorted(upper, uniform.to(upper.device) * upper[-1], right=True)
+        return indices[indices < len(sizes)]
 
 
 def gathered(sample: Sample) -> Sample:
-    """Return what all processes drew, with the mean gradient of those that drew an edge.
+    """Return the edges drawn in any process, each with its mean gradient over these processes.
 
-    Where there are several, each has to call it.
+    With several processes, all of them must call this.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return sample
     device = sample[0].device
-    found = [sample] * dist.get_world_size()
-    dist.all_gather_object(found, (sample[0].cpu(), sample[1].cpu()))
-    ids, place, times = torch.cat([own for own, _ in found]).unique(
+    samples = [sample] * dist.get_world_size()
+    dist.all_gather_object(samples, (sample[0].cpu(), sample[1].cpu()))
+    ids, place, counts = torch.cat([ids for ids, _ in samples]).unique(
         return_inverse=True, return_counts=True
     )
-    grads = torch.cat([own for _, own in found])
+    grads = torch.cat([grad for _, grad in samples])
     total = grads.new_zeros(len(ids)).index_add_(0, place, grads)
-    return ids.to(device), (total / times).to(device)
+    return ids.to(device), (total / counts).to(device)
 
 
 def _norm(x: Tensor) -> Tensor:
-    """Return ``|x|`` summed up for each node."""
+    """Return the sum of ``|x|`` of each node."""
     return x.abs().flatten(1).sum(1, dtype=torch.float32)

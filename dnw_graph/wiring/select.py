@@ -1,4 +1,4 @@
-"""Exact selection of the k largest magnitudes: never sorts, never waits on the host."""
+"""Exact selection of the k largest magnitudes, without sorting and without waiting for a GPU."""
 
 import numba
 import numpy as np
@@ -9,61 +9,65 @@ from dnw_graph import _jit
 
 
 def top_k(weight: Tensor, k: int) -> Tensor:
-    """Return the ids of the ``k`` entries of largest ``|w|``, ascending; among equals, the first.
+    """Return the ids of the ``k`` entries of largest ``|w|``, ascending; of equals, the first.
 
     Args:
-        weight: Weights ``[E]``, floating-point; nothing may change them meanwhile.
-        k: How many, 1 to ``E``.
+        weight: Weights ``[E]``, floating-point. They must not be changed during the call.
+        k: Number of ids, 1 to ``E``.
 
     Returns:
         Ids ``[k]``, int64.
 
     Raises:
-        ValueError: ``k`` out of range, or weights of another shape or type. On a CPU, a weight that
-            is not finite; a GPU is not made to wait for that check, which
-            :meth:`NeuralGraph.validate` does there.
+        ValueError: ``k`` is out of range, or ``weight`` has another shape or type. On a CPU, also
+            if a weight is not finite. On a GPU, where this check would make the host wait,
+            :meth:`NeuralGraph.validate` does it.
     """
     if weight.dim() != 1 or not weight.is_floating_point():
         raise ValueError(
-            f"weights must be floating-point [E], got {weight.dtype} {list(weight.shape)}"
+            "weight must be a floating-point tensor of shape [E], got "
+            f"{weight.dtype} {list(weight.shape)}"
         )
     if not 1 <= k <= len(weight):
-        raise ValueError(f"k must lie between 1 and the {len(weight):,} weights, got {k:,}")
+        raise ValueError(
+            f"k must be between 1 and the number of weights, {len(weight):,}, got {k:,}"
+        )
     return _top_k(weight.detach(), k)
 
 
 @torch.library.custom_op("dnw_graph::top_k", mutates_args=(), device_types="cpu")
 def _top_k(weight: Tensor, k: int) -> Tensor:
-    narrow = weight.dtype != torch.float64
-    values = weight.to(torch.float32 if narrow else torch.float64).contiguous()
+    is_narrow = weight.dtype != torch.float64
+    values = weight.to(torch.float32 if is_narrow else torch.float64).contiguous()
     # Not .numpy(), after which sharded training could no longer free the weights' memory.
-    bits = np.from_dlpack(values.view(torch.int32 if narrow else torch.int64))
-    # The bits of a positive float order like the float, those of infinity and NaN come last.
-    infinity = 0x7F800000 if narrow else 0x7FF0000000000000
-    among = _candidates(bits, k) if _jit.can_compile() else None
-    given = bits if among is None else bits[among]
-    if len(given) <= _FEW or not _jit.can_compile():
-        ids = _largest_of_few(given, k, infinity)
+    bits = np.from_dlpack(values.view(torch.int32 if is_narrow else torch.int64))
+    # Without their signs, bits have the order of the magnitudes; infinity and NaN come last.
+    infinity = 0x7F800000 if is_narrow else 0x7FF0000000000000
+    subset = _candidates(bits, k) if _jit.can_compile() else None
+    if subset is not None:
+        bits = bits[subset]
+    if len(bits) <= _SMALL or not _jit.can_compile():
+        ids = _largest_by_partition(bits, k, infinity)
     else:
         ids = np.empty(k, dtype=np.int64)
-        shift = 15 if narrow else 47  # the top 16 of the sign-free bits give bins
-        if not _largest(given, k, np.int64(shift), infinity >> shift, _jit.threads(), ids):
+        shift = 15 if is_narrow else 47  # the top 16 of the sign-free bits are the bin
+        if not _largest(bits, k, np.int64(shift), infinity >> shift, _jit.threads(), ids):
             ids = None
     if ids is None:
-        at = int((~values.isfinite()).nonzero()[0])
+        index = int((~values.isfinite()).nonzero()[0])
         raise ValueError(
-            f"every edge weight must be finite, but weight {at} is {float(values[at])}: the run "
-            "diverged; go back to a checkpoint and lower the learning rate"
+            f"every edge weight must be finite, but weight {index} is {float(values[index])}: the "
+            "run diverged; go back to a checkpoint and lower the learning rate"
         )
-    return torch.from_numpy(ids if among is None else among[ids])
+    return torch.from_numpy(ids if subset is None else subset[ids])
 
 
 def _candidates(bits: np.ndarray, k: int) -> np.ndarray | None:
-    """Return ids, ascending, that hold the ``k`` largest for certain, or None for all.
+    """Return ids, ascending, that include those of the ``k`` largest, or None if all must be read.
 
-    A sample says how large the k-th is, with a margin of eight deviations. Should that be wrong
-    nonetheless, too few remain or too many, which is noticed, and all are looked at. What is
-    sampled are lines of a cache, since fetching one takes as long for a number as for all in it.
+    A sample estimates the k-th largest, with a margin of eight standard deviations. If the estimate
+    is still wrong, too few or too many ids result, and None is returned. Whole cache lines are
+    sampled, since reading one number takes as long as reading its cache line.
     """
     step = len(bits) // _LINES
     if step < 8 * _LINE or k > len(bits) // 16:
@@ -71,40 +75,40 @@ def _candidates(bits: np.ndarray, k: int) -> np.ndarray | None:
     sample = bits[: _LINES * step].reshape(_LINES, step)[:, :_LINE].ravel()
     sample &= np.iinfo(bits.dtype).max
     share = len(sample) / len(bits)
-    above = int(k * share + 8 * (k * share) ** 0.5 + 8)
-    least = np.partition(sample, len(sample) - 1 - above)[len(sample) - 1 - above]
-    ids = np.empty((_jit.threads(), int(2 * above / share)), dtype=np.int64)
-    counts = _at_least(bits, least, ids)
+    rank = int(k * share + 8 * (k * share) ** 0.5 + 8)
+    minimum = np.partition(sample, len(sample) - 1 - rank)[len(sample) - 1 - rank]
+    ids = np.empty((_jit.threads(), int(2 * rank / share)), dtype=np.int64)
+    counts = _at_least(bits, minimum, ids)
     if counts.max() > ids.shape[1] or counts.sum() < k:
         return None
     return np.concatenate([row[:count] for row, count in zip(ids, counts, strict=True)])
 
 
-_LINES, _LINE = 1 << 10, 16
-_FEW = 1 << 18
+_LINES, _LINE = 1 << 10, 16  # number of cache lines sampled, and numbers in each
+_SMALL = 1 << 18  # up to this many numbers, np.partition is used
 
 
-def _largest_of_few(bits: np.ndarray, k: int, infinity: int) -> np.ndarray | None:
+def _largest_by_partition(bits: np.ndarray, k: int, infinity: int) -> np.ndarray | None:
     """Return the ids of the k largest sign-free ``bits``, ascending; None if one is not finite."""
     size = bits & np.iinfo(bits.dtype).max
     ordered = np.partition(size, len(size) - k)
     if ordered[len(size) - k :].max() >= infinity:
         return None
     threshold = ordered[len(size) - k]
-    kept = size > threshold
+    is_selected = size > threshold
     ties = np.flatnonzero(size == threshold)
-    kept[ties[: k - np.count_nonzero(kept)]] = True
-    return np.flatnonzero(kept)
+    is_selected[ties[: k - np.count_nonzero(is_selected)]] = True
+    return np.flatnonzero(is_selected)
 
 
 @_top_k.register_kernel("cuda")
 def _top_k_cuda(weight: Tensor, k: int) -> Tensor:
     magnitude = weight.abs()
     threshold = magnitude.topk(k, sorted=False).values.amin()
-    above, tied = magnitude > threshold, magnitude == threshold
-    kept = above | (tied & (tied.cumsum(0) <= k - above.sum()))
-    # Each kept edge writes its id at its rank, all others one past the end: sizes need no host.
-    place = torch.where(kept, kept.cumsum(0) - 1, k)
+    is_above, is_tied = magnitude > threshold, magnitude == threshold
+    is_selected = is_above | (is_tied & (is_tied.cumsum(0) <= k - is_above.sum()))
+    # Selected edges write their ids at their ranks, all others at index k, so that sizes are fixed.
+    place = torch.where(is_selected, is_selected.cumsum(0) - 1, k)
     ids = torch.zeros(k + 1, dtype=torch.int64, device=weight.device)
     ids.scatter_(0, place, torch.arange(weight.numel(), device=weight.device))
     return ids[:k].clone()
@@ -116,32 +120,32 @@ def _(weight: Tensor, k: int) -> Tensor:
 
 
 @_jit.Kernel
-def _at_least(bits, least, ids):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Write the ids of sign-free ``bits`` from ``least`` up, a row a part, as far as there is room.
+def _at_least(bits, minimum, ids):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Write the ids of sign-free ``bits`` of at least ``minimum``, and return their numbers.
 
-    Return how many there are in each part.
+    Each row of ``ids`` is for one part of the bits. Ids beyond its capacity are counted only.
     """
-    chunks, room = ids.shape
+    chunks, capacity = ids.shape
     size = (len(bits) + chunks - 1) // chunks
     sign_free = bits.dtype.type((np.int64(1) << (bits.itemsize * 8 - 1)) - 1)
     counts = np.zeros(chunks, dtype=np.int64)
     for c in numba.prange(chunks):
-        part, row, at = bits[c * size : (c + 1) * size], ids[c], 0
+        part, row, count = bits[c * size : (c + 1) * size], ids[c], 0
         for i in range(len(part)):
-            if (part[i] & sign_free) >= least:
-                if at < room:
-                    row[at] = c * size + i
-                at += 1
-        counts[c] = at
+            if (part[i] & sign_free) >= minimum:
+                if count < capacity:
+                    row[count] = c * size + i
+                count += 1
+        counts[c] = count
     return counts
 
 
 @_jit.Kernel
 def _largest(bits, k, shift, infinity, chunks, ids):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Write the ids of the k largest sign-free ``bits``, ascending; False if one is not finite."""
+    """Write the ids of the k largest sign-free ``bits``, ascending; return False if not finite."""
     size = (len(bits) + chunks - 1) // chunks
     sign_free = (np.int64(1) << (shift + 16)) - 1
-    # 1. Count the numbers by their leading bits, and find the bin that holds the k-th.
+    # 1. Count the numbers by their leading bits, and find the bin of the k-th largest.
     histogram = np.zeros((chunks, 1 << 16), dtype=np.int64)
     for c in numba.prange(chunks):
         for i in range(c * size, min(c * size + size, len(bits))):
@@ -153,37 +157,36 @@ def _largest(bits, k, shift, infinity, chunks, ids):  # type: ignore[no-untyped-
     while above + total[split] < k:
         above += total[split]
         split -= 1
-    # 2. Within that bin, find the k-th number itself.
+    # 2. Find the k-th largest number in that bin.
     first = np.zeros(chunks + 1, dtype=np.int64)
     first[1:] = np.cumsum(histogram[:, split])
     inside = np.empty(first[chunks], dtype=bits.dtype)
     for c in numba.prange(chunks):
-        at = first[c]
+        position = first[c]
         for i in range(c * size, min(c * size + size, len(bits))):
             key = bits[i] & sign_free
-            if key >> shift == split and at < first[c + 1]:
-                inside[at] = key
-                at += 1
+            if key >> shift == split and position < first[c + 1]:
+                inside[position] = key
+                position += 1
     needed = k - above
     threshold = np.partition(inside, len(inside) - needed)[len(inside) - needed]
-    # 3. Each chunk knows how many it keeps; ties go to the lowest ids.
+    # 3. Write the selected ids of each chunk; of equal numbers, those of lowest ids.
     ties = needed - (inside > threshold).sum()
     quota, start = np.zeros(chunks, dtype=np.int64), np.zeros(chunks + 1, dtype=np.int64)
     for c in range(chunks):
-        own = inside[first[c] : first[c + 1]]
-        quota[c] = min(ties, (own == threshold).sum())
+        part = inside[first[c] : first[c + 1]]
+        quota[c] = min(ties, (part == threshold).sum())
         ties -= quota[c]
-        kept = histogram[c, split + 1 :].sum() + (own > threshold).sum() + quota[c]
-        start[c + 1] = start[c] + kept
+        count = histogram[c, split + 1 :].sum() + (part > threshold).sum() + quota[c]
+        start[c + 1] = start[c] + count
     for c in numba.prange(chunks):
-        i, at, left = c * size, start[c], quota[c]
-        while at < start[c + 1] and i < len(
-            bits
-        ):  # no branch on what is kept: the rest is written over
+        i, position, ties_left = c * size, start[c], quota[c]
+        # Ids are written without a branch: one that is not selected is overwritten.
+        while position < start[c + 1] and i < len(bits):
             key = bits[i] & sign_free
-            tie = (key == threshold) & (left > 0)
-            ids[at] = i
-            at += (key > threshold) | tie
-            left -= tie
+            tie = (key == threshold) & (ties_left > 0)
+            ids[position] = i
+            position += (key > threshold) | tie
+            ties_left -= tie
             i += 1
     return True

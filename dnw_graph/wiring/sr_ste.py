@@ -1,6 +1,7 @@
-"""DNW whose hallucinated weights decay."""
+"""DNW with a decay of hallucinated weights."""
 
 from torch import Tensor
+from typing_extensions import override
 
 from dnw_graph.wiring.base import RULES, Candidates, Rule
 from dnw_graph.wiring.select import top_k
@@ -8,22 +9,22 @@ from dnw_graph.wiring.select import top_k
 
 @RULES.register("sr_ste")
 class SRSTE(Rule):
-    r"""DNW with a decay of hallucinated weights, which lets fewer edges change.
+    r"""DNW with a decay of hallucinated weights, so that fewer edges change.
 
     .. math::
         g_{uv} \leftarrow g_{uv} + \lambda w_{uv}
 
     for every hallucinated edge, before the optimizer reads the gradient.
 
-    Source: Zhou et al. 2021, equation 9 ("sparse-refined straight-through estimator"), there for
-    patterns of n in m weights; here the ``k`` edges of largest ``|w|`` are real, as in
+    Source: Zhou et al. 2021, equation 9 ("sparse-refined straight-through estimator"), who use it
+    for patterns of n in m weights; here the ``k`` edges of largest ``|w|`` are real, as in
     :class:`DNW`.
 
     Args:
         decay: The coefficient :math:`\lambda`.
 
     Raises:
-        ValueError: An argument out of range.
+        ValueError: An argument is out of range.
     """
 
     def __init__(self, decay: float = 2e-4) -> None:
@@ -31,10 +32,11 @@ class SRSTE(Rule):
             raise ValueError(f"decay must be 0 or more, got {decay}")
         self.decay = decay
 
+    @override
     def select(self, candidates: Candidates) -> Tensor:
-        """See :meth:`Rule.select`."""
         return top_k(candidates.weight, candidates.num_edges)
 
+    @override
     def before_step(self, candidates: Candidates, grad: Tensor, edge_id: Tensor) -> None:
         """Add the decay to the gradients of hallucinated edges."""
         real = grad[edge_id]

@@ -1,7 +1,8 @@
-"""Real edges, and some more that have a gradient: the largest of the others."""
+"""Rule in which the real edges and the largest hallucinated edges have a gradient."""
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from dnw_graph.wiring.base import RULES, Candidates, Rule
 from dnw_graph.wiring.select import top_k
@@ -9,10 +10,10 @@ from dnw_graph.wiring.select import top_k
 
 @RULES.register("top_kast")
 class TopKAST(Rule):
-    r"""The ``k`` largest ``|w|`` are real (A), and a larger set of the largest has gradients (B).
+    r"""Make the ``k`` largest ``|w|`` real (A), and compute gradients of a larger set (B).
 
-    The others have none, so a step costs what B costs. Edges of B that are not real decay faster
-    than real ones, by the density :math:`D = k / E`:
+    B is the set of the largest ``|w|`` too, and the cost of a step depends on its size. Edges of B
+    that are not real decay faster than real ones, by the density :math:`D = k / E`:
 
     .. math::
         g_{uv} \leftarrow g_{uv} + \begin{cases}
@@ -21,34 +22,39 @@ class TopKAST(Rule):
         \end{cases}
 
     Source: Jayakumar et al. 2020, sections 2.1 and 2.3, with the L2 norm as regularization and
-    both sets chosen anew at every step.
+    both sets chosen again in every step.
 
     Args:
-        backward: Edges of B, as a multiple of ``k``.
-        decay: The coefficient :math:`\lambda`, beside the optimizer's weight decay.
+        backward: Number of edges in B, as a multiple of ``k``.
+        decay: The coefficient :math:`\lambda`, in addition to the optimizer's weight decay.
 
     Raises:
-        ValueError: An argument out of range.
+        ValueError: An argument is out of range.
     """
 
     def __init__(self, backward: float = 2.0, decay: float = 1e-5) -> None:
         if not 1 <= backward < float("inf"):
-            raise ValueError(f"backward must be 1 or more times the real edges, got {backward}")
+            raise ValueError(
+                "backward must be a multiple of the number of real edges, 1 or more, got "
+                f"{backward}"
+            )
         if not 0 <= decay < float("inf"):
             raise ValueError(f"decay must be 0 or more, got {decay}")
         self.backward, self.decay = backward, decay
 
+    @override
     def select(self, candidates: Candidates) -> Tensor:
-        """See :meth:`Rule.select`."""
         return top_k(candidates.weight, candidates.num_edges)
 
+    @override
     def gradient_edges(self, candidates: Candidates, edge_id: Tensor) -> Tensor:
-        """Return the ids of B."""
+        """Return the ids of the edges in B."""
         number = min(round(self.backward * candidates.num_edges), len(candidates.weight))
         return top_k(candidates.weight, number)
 
+    @override
     def before_step(self, candidates: Candidates, grad: Tensor, edge_id: Tensor) -> None:
-        """Add the decay to the gradients of B."""
+        """Add the decay to the gradients of the edges in B."""
         ids = self.gradient_edges(candidates, edge_id)
         density = candidates.num_edges / len(grad)
         decay = torch.full_like(ids, self.decay / density, dtype=grad.dtype)

@@ -1,4 +1,4 @@
-"""What rules need of a training: its steps, its loss, and for some where to start from."""
+"""Connection of rules to training: optimizer steps, penalties, and inherited weights."""
 
 import re
 import warnings
@@ -18,56 +18,58 @@ from dnw_graph.wiring.edge_selector import NamedSelector, selectors, whole
 def attach(
     model: nn.Module, optimizer: Optimizer, *, total_steps: int, restart: bool | None = None
 ) -> "Attachment":
-    """Let the rules of all graphs in a model follow a training; call it before the first step.
+    """Attach the rules of all graphs in a model to an optimizer; call this before the first step.
 
-    Rules that change with time, or do something before or after a step, need it; for others it does
-    nothing. Their clocks count the optimizer's steps. A checkpoint of the model may be loaded
-    before or after: the training goes on from the step in it.
+    Rules that depend on the step, or act before or after it, require this; other rules ignore it.
+    Their clocks count the optimizer's steps. A checkpoint of the model may be loaded before or
+    after this call: training then continues from the step in the checkpoint.
 
     Args:
         model: The model.
         optimizer: The optimizer that updates the model's weights. If it wraps another one whose
-            ``step`` is called instead of its own (SAM, for example), the inner one.
-        total_steps: Number of steps of the whole training, those before a checkpoint included.
+            ``step`` is called instead of its own (SAM, for example), pass the inner one.
+        total_steps: Number of steps of the whole training run, including those before a
+            checkpoint.
         restart: Whether clocks start at 0. If None, they do so unless they were loaded from a
-            checkpoint of a training that was not finished.
+            checkpoint of an unfinished training run.
 
     Returns:
-        Something whose ``remove()`` undoes it, as leaving its ``with`` block does.
+        An object that detaches the rules when its ``remove()`` is called or its ``with`` block
+        ends.
 
     Raises:
-        ValueError: No steps; an optimizer that does not hold the weights of every graph (frozen
-            ones it need not hold; their edges stay); weights that two graphs share, and a rule
-            that changes their gradient. In a step: gradients that a rule is to change and that are
+        ValueError: ``total_steps`` is not positive; the optimizer does not hold the edge weights of
+            every graph (except frozen weights, whose edges do not change); or two graphs share
+            weights whose gradient a rule changes. In a step: a rule changes gradients that are
             still scaled for mixed precision.
 
     Warns:
-        NeverActsWarning: A rule that would never act in so few steps.
-        UserWarning: Clocks that were set to 0 while ``restart`` is None; in training, weights that
-            change without a step of the optimizer.
+        NeverActsWarning: A rule would never act in so few steps.
+        UserWarning: Clocks were reset to 0 while ``restart`` is None. During training: weights
+            changed without a step of the optimizer.
     """
     check_steps(total_steps=total_steps)
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    found = list(selectors(model))
-    for rule in {entry.selector.rule for entry in found}:
+    optimizer_ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    entries = list(selectors(model))
+    for rule in {entry.selector.rule for entry in entries}:
         rule.check_length(total_steps)
-    for entry in found:
-        if entry.weight.requires_grad and id(entry.weight) not in held:
+    for entry in entries:
+        if entry.weight.requires_grad and id(entry.weight) not in optimizer_ids:
             raise ValueError(
                 f"the optimizer does not hold the edge weights of {entry.name or 'the graph'}; "
-                "give it model.parameters(), of the model as it is now"
+                "pass it model.parameters() of the current model"
             )
-    _check_shared([entry for entry in found if entry.selector.rule.changes_gradients])
-    return Attachment(found, optimizer, total_steps, restart)
+    _check_shared([entry for entry in entries if entry.selector.rule.changes_gradients])
+    return Attachment(entries, optimizer, total_steps, restart)
 
 
 class Attachment:
-    """What :func:`attach` did to an optimizer.
+    """Attachment of selectors to an optimizer, as :func:`attach` returns it.
 
     Args:
-        entries: What follows it.
+        entries: The selectors.
         optimizer: The optimizer.
-        total_steps: Steps of the whole training.
+        total_steps: Steps of the whole training run.
         restart: As for :func:`attach`.
     """
 
@@ -78,28 +80,30 @@ class Attachment:
         total_steps: int,
         restart: bool | None = None,
     ) -> None:
-        self._uses = entries
-        self._changing = [entry for entry in entries if entry.selector.rule.changes_gradients]
-        reset = [entry.selector.start(self, total_steps, restart) for entry in entries]
-        if was := next(filter(None, reset), None):
+        self._entries = entries
+        self._changing_entries = [
+            entry for entry in entries if entry.selector.rule.changes_gradients
+        ]
+        old_times = [entry.selector.start(self, total_steps, restart) for entry in entries]
+        if old_time := next(filter(None, old_times), None):
             warnings.warn(
-                f"the clocks of rules were at {was} and are set to 0: pass restart=True to attach "
-                "if this is a new training, restart=False and more total_steps to go on",
+                f"the clocks of rules were at {old_time} and are set to 0: pass restart=True to "
+                "attach for a new training run, or restart=False and more total_steps to continue",
                 stacklevel=3,
             )
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
         ]
-        following = [entry for entry in entries if entry.selector.rule.follows_training]
-        self._missed_steps = _MissedSteps(self, following)
+        dependent = [entry for entry in entries if entry.selector.rule.follows_training]
+        self._missed_steps = _MissedSteps(self, dependent)
         self._handles += self._missed_steps.handles
 
     def remove(self) -> None:
-        """Undo it."""
+        """Detach the selectors from the optimizer."""
         for handle in self._handles:
             handle.remove()
-        for entry in self._uses:
+        for entry in self._entries:
             entry.selector.leave(self)
 
     def __enter__(self) -> "Attachment":
@@ -110,12 +114,13 @@ class Attachment:
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         self._missed_steps.pause()
-        if not self._changing or _skips(optimizer):
+        if not self._changing_entries or _skips(optimizer):
             return None
         if getattr(optimizer, "grad_scale", None) is not None:
+            rule = self._changing_entries[0].selector.rule
             raise ValueError(
-                f"rule {RULES.name_of(self._changing[0].selector.rule)} changes gradients, but "
-                "these are still scaled: call scaler.unscale_(optimizer) before "
+                f"rule {RULES.name_of(rule)} changes gradients, but "
+                "they are still scaled: call scaler.unscale_(optimizer) before "
                 "scaler.step(optimizer)"
             )
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -123,35 +128,35 @@ class Attachment:
             self._change_gradients()
             return None
 
-        def closed() -> Any:  # gradients are there only after it was called
+        def wrapped_closure() -> Any:  # gradients exist only after the closure was called
             loss = closure()
             self._change_gradients()
             return loss
 
-        return args[:1], {**kwargs, "closure": closed}
+        return args[:1], {**kwargs, "closure": wrapped_closure}
 
     @torch.no_grad()
     def _change_gradients(self) -> None:
-        for entry in self._changing:
+        for entry in self._changing_entries:
             entry.selector.before_step(self, entry.weight)
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        for entry in [] if _skips(optimizer) else self._uses:
+        for entry in [] if _skips(optimizer) else self._entries:
             entry.selector.after_step(self, entry.weight, optimizer)
         self._missed_steps.end()
 
 
 class _MissedSteps:
-    """Warns of weights that change from one backward pass to the next before the first step.
+    """Warns of weights that change between backward passes before the first step.
 
-    An optimizer that calls another one's step in a method of its own is such a case.
+    This happens if the optimizer is a wrapper that calls the step of another optimizer.
 
     Args:
-        attachment: What the steps are counted by.
-        entries: Whose weights are checked.
+        attachment: The attachment that counts the steps.
+        entries: The selectors whose weights are checked.
 
     Attributes:
-        handles: What removes the hooks.
+        handles: Handles that remove the hooks.
     """
 
     TOLERATED = 3
@@ -168,11 +173,11 @@ class _MissedSteps:
         ]
 
     def pause(self) -> None:
-        """Expect changes: a step has begun, which may evaluate a closure more than once."""
+        """Pause the check during a step, which may evaluate a closure more than once."""
         self._in_step = True
 
     def end(self) -> None:
-        """Look no further: a step is done."""
+        """End the check after a step."""
         for handle in self.handles:
             handle.remove()
 
@@ -186,8 +191,8 @@ class _MissedSteps:
             if self._changes[id(weight)] == self.TOLERATED:
                 warnings.warn(
                     f"the edge weights of {entry.name or 'the graph'} have changed "
-                    f"{self.TOLERATED} times without a step of the optimizer given to attach, "
-                    "so the rule does not act: give attach the optimizer whose step is called, "
+                    f"{self.TOLERATED} times without a step of the optimizer passed to attach, "
+                    "so the rule does not act: pass attach the optimizer whose step is called, "
                     "such as optimizer.base_optimizer",
                     stacklevel=2,
                 )
@@ -196,26 +201,26 @@ class _MissedSteps:
 
 
 def _skips(optimizer: Optimizer) -> bool:
-    """Return whether a fused optimizer leaves weights alone, as scaled gradients overflowed."""
+    """Return whether a fused optimizer skips the step because scaled gradients overflowed."""
     overflow = getattr(optimizer, "found_inf", None)
     return overflow is not None and bool(overflow)
 
 
 def _check_shared(entries: Sequence[NamedSelector]) -> None:
-    """Raise where a gradient would be changed once for each graph that shares the weight."""
+    """Raise ValueError if graphs share a weight, whose gradient would be changed several times."""
     names: dict[int, str] = {}
     for entry in entries:
-        other = names.setdefault(id(entry.weight), entry.name)
-        if other != entry.name:
+        other_name = names.setdefault(id(entry.weight), entry.name)
+        if other_name != entry.name:
             raise ValueError(
-                f"{other} and {entry.name} share their weights, which rule "
-                f"{RULES.name_of(entry.selector.rule)} cannot train: it changes their one "
-                "gradient; give each weights of its own, or take another rule"
+                f"{other_name} and {entry.name} share their weights, which rule "
+                f"{RULES.name_of(entry.selector.rule)} cannot train: it would change their "
+                "gradient twice; use separate weights or another rule"
             )
 
 
 def penalty(model: nn.Module) -> Tensor | float:
-    """Return what the rules of a model add to its loss: 0.0 where none adds anything."""
+    """Return the sum of the rules' penalties, to add to the loss of a model; 0.0 without any."""
     terms = []
     for _, selector, weight in selectors(model):
         if type(selector.rule).penalty is not Rule.penalty:
@@ -228,47 +233,49 @@ def penalty(model: nn.Module) -> Tensor | float:
 def inherit(
     model: nn.Module, *, initial: Mapping[str, Tensor], trained: Mapping[str, Tensor]
 ) -> None:
-    """Let a model with rule ``lottery`` or ``fine_tune`` start from a trained complete one.
+    """Load a trained complete model into one with rule ``lottery`` or ``fine_tune``.
 
     Args:
-        model: The model, whose graphs, or layers made sparse, keep the largest trained weights.
-        initial: ``state_dict`` of the complete model, or the dense one, before its training; also
-            of one that was compiled, averaged or wrapped.
-        trained: Likewise after it.
+        model: The model, whose graphs or sparse layers keep the edges of largest trained weights.
+        initial: ``state_dict`` of the complete or dense model before training. The model may have
+            been compiled, averaged or wrapped.
+        trained: The same after training.
 
     Raises:
-        ValueError: A rule that starts from itself, or the state of another model.
+        ValueError: The rule does not start from another model, or a state is of another model.
     """
     model = unwrapped(model)
     entries = list(selectors(model))
     sources = {entry.selector.rule.starts_from for entry in entries}
     if len(sources) != 1 or sources == {"itself"}:
         raise ValueError("only models with rule lottery or fine_tune inherit a wiring")
-    mine = {id(entry.selector) for entry in entries}
-    remembered = tuple(f"{n}.".lstrip(".") for n, m in model.named_modules() if id(m) in mine)
+    ids = {id(entry.selector) for entry in entries}
+    prefixes = tuple(f"{n}.".lstrip(".") for n, m in model.named_modules() if id(m) in ids)
     initial, trained = (
         _as_stored(model, unwrapped_names(state, model.state_dict()))
         for state in (initial, trained)
     )
-    given = {"initial": initial, "trained": trained}
-    taken = {k: v for k, v in given[sources.pop()].items() if not k.startswith(remembered)}
-    expected = {k: v for k, v in model.state_dict().items() if not k.startswith(remembered)}
-    apart = sorted(taken.keys() ^ expected.keys())
-    apart += [k for k in taken.keys() & expected.keys() if taken[k].shape != expected[k].shape]
-    chosen_by = {next(n for n, p in model.named_parameters() if p is u.weight): u for u in entries}
-    for key, entry in chosen_by.items():
+    source = {"initial": initial, "trained": trained}[sources.pop()]
+    state = {k: v for k, v in source.items() if not k.startswith(prefixes)}
+    expected = {k: v for k, v in model.state_dict().items() if not k.startswith(prefixes)}
+    differences = sorted(state.keys() ^ expected.keys())
+    differences += [
+        k for k in state.keys() & expected.keys() if state[k].shape != expected[k].shape
+    ]
+    entry_of = {next(n for n, p in model.named_parameters() if p is e.weight): e for e in entries}
+    for key, entry in entry_of.items():
         if key not in trained or trained[key].shape != entry.weight.shape:
-            apart.append(key)
-    if apart:
-        raise ValueError(f"these are weights of another model: they differ at {apart[0]}")
-    model.load_state_dict(taken, strict=False)
-    for key, (_, selector, weight) in chosen_by.items():
+            differences.append(key)
+    if differences:
+        raise ValueError(f"these are weights of another model: they differ at {differences[0]}")
+    model.load_state_dict(state, strict=False)
+    for key, (_, selector, weight) in entry_of.items():
         candidates = selector.candidates(weight, training=False)
         selector.rule.inherit(candidates, selector.flat(trained[key]).to(candidates.weight))
 
 
 def _as_stored(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state with the names that weights have in a model made sparse."""
-    stored = re.compile(r"parametrizations\.(\w+)\.original$")
-    plain = {stored.sub(r"\1", key): key for key in model.state_dict()}
-    return {plain.get(name, name): value for name, value in state.items()}
+    """Return a state with its weights renamed as in a sparse model."""
+    pattern = re.compile(r"parametrizations\.(\w+)\.original$")
+    sparse_names = {pattern.sub(r"\1", key): key for key in model.state_dict()}
+    return {sparse_names.get(name, name): value for name, value in state.items()}

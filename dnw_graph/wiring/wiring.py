@@ -11,7 +11,7 @@ from dnw_graph.topology import Block, Grouping, Topology
 
 
 class GradientObserver(Protocol):
-    """Sees the states and gradients of a backward pass, as a :class:`Sampler` does."""
+    """Interface of observers of a backward pass, such as :class:`Sampler`."""
 
     def observe(
         self,
@@ -20,22 +20,25 @@ class GradientObserver(Protocol):
         grad: Tensor,
         correlate: Callable[["Wiring"], Tensor],
     ) -> None:
-        """See a block; ``correlate`` returns ``<Z_u, dL/dI_v>`` of the edges of a wiring."""
+        """Receive the source states of a block and the gradient of its inputs.
+
+        ``correlate`` returns ``<Z_u, dL/dI_v>`` of the edges of a wiring.
+        """
 
     def regrouped(self, grouping: Grouping) -> "GradientObserver":
-        """Return what observes the blocks of a grouping."""
+        """Return the observer for the blocks of a grouping."""
 
 
 class Selection(NamedTuple):
-    """What a rule decided for one forward pass.
+    """Selection of real edges by a rule for one forward pass.
 
     Attributes:
         edge_id: Ids of the real edges ``[k]``, int64, ascending.
         straight_through: Whether every candidate has a gradient.
-        gradient_id: Where not, ids of those that have one, ascending; the real edges if None.
-        edge_weight: Weights of the real edges in the pass ``[k]``, if not the candidates' own.
-        slot: Index of each real edge's weight among the stored ones ``[k]``, if no other edges have
-            weights; None if every candidate has one.
+        gradient_id: If not, ids of the edges that have one, ascending; None for the real edges.
+        edge_weight: Weights of the real edges in this pass ``[k]``; None for the stored weights.
+        slot: Index of each real edge's weight among the stored weights ``[k]``, if only real edges
+            have weights; None if every candidate has one.
     """
 
     edge_id: Tensor
@@ -47,23 +50,24 @@ class Selection(NamedTuple):
 
 @dataclass(frozen=True)
 class Wiring:
-    """The real edges, decided once per forward pass and handed down.
+    """The real edges of one forward pass.
 
     Attributes:
-        edge_id: Places of the real edges among the candidates ``[k]``, ascending.
+        edge_id: Ids of the real edges ``[k]``, ascending.
         rowptr: Real edges into node ``v`` are ``rowptr[v]`` to ``rowptr[v + 1] - 1``. ``[V + 1]``
-        edge_weight: Weights of the real edges ``[k]``, without a gradient: that goes through the
-            backend, to the candidates' weights.
+        edge_weight: Weights of the real edges ``[k]``, detached: the backend computes the gradient
+            of the stored weights.
         topology: The candidates.
         straight_through: Whether every candidate has a gradient.
-        others: Where not, the edges that have one, if they are not the real ones.
-        edges: What :attr:`edge_index` is, unless all candidates are real.
-        slot: Index of each real edge's weight among the stored ones ``[k]``, if no other edges have
-            weights; None if every candidate has one.
-        ends: There, where the edges into each block begin, and at last their number.
-        order: Index of each candidate's weight among the stored ones ``[E]``, if the topology is
-            one in which candidates were renumbered.
-        sampler: What is to see the states and gradients of the pass, if anything.
+        others: If not, the edges that have one; None for the real edges.
+        edges: The :attr:`edge_index`; None if all candidates are real.
+        slot: Index of each real edge's weight among the stored weights ``[k]``, if only real edges
+            have weights; None if every candidate has one.
+        ends: If ``slot`` is not None, the index of the first real edge into each block, followed by
+            the number of real edges.
+        order: Index of each candidate's weight among the stored weights ``[E]``, if the topology
+            renumbers the candidates.
+        sampler: Observer of the states and gradients of the pass, if any.
     """
 
     edge_id: Tensor
@@ -80,19 +84,19 @@ class Wiring:
 
     @classmethod
     def of(cls, selection: Selection, weight: Tensor, topology: Topology) -> "Wiring":
-        """Look up the edges that a rule selected.
+        """Return the wiring of a rule's selection.
 
         Args:
-            selection: What it selected.
-            weight: Candidate weights ``[E]``, or those of real edges only ``[k]`` where it says
-                which is whose.
+            selection: The selection.
+            weight: Candidate weights ``[E]``, or weights of real edges ``[k]`` if the selection
+                has ``slot``.
             topology: The candidates.
         """
         edge_id, edge_weight = selection.edge_id, selection.edge_weight
         if edge_weight is None:
             weight, slot = weight.detach(), selection.slot
-            everything = slot is None and len(edge_id) == len(weight)
-            edge_weight = weight if everything else weight[edge_id if slot is None else slot]
+            all_real = slot is None and len(edge_id) == len(weight)
+            edge_weight = weight if all_real else weight[edge_id if slot is None else slot]
         rowptr, edges = torch.searchsorted(edge_id, topology.rowptr_on(edge_id.device)), None
         if len(edge_id) < topology.num_candidates:
             nodes = torch.arange(topology.num_nodes, device=edge_id.device)
@@ -140,18 +144,18 @@ class Wiring:
 
     @property
     def with_gradient(self) -> "Wiring | None":
-        """The edges that have a gradient, as a wiring of candidates' own weights; None for all."""
+        """Wiring of the edges that have a gradient; None if all candidates have one."""
         if self.straight_through:
             return None
         return self if self.others is None else self.others
 
     def trained(self, weight: Tensor) -> Tensor:
-        """Return stored weights in the order of edges: ``[E]``, or ``[k]`` of real edges only."""
+        """Return stored weights by edge id: ``[E]``, or ``[k]`` if only real edges have any."""
         order = self.order if self.slot is None else self.slot
         return weight if order is None else weight.index_select(0, order)
 
     def span(self, block: Block) -> range:
-        """Return which of :meth:`trained` are weights of edges into a block."""
+        """Return the indices in :meth:`trained` of the weights of edges into a block."""
         if self.ends is None:
             return block.edges
         return range(self.ends[block.index], self.ends[block.index + 1])
@@ -165,23 +169,23 @@ class Wiring:
 
     @property
     def mask(self) -> Tensor:
-        """Which candidates are real ``[E]``, boolean; made when asked for."""
+        """Boolean mask of the real edges ``[E]``; computed on each access."""
         mask = self.edge_id.new_zeros(self.topology.num_candidates, dtype=torch.bool)
         return mask.index_fill_(0, self.edge_id, True)
 
     @property
     def candidate_weight(self) -> Tensor:
-        """Weights of all candidates ``[E]``, 0 for hallucinated ones; made when asked for."""
+        """Weights of all candidates ``[E]``, 0 for hallucinated edges; computed on each access."""
         number = self.topology.num_candidates
         if len(self.edge_id) == number:
             return self.edge_weight
         return self.edge_weight.new_zeros(number).index_copy_(0, self.edge_id, self.edge_weight)
 
     def validate(self) -> "Wiring":
-        """Check every promise above, and return the wiring; waits for the device.
+        """Check that the attributes are consistent, and return the wiring; waits for the device.
 
         Raises:
-            ValueError: Naming the promise that is broken.
+            ValueError: An attribute is not as described above; the message names it.
         """
         number, ids = self.topology.num_candidates, self.edge_id.cpu()
         check_ids(ids, number)
@@ -191,39 +195,40 @@ class Wiring:
         }
         for name, value in expected.items():
             if not torch.equal(getattr(self, name).cpu(), value):
-                raise ValueError(f"{name} of the wiring is not that of the edges in edge_id")
+                raise ValueError(f"{name} of the wiring does not match the edges in edge_id")
         if self.edge_weight.shape != ids.shape:
             raise ValueError(
-                f"edge_weight must be [{len(ids)}], one a real edge, got "
+                f"edge_weight must have shape [{len(ids)}], one number per real edge, got "
                 f"{list(self.edge_weight.shape)}"
             )
-        every = torch.arange(len(ids), device="cpu")
-        if self.slot is not None and not torch.equal(self.slot.cpu().sort().values, every):
-            raise ValueError(f"slot must hold each of 0 to {len(ids) - 1} once")
+        indices = torch.arange(len(ids), device="cpu")
+        if self.slot is not None and not torch.equal(self.slot.cpu().sort().values, indices):
+            raise ValueError(f"slot must contain each number from 0 to {len(ids) - 1} once")
         return self
 
 
 def check_ids(edge_id: Any, num_candidates: int) -> None:
-    """Raise a ``ValueError`` for ids of another type or shape than a wiring's.
+    """Raise ValueError if a rule's edge ids are not an int64 tensor of shape ``[k]``.
 
-    On a CPU also for ids that do not ascend or name no candidate; a GPU is not made to wait for
-    that, which :meth:`Wiring.validate` does.
+    On a CPU, also raise if they do not ascend or are out of range. On a GPU, where this check would
+    make the host wait, :meth:`Wiring.validate` does it.
     """
     if not isinstance(edge_id, Tensor) or edge_id.dtype != torch.int64 or edge_id.dim() != 1:
-        tensor = isinstance(edge_id, Tensor)
-        got = f"{edge_id.dtype} {list(edge_id.shape)}" if tensor else repr(edge_id)[:60]
+        is_tensor = isinstance(edge_id, Tensor)
+        value = f"{edge_id.dtype} {list(edge_id.shape)}" if is_tensor else repr(edge_id)[:60]
         raise ValueError(
-            "a rule must choose edges by id, int64 [k] (mask.nonzero().flatten() of a mask), "
-            f"got {got}"
+            "a rule must return edge ids, int64 of shape [k] (for a mask, "
+            f"mask.nonzero().flatten()), got {value}"
         )
     if edge_id.is_cpu and not torch.compiler.is_compiling() and len(edge_id):
         if not bool((edge_id.diff() > 0).all()):
             raise ValueError(
-                "a rule must choose edges in ascending order, each once: ids.sort().values"
+                "a rule must return edge ids in ascending order without duplicates: use "
+                "ids.sort().values"
             )
         first, last = int(edge_id[0]), int(edge_id[-1])
         if first < 0 or last >= num_candidates:
             raise ValueError(
-                f"a rule chose edges {first} to {last}, but the candidates are numbered from 0 to "
-                f"{num_candidates - 1}"
+                f"a rule returned edge ids from {first} to {last}, but candidates have ids from 0 "
+                f"to {num_candidates - 1}"
             )

@@ -107,7 +107,7 @@ def test_gradients_are_those_that_every_candidate_would_have(
     ys = [g(x.double()) for g in (graph, other)]
     for y in ys:
         y.pow(3).sum().backward()
-    ids, grads = graph.selector._passing.sampler.result()
+    ids, grads = graph.selector._step_state.sampler.result()
     assert len(ids) >= 5
     assert not torch.isin(ids, wiring.edge_id).any()
     assert torch.allclose(grads, other.weight.grad[ids].to(grads), rtol=1e-5, atol=1e-6)
@@ -132,7 +132,7 @@ def test_gradients_of_several_passes_are_summed(schedule: str) -> None:
     for part in parts:
         for g in (graph, other):
             g(part).pow(3).sum().backward()
-    ids, grads = graph.selector._passing.sampler.result()
+    ids, grads = graph.selector._step_state.sampler.result()
     for block in SPARSE.blocks[1:]:
         assert ((ids >= block.edges.start) & (ids < block.edges.stop)).sum() >= 3
     assert torch.allclose(grads, other.weight.grad[ids], rtol=1e-4, atol=1e-6)
@@ -145,7 +145,7 @@ def test_a_change_drops_the_smallest_and_grows_the_largest_gradients_drawn() -> 
     momentum = optimizer.state[graph.weight]["momentum_buffer"]
     optimizer.zero_grad()
     (graph(x) - x.mean()).square().mean().backward()
-    ids, grads = graph.selector._passing.sampler.result()
+    ids, grads = graph.selector._step_state.sampler.result()
     grad = {id: graph.weight.grad.tolist()[s] for id, s in _slots(graph).items()}
     memory = {id: 0.9 * momentum.tolist()[s] + grad[id] for id, s in _slots(graph).items()}
     optimizer.step()
@@ -225,15 +225,15 @@ def test_a_compiled_graph_samples_too() -> None:
 def test_gradients_that_were_cleared_are_forgotten() -> None:
     graph, optimizer, x = trained(LAYERED, "gse(every=1)", 0)
     graph(x).mul(1e6).sum().backward()
-    loud = graph.selector._passing.sampler.result()[1].abs().max()
+    loud = graph.selector._step_state.sampler.result()[1].abs().max()
     optimizer.zero_grad()
     graph(x).sum().backward()
-    assert graph.selector._passing.sampler.result()[1].abs().max() < loud / 1e3
-    first = graph.selector._passing.sampler
+    assert graph.selector._step_state.sampler.result()[1].abs().max() < loud / 1e3
+    first = graph.selector._step_state.sampler
     graph(x).sum().backward()
-    assert graph.selector._passing.sampler is first
+    assert graph.selector._step_state.sampler is first
     attach(graph, optimizer, total_steps=9)
-    assert graph.selector._passing.sampler is None
+    assert graph.selector._step_state.sampler is None
 
 
 def test_what_is_real_by_the_time_of_the_step_does_not_grow_again() -> None:
@@ -307,24 +307,28 @@ class NoSlot(GSE):
 
 
 def test_a_compact_rule_has_to_say_which_weight_is_whose() -> None:
-    with pytest.raises(ValueError, match="NoSlot says compact = True, so its selection must have"):
+    with pytest.raises(ValueError, match="NoSlot has compact = True, so its selection must have"):
         NeuralGraph(LAYERED, rule=NoSlot(), num_edges=9).wiring()
 
 
 def test_copies_sample_nothing_for_the_original() -> None:
     graph, _, x = trained(LAYERED, "gse(every=1)", 0)
     graph(x).sum().backward()
-    assert graph.selector._passing.sampler is not None
-    assert copy.deepcopy(graph).selector._passing.sampler is None
+    assert graph.selector._step_state.sampler is not None
+    assert copy.deepcopy(graph).selector._step_state.sampler is None
     averaged = torch.optim.swa_utils.AveragedModel(graph)
     torch.optim.swa_utils.update_bn([x], averaged)
     assert averaged.module.nodes[0].norm.num_batches_tracked == 1
 
 
 def test_layers_and_bad_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"does not fit the layer \(only real edges have weights"):
+    with pytest.raises(
+        ValueError, match=r"does not fit the layer \(the rule stores weights of real"
+    ):
         sparsify(nn.Linear(8, 8), 0.2, rule="gse")
-    with pytest.raises(ValueError, match="samples must be a multiple of the edges, above 0, got 0"):
+    with pytest.raises(
+        ValueError, match="samples must be a multiple of the number of edges, above 0, got 0"
+    ):
         NeuralGraph(LAYERED, rule="gse(samples=0)", num_edges=20)
 
 

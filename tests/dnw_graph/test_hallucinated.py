@@ -234,13 +234,13 @@ def test_removing_what_attach_did_removes_both_halves() -> None:
     raw = graph.weight.grad.clone()
     optimizer.step()
     assert torch.equal(graph.weight.grad, raw)
-    with pytest.raises(ValueError, match="has to be told of the steps"):
+    with pytest.raises(ValueError, match="needs to follow the steps"):
         graph(torch.randn(4, 6))
     first = attach(graph, optimizer, total_steps=5)
     with attach(graph, torch.optim.SGD(graph.parameters(), lr=0.1), total_steps=5):
         first.remove()  # is followed no longer, and leaves the second alone
         graph(torch.randn(4, 6))
-    with pytest.raises(ValueError, match="has to be told of the steps"):
+    with pytest.raises(ValueError, match="needs to follow the steps"):
         graph(torch.randn(4, 6))
 
 
@@ -375,7 +375,7 @@ def test_top_kast_has_gradients_for_a_larger_set() -> None:
     wanted[larger] = raw.numpy()[larger] + 0.3 / (31 / 118) * weight.numpy()[larger]
     wanted[real] = raw.numpy()[real] + 0.3 * weight.numpy()[real]
     assert np.allclose(grad.numpy(), wanted, rtol=1e-12, atol=1e-15)
-    with pytest.raises(ValueError, match=r"backward must be 1 or more times .*, got 0.5"):
+    with pytest.raises(ValueError, match=r"backward must be a multiple .* 1 or more, got 0.5"):
         NeuralGraph(TOPOLOGY, rule="top_kast(backward=0.5)", num_edges=31)
     everything = one_step("top_kast(backward=100, decay=0)")
     assert relative_error(everything[3], everything[2]) < 1e-12
@@ -558,7 +558,7 @@ def test_a_rule_of_ones_own_may_change_gradients(channels_last: bool) -> None:
     layer = sparsify(nn.Conv2d(4, 6, 3), 0.2, rule=Halved())
     if channels_last:
         layer = layer.to(memory_format=torch.channels_last)
-    with pytest.raises(ValueError, match=r"Halved has to be told .* call dnw_graph.attach"):
+    with pytest.raises(ValueError, match=r"Halved needs to follow .* call dnw_graph.attach"):
         layer(torch.randn(2, 4, 5, 5))
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     attach(layer, optimizer, total_steps=5)
@@ -575,7 +575,7 @@ def test_a_rule_of_ones_own_may_change_gradients(channels_last: bool) -> None:
         ({"rate": 0.0}, "rate must be above 0, got 0.0"),
         ({"rate": float("nan")}, "rate must be above 0, got nan"),
         ({"momentum": 1.0}, "momentum must be 0 or more and below 1, got 1.0"),
-        ({"start": 1.5}, "start must lie between 0 and 1, got 1.5"),
+        ({"start": 1.5}, "start must be between 0 and 1, got 1.5"),
     ],
 )
 def test_arguments_are_checked(argument: dict[str, float], message: str) -> None:

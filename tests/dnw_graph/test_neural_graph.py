@@ -491,12 +491,12 @@ class Chosen(Rule):
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        (torch.tensor([5, 3, 8]), r"ascending order, each once: ids.sort\(\).values"),
+        (torch.tensor([5, 3, 8]), r"ascending order without duplicates: use ids.sort\(\).values"),
         (torch.tensor([3, 3, 8]), r"ascending order"),
-        (torch.tensor([-1, 3, 8]), r"chose edges -1 to 8, but .* from 0 to 53"),
-        (torch.tensor([3, 8, 54]), r"chose edges 3 to 54"),
+        (torch.tensor([-1, 3, 8]), r"edge ids from -1 to 8, but .* from 0 to 53"),
+        (torch.tensor([3, 8, 54]), r"edge ids from 3 to 54"),
         (torch.ones(54, dtype=torch.bool), r"mask.nonzero\(\).flatten\(\).*got torch.bool \[54\]"),
-        (torch.tensor([3, 8], dtype=torch.int32), r"int64 \[k\].*got torch.int32"),
+        (torch.tensor([3, 8], dtype=torch.int32), r"int64 of shape \[k\].*got torch.int32"),
     ],
 )
 def test_rules_that_choose_badly(chosen: Tensor, message: str) -> None:

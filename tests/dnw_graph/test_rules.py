@@ -157,10 +157,12 @@ def test_a_timed_rule_asks_to_be_attached(rule: str) -> None:
 def test_attach_refuses_what_it_cannot_follow() -> None:
     model = nn.Sequential(nn.Linear(6, 6), make("set(every=2)"))
     optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="does not hold the edge weights of 1; give it"):
+    with pytest.raises(ValueError, match="does not hold the edge weights of 1; pass it"):
         attach(model, optimizer, total_steps=5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match=r"total_steps must be .* whole and 1 or more, got 0"):
+    with pytest.raises(
+        ValueError, match=r"total_steps must be a whole number of steps, 1 or more, got 0"
+    ):
         attach(model, optimizer, total_steps=0)
     with pytest.warns(UserWarning, match=r"set changes edges every 100 steps .* never within 50"):
         ready(make("set"), 50)
@@ -176,7 +178,7 @@ def test_the_last_optimizer_attached_counts_and_copies_are_on_their_own() -> Non
     second.step()
     second.step()
     assert graph.selector.progress(training=True).step == 2
-    with pytest.raises(ValueError, match=r"rule dnw has to be told of the steps"):
+    with pytest.raises(ValueError, match=r"rule dnw needs to follow the steps"):
         twin(torch.randn(2, 6))  # in training, where nobody would count its steps
     ready(twin)
     assert twin.selector.progress(training=True).step == 0
@@ -187,7 +189,7 @@ def test_a_state_that_is_loaded_has_to_be_attached_too() -> None:
     ready(graph)
     other = make("rigl(every=2)")
     other.load_state_dict(graph.state_dict())
-    with pytest.raises(ValueError, match=r"rule rigl has to be told of the steps"):
+    with pytest.raises(ValueError, match=r"rule rigl needs to follow the steps"):
         other(torch.randn(2, 6))
     assert other.eval()(torch.randn(2, 6)).shape == (2, 5)
 
@@ -371,9 +373,9 @@ def test_inherit_refuses_other_models_and_rules() -> None:
     ("rule", "message"),
     [
         ("targeted_dropout(rho=1.5)", r"rho must be a probability.*got 1.5"),
-        ("targeted_dropout(rho=(0, 0.5, 1))", r"a first and a last one"),
+        ("targeted_dropout(rho=(0, 0.5, 1))", r"a pair of first and last"),
         ("rigl(fraction=0)", r"fraction must be a share of the edges.*got 0"),
-        ("set(every=0)", r"every must be a number of steps, whole and 1 or more, got 0"),
+        ("set(every=0)", r"every must be a whole number of steps, 1 or more, got 0"),
         ("set(until=2)", r"until must be a share of the training.*got 2"),
         ("l1_anneal(l1=-1)", r"l1 must be 0 or more, got -1"),
         ("l1_anneal(until=0)", r"until must be a share.*got 0"),
@@ -386,7 +388,7 @@ def test_inherit_refuses_other_models_and_rules() -> None:
         ("random(seed=3)", r"random has no argument 'seed' \(known: none\)"),
         ("rigl(every=x)", r"cannot be parsed; write rigl\(argument=value, ...\)"),
         ("rigl(50)", r"cannot be parsed; write rigl"),
-        ("rigl(every='a')", r"every must be a number of steps, .* got 'a'"),
+        ("rigl(every='a')", r"every must be a whole number of steps, .* got 'a'"),
         ("rigll(every=5)", r"unknown rule 'rigll'; did you mean 'rigl'"),
     ],
 )
@@ -466,7 +468,9 @@ def test_n_of_m_in_a_graph() -> None:
     assert graph.wiring().mask.view(-1, 4)[:, 0].all()  # among equals, the first
     with pytest.raises(ValueError, match=r"groups of 4 at each node, but node '?\w+'? has 6"):
         NeuralGraph(TOPOLOGY, rule="n_of_m")
-    with pytest.raises(ValueError, match=r"2 of 4 edges are 64 of 128, not 5: leave the number"):
+    with pytest.raises(
+        ValueError, match=r"2 of 4 edges are 64 of 128, not 5: do not pass num_edges"
+    ):
         NeuralGraph(Topology.layered([8, 8, 4]), rule="n_of_m", num_edges=5)
 
 
@@ -489,7 +493,7 @@ def test_constant_fan_in_keeps_the_largest_into_each_node() -> None:
     assert graph.wiring().edge_id[:3].tolist() == list(range(min(3, int(counts.max()))))[:3]
     with pytest.raises(ValueError, match=r"3 edges into each node are .* not 7"):
         NeuralGraph(topology, rule="constant_fan_in(m=3)", num_edges=7)
-    with pytest.raises(ValueError, match="m must be a number of edges"):
+    with pytest.raises(ValueError, match="m must be a whole number of edges"):
         NeuralGraph(topology, rule="constant_fan_in(m=0)")
     layer = sparsify(nn.Conv2d(8, 6, 3), rule="constant_fan_in(m=5)")
     assert (layer.weight != 0).flatten(1).sum(1).tolist() == [5] * 6

@@ -200,10 +200,13 @@ def test_what_a_rule_selects_is_checked_in_layers_too() -> None:
             return self.chosen
 
     for chosen, message in (
-        (torch.zeros(40, dtype=torch.int64), r"in ascending order, each once"),
-        ([1, 2], r"by id, int64 .* got \[1, 2\]"),
-        (torch.ones(4), r"by id, int64 .* got torch.float32 \[4\]"),
-        (torch.tensor([3, 128]), r"chose edges 3 to 128, but the candidates are numbered from 0"),
+        (torch.zeros(40, dtype=torch.int64), r"in ascending order without duplicates"),
+        ([1, 2], r"edge ids, int64 .* got \[1, 2\]"),
+        (torch.ones(4), r"edge ids, int64 .* got torch.float32 \[4\]"),
+        (
+            torch.tensor([3, 128]),
+            r"returned edge ids from 3 to 128, but candidates have ids from 0",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             sparsify(nn.Linear(8, 16), 0.25, rule=Wrong(chosen))(torch.randn(2, 8))
@@ -393,7 +396,7 @@ def test_patterns_keep_n_of_m_input_channels(
     [
         (
             {"rule": "n_of_m"},
-            r"rule n_of_m does not fit conv1 \(its input channels do not divide .* them dense",
+            r"rule n_of_m does not fit conv1 \(its number of input channels is not .* them dense",
         ),
         (
             {"rule": "n_of_m", "density": 0.3, "keep_dense": ["conv1", "depthwise"]},

@@ -34,7 +34,7 @@ def weights(draw: st.DrawFn) -> Tensor:
 def by_kernels(weight: Tensor, k: int) -> Tensor:
     """Return what :func:`top_k` does where there are many weights."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(select, "_FEW", 0)
+        patch.setattr(select, "_SMALL", 0)
         return top_k(weight, k)
 
 
@@ -98,7 +98,7 @@ def test_top_k_does_not_depend_on_the_number_of_threads() -> None:
 @pytest.mark.parametrize(
     ("weight", "k", "message"),
     [
-        (torch.randn(10), 11, r"k must lie between 1 and the 10 weights, got 11"),
+        (torch.randn(10), 11, r"k must be between 1 and the number of weights, 10, got 11"),
         (torch.randn(10), 0, r"got 0"),
         (torch.randn(2, 5), 3, r"floating-point \[E\], got torch.float32 \[2, 5\]"),
         (torch.arange(10), 3, r"got torch.int64"),
@@ -182,7 +182,10 @@ def test_validate_notices_a_wiring_at_odds_with_its_topology() -> None:
         ({"edge_id": good.edge_id + 118}, r"from 0 to 117"),
         ({"rowptr": good.rowptr.flip(0)}, "rowptr of the wiring is not that"),
         ({"edges": good.edges.flip(0)}, "edge_index of the wiring is not that"),
-        ({"edge_weight": good.edge_weight[1:]}, r"edge_weight must be \[31\], one a real edge"),
+        (
+            {"edge_weight": good.edge_weight[1:]},
+            r"edge_weight must have shape \[31\], one number per real edge",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(good, **change).validate()
