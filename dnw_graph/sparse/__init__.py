@@ -1,4 +1,4 @@
-"""Networks of other people made sparse: every weight is a candidate edge."""
+"""Sparse versions of any network: every weight is a candidate edge."""
 
 from dnw_graph.sparse.budgets import Spread
 from dnw_graph.sparse.layers import Layer, SparseWeight, Weight, sparse_weights_of, weights_of

@@ -1,4 +1,4 @@
-"""Which layers of a network have weights to be made sparse, and which are."""
+"""Weights of a network that can be made sparse, and those that are."""
 
 import difflib
 import fnmatch
@@ -16,13 +16,13 @@ Layer = _ConvNd | nn.Linear
 
 
 class SparseWeight(SelectorOwner):
-    """Parametrization of a weight: real edges as they are, hallucinated ones 0.
+    """Parametrization of a weight that sets hallucinated edges to 0.
 
-    The gradient passes to every candidate, or to real edges only, as the rule says. Memory format
-    and shape of the weight stay as they are.
+    The gradient goes to every candidate or to real edges only, depending on the rule. The shape and
+    the memory format of the weight do not change.
 
     Args:
-        selector: What chooses.
+        selector: The selector of real edges.
     """
 
     def __init__(self, selector: EdgeSelector) -> None:
@@ -32,35 +32,36 @@ class SparseWeight(SelectorOwner):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight with zeros at hallucinated edges."""
         weight = whole(weight)
-        chosen = self.selector.select(weight, self.training)
-        if chosen.edge_weight is None:
-            real = self._mask(chosen.edge_id, weight)
-            silent = weight.detach().masked_fill(real, 0)
-        else:  # something is taken away from real edges too
-            silent = weight.detach() - self._spread(chosen.edge_weight, chosen.edge_id, weight)
-        if not chosen.straight_through:
-            gradient_id = chosen.edge_id if chosen.gradient_id is None else chosen.gradient_id
-            passes = self._mask(gradient_id, weight)
-            weight = weight.detach() + (weight - weight.detach()) * passes  # as it is, to the bit
-        return weight - silent  # w - w is 0 exactly, and its gradient is that of w
+        selection = self.selector.select(weight, self.training)
+        if selection.edge_weight is None:
+            is_real = self._mask(selection.edge_id, weight)
+            difference = weight.detach().masked_fill(is_real, 0)
+        else:  # the weights of real edges change too
+            real = self._scatter(selection.edge_weight, selection.edge_id, weight)
+            difference = weight.detach() - real
+        if not selection.straight_through:
+            ids = selection.edge_id if selection.gradient_id is None else selection.gradient_id
+            has_gradient = self._mask(ids, weight)
+            weight = weight.detach() + (weight - weight.detach()) * has_gradient  # bitwise the same
+        return weight - difference  # w - w is 0 exactly, and its gradient is that of w
 
     def _mask(self, edge_id: Tensor, weight: Tensor) -> Tensor:
-        """Return where edges are, in the shape of the weight."""
+        """Return a mask of edges, in the shape of the weight."""
         mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
         return self.selector.shaped(mask.index_fill_(0, edge_id, True), weight)
 
-    def _spread(self, values: Tensor, edge_id: Tensor, weight: Tensor) -> Tensor:
-        """Return values at their edges, 0 elsewhere, in the shape of the weight."""
-        spread = values.new_zeros(weight.numel()).index_copy_(0, edge_id, values)
-        return self.selector.shaped(spread, weight)
+    def _scatter(self, values: Tensor, edge_id: Tensor, weight: Tensor) -> Tensor:
+        """Return a tensor in the shape of the weight with values at their edges, 0 elsewhere."""
+        row = values.new_zeros(weight.numel()).index_copy_(0, edge_id, values)
+        return self.selector.shaped(row, weight)
 
 
 class Weight(NamedTuple):
     """One tensor of weights in a network.
 
     Attributes:
-        layer: The module that has it.
-        parameter: Its name there.
+        layer: The module that has the weights.
+        parameter: Name of the parameter in the module.
     """
 
     layer: nn.Module
@@ -68,7 +69,7 @@ class Weight(NamedTuple):
 
     @property
     def stored(self) -> Tensor:
-        """The weights as they are stored, without asking a rule."""
+        """The stored weights, to which no rule is applied."""
         if self.is_parametrized:
             stored: Tensor = next(self.list.parameters(recurse=False))
             return stored
@@ -77,18 +78,18 @@ class Weight(NamedTuple):
 
     @property
     def is_parametrized(self) -> bool:
-        """Whether they are computed from others."""
+        """Whether the weights are computed by a parametrization."""
         return bool(parametrize.is_parametrized(self.layer, self.parameter))
 
     @property
     def selector(self) -> EdgeSelector | None:
-        """What chooses among them, if :func:`sparsify` made them sparse."""
+        """The selector of the weights, if :func:`sparsify` made them sparse."""
         parts = self.list if self.is_parametrized else ()
         return next((part.selector for part in parts if isinstance(part, SparseWeight)), None)
 
     @property
     def evaluated(self) -> Tensor:
-        """The weights as they are in evaluation, without a gradient."""
+        """The weights in evaluation mode, without a gradient."""
         modes = [(module, module.training) for module in self.layer.modules()]
         self.layer.eval()
         weight: Tensor = getattr(self.layer, self.parameter).detach()
@@ -98,10 +99,10 @@ class Weight(NamedTuple):
 
     @property
     def num_real(self) -> int:
-        """How many are real.
+        """Number of real weights.
 
-        Those that a rule chooses, which may weigh 0 just after they have grown; without a rule,
-        those other than 0.
+        With a rule, the number of edges that it selects, which may have weight 0 just after they
+        have grown; without a rule, the number of nonzero weights.
         """
         if self.selector is not None:
             return len(self.selector.select(whole(self.stored.detach()), training=False).edge_id)
@@ -109,23 +110,23 @@ class Weight(NamedTuple):
 
     @property
     def list(self) -> Any:
-        """What computes them: PyTorch's list of parametrizations."""
+        """PyTorch's list of parametrizations of the weights."""
         lists: Any = self.layer.parametrizations
         return lists[self.parameter]
 
 
 def weights_of(module: nn.Module, embeddings: bool = True) -> Iterator[tuple[str, Weight]]:
-    """Yield the weights that can be made sparse, by name.
+    """Yield the weights that can be made sparse, with their names.
 
-    Those of convolutions and linear layers go by the name of the layer; others by their own, such
-    as ``"encoder.attention.in_proj_weight"`` and ``"lstm.weight_ih_l0"``.
+    The weight of a convolution or linear layer has the name of the layer; others have the name of
+    the parameter, such as ``"encoder.attention.in_proj_weight"`` and ``"lstm.weight_ih_l0"``.
 
     Args:
         module: Any network.
-        embeddings: Whether those of embeddings are among them.
+        embeddings: Whether to include the weights of embeddings.
 
     Raises:
-        ValueError: A layer that does not know its shape yet.
+        ValueError: A layer is uninitialised: its shape is not known yet.
     """
     for path, layer in module.named_modules():
         for parameter in _parameters_of(layer, embeddings):
@@ -133,7 +134,7 @@ def weights_of(module: nn.Module, embeddings: bool = True) -> Iterator[tuple[str
             name = path if parameter == "weight" else f"{path}.{parameter}".removeprefix(".")
             if isinstance(weight.stored, nn.UninitializedParameter):
                 raise ValueError(
-                    f"{name or 'the layer'} does not know its shape yet: run the module once first"
+                    f"{name or 'the layer'} has no shape yet: run the module once first"
                 )
             if weight.stored.numel():
                 yield name, weight
@@ -154,26 +155,26 @@ def _parameters_of(layer: nn.Module, embeddings: bool) -> list[str]:
 
 
 def sparse_weights_of(module: nn.Module) -> Iterator[tuple[str, Weight]]:
-    """Yield those that :func:`sparsify` made sparse."""
+    """Yield the weights that :func:`sparsify` made sparse, with their names."""
     for name, weight in weights_of(module):
         if weight.selector is not None:
             yield name, weight
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Return whether a name is one of these, or fits a pattern."""
+    """Return whether a name matches any of the names or patterns."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def check_names(patterns: Sequence[str], layers: Mapping[str, Weight]) -> None:
-    """Raise where a name or pattern fits no layer; the message shows the nearest."""
+    """Raise ValueError if a name or pattern matches no layer; the message names the closest."""
     if isinstance(patterns, str):
-        raise TypeError(f"keep_dense is a list of names: [{patterns!r}]")
+        raise TypeError(f"keep_dense must be a list of names, such as [{patterns!r}]")
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
             close = difflib.get_close_matches(pattern, layers, n=1, cutoff=0.4)
-            hint = f"; the nearest is {close[0]!r}" if close else ""
+            hint = f"; the closest is {close[0]!r}" if close else ""
             raise ValueError(
-                f"no layer or weight that can be sparse is named {pattern!r}{hint} "
+                f"no layer or weight that can be made sparse matches {pattern!r}{hint} "
                 f"(there are {len(layers)}: {', '.join(list(layers)[:5])}, ...)"
             )

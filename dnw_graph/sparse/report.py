@@ -1,4 +1,4 @@
-"""How sparse a network is, layer by layer."""
+"""Report of the sparsity of a network, layer by layer."""
 
 import math
 from dataclasses import dataclass
@@ -11,12 +11,13 @@ from dnw_graph.sparse.layers import weights_of
 
 @dataclass(frozen=True)
 class LayerSparsity:
-    """How sparse one layer is.
+    """Sparsity of one layer.
 
     Attributes:
-        name: Of the layer.
-        shape: Of its weight.
-        nonzero: Number of real weights: those that a rule chose, or other than 0 without a rule.
+        name: Name of the layer.
+        shape: Shape of its weight.
+        nonzero: Number of real weights: those that a rule selects, or without a rule, those that
+            are not 0.
         total: Number of weights.
     """
 
@@ -33,7 +34,7 @@ class LayerSparsity:
 
 @dataclass(frozen=True)
 class Sparsity:
-    """How sparse a module is, layer by layer; printed, it is a table."""
+    """Sparsity of a module, layer by layer; ``str()`` returns a table."""
 
     layers: tuple[LayerSparsity, ...]
 
@@ -63,21 +64,21 @@ class Sparsity:
 
 
 def sparsity(module: nn.Module) -> Sparsity:
-    """Return how many weights of each layer are real, in evaluation.
+    """Return the number of real weights of each layer in evaluation mode.
 
-    Of convolutions, linear layers, attention and recurrent layers, and of embeddings if some are
-    sparse; sparse, baked and dense modules alike. A weight that layers share counts once, by the
-    name of the first of them.
+    Includes convolutions, linear layers, attention and recurrent layers, and embeddings if any of
+    them is sparse. The module may be sparse, baked or dense. A weight that layers share is counted
+    once, under the name of the first of them.
     """
-    found, seen = [], set()
+    layers, seen_ids = [], set()
     embeddings = any(
         isinstance(weight.layer, nn.Embedding) and weight.selector is not None
         for _, weight in weights_of(unwrapped(module))
     )
     for name, weight in weights_of(unwrapped(module), embeddings):
         stored = weight.stored
-        if id(stored) not in seen:
-            seen.add(id(stored))
+        if id(stored) not in seen_ids:
+            seen_ids.add(id(stored))
             shape = tuple(stored.shape)
-            found.append(LayerSparsity(name, shape, weight.num_real, math.prod(shape)))
-    return Sparsity(tuple(found))
+            layers.append(LayerSparsity(name, shape, weight.num_real, math.prod(shape)))
+    return Sparsity(tuple(layers))

@@ -1,7 +1,7 @@
-"""Any network made sparse: every layer with weights is a graph (section 3.4 of the paper).
+"""Conversion of any network to a sparse one whose layers are graphs (section 3.4 of the paper).
 
-Each weight of such a layer is a candidate edge, from an input at one place of the filter to an
-output channel; a rule chooses which of them are real, as in a :class:`NeuralGraph`.
+Each weight of a layer is a candidate edge, from an input channel at one position of the filter to
+an output channel; a rule chooses which of them are real, as in a :class:`NeuralGraph`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,46 +32,52 @@ def sparsify(
     spread: Spread = "uniform",
     embeddings: bool = False,
 ) -> nn.Module:
-    """Give every weight of a module's layers its own ``k`` real edges, in place.
+    """Make the layers of a module sparse, in place.
 
-    Those of convolutions and linear layers, of attention (``in_proj_weight``) and of recurrent
-    layers (``weight_ih_l0``, ...); biases and normalisation stay dense. Of a layer with ``E``
-    weights and density ``d``, ``d E`` are real, rounded, and at least one. A weight that layers
-    share counts once, by the name of the first of them.
+    Applies to the weights of convolutions and linear layers, of attention (``in_proj_weight``) and
+    of recurrent layers (``weight_ih_l0``, ...); biases and normalisation stay dense. With density
+    ``d``, ``d E`` of the ``E`` weights of a layer are real, rounded, and at least one. A weight
+    that layers share counts once, under the name of the first of them.
 
     Args:
         module: Any network.
-        density: Share of weights that are real, 0.1 unless given or the rule says; or of each
-            layer, by name or pattern (``{"layer1.*": 0.5, "*": 0.1}``, the first that matches
-            counts).
-        keep_dense: Names or patterns (``"layer4.*"``) of layers that stay as they are.
-        rule: How edges are chosen; see docs/rules.md. ``fine_tune`` keeps the largest of the
-            weights that the module has now; ``lottery`` waits for :func:`inherit`.
-        spread: How one density is shared out: ``"uniform"``, the same in each layer, as in the
-            paper; ``"erk"``, in proportion to inputs + outputs + filter size over their product
-            (Mocanu et al. 2018, Evci et al. 2020); ``"global"``, by the magnitudes that weights
-            have now, all layers ranked together.
+        density: Share of the weights that are real, by default 0.1 unless the rule determines it.
+            Or shares by name or pattern of layers (``{"layer1.*": 0.5, "*": 0.1}``), of which the
+            first match is used.
+        keep_dense: Names or patterns (``"layer4.*"``) of layers that stay dense.
+        rule: Rule that chooses the real edges; see docs/rules.md. ``fine_tune`` keeps the largest
+            of the module's current weights; ``lottery`` needs a call of :func:`inherit`.
+        spread: How one density is distributed among layers: ``"uniform"``, the same for each layer,
+            as in the paper; ``"erk"``, in proportion to inputs + outputs + filter size over their
+            product (Mocanu et al. 2018, Evci et al. 2020); ``"global"``, by the magnitudes of the
+            current weights, all layers ranked together.
+        embeddings: Whether to make embeddings sparse too.
 
     Returns:
         The module.
 
     Raises:
-        ValueError: A density outside (0, 1], a name that matches no layer, a module without
-            weights, one that is sparse already, or layers that a rule does not fit.
-        TypeError: A density that is neither a number nor a mapping.
+        ValueError: A density is outside (0, 1], a name matches no layer, the module has no weights
+            or is sparse already, or the rule does not fit a layer.
+        TypeError: ``density`` is neither a number nor a mapping.
     """
     rule = RULES.resolve(rule)
-    chosen = _chosen(module, keep_dense, embeddings)
-    _check_fit(rule, chosen)
-    first = {id(weight.stored): name for name, weight in reversed(chosen.items())}
-    own = {name: weight for name, weight in chosen.items() if first[id(weight.stored)] == name}
-    budgets: Mapping[str, int | None] = dict.fromkeys(own)
+    weights = _weights_to_sparsify(module, keep_dense, embeddings)
+    _check_fit(rule, weights)
+    first_names = {id(weight.stored): name for name, weight in reversed(weights.items())}
+    unique_weights = {
+        n: weight for n, weight in weights.items() if first_names[id(weight.stored)] == n
+    }
+    budgets: Mapping[str, int | None] = dict.fromkeys(unique_weights)
     if density is not None or not rule.sets_budget:
-        budgets = budgets_of(own, 0.1 if density is None else density, spread)
-    made = {id(w.stored): _sparse(w.stored, rule, budgets[n]) for n, w in own.items()}
-    for layer, parameter in chosen.values():
-        part = made[id(getattr(layer, parameter))]
-        # Unsafe is what it calls not running the parametrization at once.
+        budgets = budgets_of(unique_weights, 0.1 if density is None else density, spread)
+    sparse_weights = {
+        id(weight.stored): _sparse_weight(weight.stored, rule, budgets[name])
+        for name, weight in unique_weights.items()
+    }
+    for layer, parameter in weights.values():
+        part = sparse_weights[id(getattr(layer, parameter))]
+        # unsafe=True only skips running the parametrization during registration.
         parametrize.register_parametrization(layer, parameter, part, unsafe=True)
         if isinstance(layer, nn.RNNBase) and _refresh not in layer._forward_pre_hooks.values():
             layer.register_forward_pre_hook(_refresh)
@@ -81,43 +87,48 @@ def sparsify(
 
 
 def _refresh(layer: nn.Module, *_: Any) -> None:
-    """Let a recurrent layer read its weights anew, of which it keeps a list."""
+    """Update a recurrent layer's list of weights, before a forward pass."""
     assert isinstance(layer, nn.RNNBase)
     layer._flat_weights = [getattr(layer, name) for name in layer._flat_weights_names]
 
 
 def _release(layer: nn.Module, *_: Any) -> None:
-    """Empty the list again: what is computed from weights cannot be copied."""
+    """Clear the list after a forward pass, since computed tensors cannot be deep-copied."""
     assert isinstance(layer, nn.RNNBase)
     layer._flat_weights = [None for _ in layer._flat_weights_names]
 
 
-def _chosen(module: nn.Module, keep_dense: Sequence[str], embeddings: bool) -> dict[str, Weight]:
-    """Return the weights to be made sparse, by name."""
+def _weights_to_sparsify(
+    module: nn.Module, keep_dense: Sequence[str], embeddings: bool
+) -> dict[str, Weight]:
+    """Return the weights to make sparse, by name."""
     layers = dict(weights_of(module, embeddings))
     if not layers:
         raise ValueError(
-            "there is nothing to make sparse: the module has no convolution, linear, attention or "
-            "recurrent layer"
+            "the module has nothing to make sparse: no convolution, linear, attention or recurrent "
+            "layer"
         )
     check_names(keep_dense, layers)
-    chosen = {name: layer for name, layer in layers.items() if not matches(name, keep_dense)}
-    for name, weight in chosen.items():
-        why = ""
+    weights = {name: layer for name, layer in layers.items() if not matches(name, keep_dense)}
+    for name, weight in weights.items():
+        reason = ""
         if weight.selector is not None:
-            why = "is sparse already: a module is made sparse once; bake() it first"
+            reason = "is sparse already: call bake() first"
         elif weight.parameter not in weight.layer._parameters:
-            why = "is computed (weight_norm, prune or another parametrization): remove that first"
-        if why:
-            raise ValueError(
-                f"the weight of {name or 'the module'} {why}, or name the layer in keep_dense"
+            reason = (
+                "is computed (weight_norm, prune or another parametrization): remove that first"
             )
-    if not chosen:
-        raise ValueError("keep_dense names every layer, so there is nothing left to make sparse")
-    return chosen
+        if reason:
+            raise ValueError(
+                f"the weight of {name or 'the module'} {reason}, or name the layer in keep_dense"
+            )
+    if not weights:
+        raise ValueError("keep_dense names every layer, so there is nothing to make sparse")
+    return weights
 
 
 def _check_fit(rule: Rule, layers: Mapping[str, Weight]) -> None:
+    """Raise ValueError if a rule cannot make some layer sparse."""
     reasons = {
         name or "the layer": rule.unfit(layer.stored.shape) for name, layer in layers.items()
     }
@@ -130,16 +141,17 @@ def _check_fit(rule: Rule, layers: Mapping[str, Weight]) -> None:
         )
 
 
-def _sparse(weight: Tensor, rule: Rule, budget: int | None) -> SparseWeight:
+def _sparse_weight(weight: Tensor, rule: Rule, budget: int | None) -> SparseWeight:
+    """Return the parametrization of a weight; if ``budget`` is None, the rule determines it."""
     targets = weight.shape[0]
     topology = Topology.layered([weight.numel() // targets, targets])
-    own = rule.budget(budget, topology)
-    if budget is not None and budget != own:
+    num_edges = rule.budget(budget, topology)
+    if budget is not None and budget != num_edges:
         raise ValueError(
-            f"rule {RULES.name_of(rule)} keeps {own:,} of {weight.numel():,} weights, not the "
-            f"{budget:,} of that density: leave density out"
+            f"rule {RULES.name_of(rule)} keeps {num_edges:,} of {weight.numel():,} weights, not "
+            f"the {budget:,} of that density: do not pass density"
         )
-    selector = EdgeSelector(rule, topology, own)
+    selector = EdgeSelector(rule, topology, num_edges)
     selector.reset(weight)
     if rule.starts_from == "trained":
         candidates = selector.candidates(weight, training=False)
@@ -148,7 +160,7 @@ def _sparse(weight: Tensor, rule: Rule, budget: int | None) -> SparseWeight:
 
 
 def _unshare(module: nn.Module) -> None:
-    """Give sparse layers weights of their own, where what is dense reads the same ones."""
+    """Replace weights of sparse layers by copies if dense layers share them."""
     lists: list[Any] = [weight.list for _, weight in sparse_weights_of(module)]
     sparse = {id(part) for part in lists}
     dense = {
@@ -157,29 +169,29 @@ def _unshare(module: nn.Module) -> None:
         if id(part) not in sparse
         for weight in part.parameters(recurse=False)
     }
-    own: dict[int, nn.Parameter] = {}
+    copies: dict[int, nn.Parameter] = {}
     for part in lists:
         weight = part.original
         if id(weight) in dense:
-            copy = own.setdefault(id(weight), nn.Parameter(weight.detach().clone()))
-            part.original = copy
+            part.original = copies.setdefault(id(weight), nn.Parameter(weight.detach().clone()))
 
 
 def bake(module: nn.Module) -> nn.Module:
-    """Make the zeros of a sparse module permanent, in place: plain layers, the same outputs.
+    """Make the zeros of a sparse module permanent, in place, so that its layers are plain again.
 
-    A weight that a layer left dense, or an embedding, shares with sparse ones is shared no longer.
+    Outputs do not change. A weight that sparse layers share with a dense layer or an embedding is
+    copied, so that it is no longer shared.
 
     Returns:
-        The module, whose layers are as they were before :func:`sparsify` but for their values.
+        The module, whose layers differ from those before :func:`sparsify` only in their values.
     """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     _unshare(module)
     for _, (layer, parameter) in list(sparse_weights_of(module)):
-        # Removing takes the weight from the layer's class too, which copies of it share.
-        shared = type(layer)
-        layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+        # Removal deletes an attribute of the layer's class, which copies of the layer share.
+        old_class = type(layer)
+        layer.__class__ = type(old_class.__name__, old_class.__bases__, dict(vars(old_class)))
         parametrize.remove_parametrizations(layer, parameter, leave_parametrized=True)
         if isinstance(layer, nn.RNNBase):
             for hooks in (layer._forward_pre_hooks, layer._forward_hooks):

@@ -413,27 +413,27 @@ def test_patterns_that_do_not_fit(options: dict[str, object], message: str) -> N
 @pytest.mark.parametrize(
     ("module", "options", "message"),
     [
-        (Net(), {"density": 0.0}, r"density must be a share .*above 0 to 1, got 0.0"),
-        (Net(), {"density": 1.5}, r"above 0 to 1, got 1.5"),
-        (Net(), {"density": {"*": 2}}, r"above 0 to 1, got 2"),
-        (Net(), {"density": {"fc": 0.5}}, r"no density is given for layer conv1; .*\"\*\""),
-        (Net(), {"density": {"*": 0.5}, "spread": "erk"}, r"give one density, or no spread"),
+        (Net(), {"density": 0.0}, r"density must be a share .*above 0 and up to 1, got 0.0"),
+        (Net(), {"density": 1.5}, r"above 0 and up to 1, got 1.5"),
+        (Net(), {"density": {"*": 2}}, r"above 0 and up to 1, got 2"),
+        (Net(), {"density": {"fc": 0.5}}, r"density has no entry for layer conv1; .*\"\*\""),
+        (Net(), {"density": {"*": 0.5}, "spread": "erk"}, r"pass a number, or omit spread"),
         (
             Net(),
             {"keep_dense": ["conv"]},
-            r"no layer or .* 'conv'; the nearest is 'conv1'",
+            r"no layer or .* 'conv'; the closest is 'conv1'",
         ),
-        (Net(), {"keep_dense": ["*"]}, r"nothing left to make sparse"),
-        (nn.ReLU(), {}, r"the module has no convolution, linear"),
-        (sparsify(Net()), {}, r"conv1 is sparse already: .*bake\(\) it first"),
+        (Net(), {"keep_dense": ["*"]}, r"nothing to make sparse"),
+        (nn.ReLU(), {}, r"nothing to make sparse: no convolution"),
+        (sparsify(Net()), {}, r"conv1 is sparse already: .*bake\(\) first"),
         (
             prune.random_unstructured(nn.Linear(4, 4), "weight", 0.5),
             {},
             r"weight of the module is computed .*remove",
         ),
         (parametrizations.weight_norm(nn.Linear(4, 4)), {}, r"is computed .* remove that first"),
-        (Net(), {"density": 0.2, "rule": "complete"}, r"complete keeps .* leave density out"),
-        (nn.LazyLinear(3), {}, r"does not know its shape yet: run the module once"),
+        (Net(), {"density": 0.2, "rule": "complete"}, r"complete keeps .* do not pass density"),
+        (nn.LazyLinear(3), {}, r"has no shape yet: run the module once"),
         (Net(), {"rule": "dwn"}, r"unknown rule 'dwn'; did you mean 'dnw'"),
         (Net(), {"density": 0.002, "spread": "erk"}, r"leaves 1 real weights for 4 layers"),
         (Net(), {"spread": "even"}, r"unknown spread 'even' \(known: uniform, erk, global\)"),
@@ -442,7 +442,7 @@ def test_patterns_that_do_not_fit(options: dict[str, object], message: str) -> N
 def test_errors(module: nn.Module, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sparsify(module, **options)
-    with pytest.raises(TypeError, match=r"keep_dense is a list of names: \['conv1'\]"):
+    with pytest.raises(TypeError, match=r"keep_dense must be a list of names, such as \['conv1'\]"):
         sparsify(Net(), keep_dense="conv1")
 
 
@@ -538,7 +538,7 @@ def test_separate_projections_and_cells_are_sparse() -> None:
     cell = sparsify(nn.LSTMCell(4, 6), 0.5, keep_dense=["weight_hh"])
     assert [layer.name for layer in sparsity(cell).layers] == ["weight_ih", "weight_hh"]
     assert cell(torch.randn(2, 4))[0].shape == (2, 6)
-    with pytest.raises(ValueError, match=r"no layer or weight .* 'weigth_hh'; the nearest is"):
+    with pytest.raises(ValueError, match=r"no layer or weight .* 'weigth_hh'; the closest is"):
         sparsify(nn.LSTMCell(4, 6), 0.5, keep_dense=["weigth_hh"])
 
 

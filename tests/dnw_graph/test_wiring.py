@@ -204,8 +204,8 @@ def test_a_wiring_lists_its_edges_in_three_ways() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_edges": 119}, r"between 1 and the 118 candidate.*got 119"),
-        ({"num_edges": 0}, r"between 1 and the 118 candidate.*got 0"),
+        ({"num_edges": 119}, r"between 1 and the number of candidate .* 118, got 119"),
+        ({"num_edges": 0}, r"between 1 and the number of candidate .* 118, got 0"),
         ({}, r"num_edges.*is missing.*complete"),
         (
             {"rule": "dwn", "num_edges": 3},
