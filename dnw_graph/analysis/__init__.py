@@ -1,4 +1,4 @@
-"""What a learned wiring looks like: measures, a history, comparisons, pictures."""
+"""Analysis of learned wirings: measures, history, comparison, figures."""
 
 from dnw_graph.analysis.history import (
     History,

@@ -1,4 +1,4 @@
-"""How a wiring changed while it was learned: births and deaths of edges, kept as they happen."""
+"""Recording of how wirings change during training: births and deaths of edges."""
 
 import json
 import logging
@@ -26,13 +26,13 @@ _ABOUT = "about"
 
 @dataclass(frozen=True)
 class Record:
-    """What changed in one wiring since the record before.
+    """Change of one wiring since the previous record.
 
     Attributes:
-        step: Steps of the optimizer done.
-        epoch: The same in epochs.
-        born: Candidates that became real.
-        died: Candidates that no longer are.
+        step: Optimizer steps done.
+        epoch: Epochs done.
+        born: Ids of candidates that became real.
+        died: Ids of candidates that are no longer real.
     """
 
     step: int
@@ -46,7 +46,7 @@ class WiringHistory:
 
     Args:
         candidates: Number of candidate edges ``E``.
-        records: In the order of steps; in the first, all real edges are born.
+        records: Records in the order of steps; in the first, all real edges are born.
     """
 
     def __init__(self, candidates: int, records: list[Record]) -> None:
@@ -54,7 +54,7 @@ class WiringHistory:
 
     @property
     def steps(self) -> list[int]:
-        """Steps of the optimizer at each record ``[T]``."""
+        """Optimizer steps at each record ``[T]``."""
         return [record.step for record in self.records]
 
     @property
@@ -64,16 +64,16 @@ class WiringHistory:
 
     @property
     def births(self) -> Ids:
-        """How many edges became real since the record before ``[T]``; in the first, all."""
+        """Number of edges that became real since the previous record ``[T]``; at first, all."""
         return np.array([len(record.born) for record in self.records], dtype=np.int64)
 
     @property
     def deaths(self) -> Ids:
-        """How many edges no longer were real ``[T]``."""
+        """Number of edges that ceased to be real since the previous record ``[T]``."""
         return np.array([len(record.died) for record in self.records], dtype=np.int64)
 
     def real(self, at: int = -1) -> Ids:
-        """Return the ids of the edges that were real at a record, the last unless given.
+        """Return the ids of the real edges at a record, by default the last.
 
         Raises:
             IndexError: There are fewer records.
@@ -87,9 +87,10 @@ class WiringHistory:
 
     @cached_property
     def lives(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-        """Return begin and end of every life of an edge, in steps ``[L]``, and whether it ended.
+        """Intervals in which edges were real: start and end steps ``[L]``, and whether they ended.
 
-        An edge that died and came back has several. The end of one that goes on is the last record.
+        An edge that died and came back has several. The end of an interval that has not ended is
+        the step of the last record.
         """
         since = np.full(self.candidates, -1, dtype=np.int64)
         begins, ends = [], []
@@ -98,15 +99,15 @@ class WiringHistory:
             ends.append(np.full(len(record.died), record.step))
             since[record.died] = -1
             since[record.born] = record.step
-        going = since[since >= 0]
-        over = sum(map(len, ends))
-        begins.append(going)
-        ends.append(np.full(len(going), self.steps[-1] if self.records else 0))
+        start_steps = since[since >= 0]
+        num_ended = sum(map(len, ends))
+        begins.append(start_steps)
+        ends.append(np.full(len(start_steps), self.steps[-1] if self.records else 0))
         begin, end = np.concatenate(begins), np.concatenate(ends)
-        return begin, end, np.arange(len(begin)) < over
+        return begin, end, np.arange(len(begin)) < num_ended
 
     def ages(self, at: int = -1) -> NDArray[np.int64]:
-        """Return how many steps each real edge had been real for at a record ``[k]``."""
+        """Return the age of each real edge at a record, in steps ``[k]``."""
         last = range(len(self.records))[at]
         since = np.full(self.candidates, -1, dtype=np.int64)
         for record in self.records[: last + 1]:
@@ -117,20 +118,21 @@ class WiringHistory:
     def settled(self, share: float = 0.01) -> int | None:
         """Return the step after which no record changed more than a share of the real edges.
 
-        None if the last one still did, or if nothing was recorded but the start.
+        Returns None if the last record still did, or if there are fewer than two records.
         """
         if len(self.records) < 2:
             return None
         real = np.cumsum(self.births - self.deaths)
         changed = np.maximum(self.births, self.deaths)
-        moved = np.flatnonzero(changed[1:] > share * real[1:]) + 1
-        if not len(moved):
+        large_changes = np.flatnonzero(changed[1:] > share * real[1:]) + 1
+        if not len(large_changes):
             return self.records[0].step
-        return None if moved[-1] == len(self.records) - 1 else self.records[moved[-1]].step
+        last = large_changes[-1]
+        return None if last == len(self.records) - 1 else self.records[last].step
 
 
 class History(Mapping[str, WiringHistory]):
-    """The wirings of a run by name of the graph or layer; see :func:`load_history`."""
+    """Histories of a run's wirings, by name of the graph or layer; see :func:`load_history`."""
 
     def __init__(self, wirings: Mapping[str, WiringHistory]) -> None:
         self._wirings = dict(wirings)
@@ -146,7 +148,7 @@ class History(Mapping[str, WiringHistory]):
 
     @property
     def steps(self) -> list[int]:
-        """Steps of the optimizer at each record."""
+        """Optimizer steps at each record."""
         return next(iter(self._wirings.values())).steps if self._wirings else []
 
     @property
@@ -156,77 +158,78 @@ class History(Mapping[str, WiringHistory]):
 
 
 class HistoryWriter:
-    """Records the wirings of a network in a folder, a file a record.
+    """Records the wirings of a network in a folder, one file per record.
 
-    A file holds what changed since the one before, ids as differences in compressed form.
+    A file holds the changes since the previous one, as compressed differences of ids.
 
     Args:
-        folder: The run folder; files go to ``history/`` in it.
+        folder: The run folder; files are written to its subfolder ``history/``.
         model: The network.
-        steps_per_epoch: Of the training.
+        steps_per_epoch: Optimizer steps per epoch.
     """
 
     def __init__(self, folder: str | Path, model: nn.Module, steps_per_epoch: int) -> None:
         self._folder, self._model, self._per_epoch = Path(folder) / FOLDER, model, steps_per_epoch
-        self._before: dict[str, Ids] | None = None
+        self._previous: dict[str, Ids] | None = None
 
     def record(self, step: int) -> None:
-        """Write what changed by some step; nothing for a network without a wiring.
+        """Write the changes up to a step; do nothing if the network has no wiring.
 
-        Records of this and later steps, of a run that went on from before, are removed.
+        Existing records of this step and later ones are removed: they are from before a run was
+        resumed.
         """
-        now, arrays = real_edges(self._model), {}
-        if not now:
+        current, arrays = real_edges(self._model), {}
+        if not current:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in self._folder.glob("*.npz"):
             if _step_of(path) >= step:
                 path.unlink()
-                self._before = None
-        before = self._before
+                self._previous = None
+        before = self._previous
         if before is None:
-            past = self._past()
+            past = self._load_past()
             before = {name: past[name].real() if past[name].records else _NONE for name in past}
         about: dict[str, Any] = {"step": step, "epoch": step / self._per_epoch}
         about |= {"candidates": {}, "real": {}}
-        for name, (ids, candidates) in now.items():
-            old = before.get(name, _NONE)
-            born = np.setdiff1d(ids, old, assume_unique=True)
-            died = np.setdiff1d(old, ids, assume_unique=True)
-            arrays[f"{name}/born"], arrays[f"{name}/died"] = _packed(born), _packed(died)
+        for name, (ids, candidates) in current.items():
+            previous_ids = before.get(name, _NONE)
+            born = np.setdiff1d(ids, previous_ids, assume_unique=True)
+            died = np.setdiff1d(previous_ids, ids, assume_unique=True)
+            arrays[f"{name}/born"], arrays[f"{name}/died"] = _pack(born), _pack(died)
             about["candidates"][name] = candidates
             about["real"][name] = len(ids)
         arrays[_ABOUT] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
         path = self._folder / f"{step:010d}.npz"
-        half = path.with_name(f".{path.name}.half")
-        with half.open("wb") as file:
+        partial = path.with_name(f".{path.name}.half")
+        with partial.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
-        half.replace(path)
-        self._before = {name: ids for name, (ids, _) in now.items()}
+        partial.replace(path)
+        self._previous = {name: ids for name, (ids, _) in current.items()}
 
-    def _past(self) -> History:
-        """Return what was recorded before; where that is damaged, put it aside and begin anew."""
+    def _load_past(self) -> History:
+        """Return the existing history; if it is damaged, rename its folder and start a new one."""
         try:
             return _load(self._folder)
         except ValueError as error:
             number = 1 + len(list(self._folder.parent.glob(f"{FOLDER}-damaged-*")))
-            aside = self._folder.rename(self._folder.with_name(f"{FOLDER}-damaged-{number}"))
+            damaged = self._folder.rename(self._folder.with_name(f"{FOLDER}-damaged-{number}"))
             self._folder.mkdir()
-            _log.warning("%s; the history is kept in %s, and begins anew", error, aside.name)
+            _log.warning("%s; moved the history to %s and started a new one", error, damaged.name)
             return History({})
 
 
 def load_history(run: str | Path) -> History:
-    """Return what a run folder recorded of its wirings.
+    """Return the history of the wirings in a run folder.
 
     Raises:
-        ValueError: Nothing was recorded, or a file is damaged.
+        ValueError: There is no history, or a file is damaged.
     """
     history = _load(Path(run) / FOLDER)
     if not history:
         raise ValueError(
-            f"{run} has no history of its wiring: it is no run folder, one of before histories "
-            "were recorded, or a network without a graph"
+            f"{run} has no history of its wiring: it is not a run folder, it is of a version that "
+            "did not record histories, or its network has no graph"
         )
     return history
 
@@ -235,73 +238,83 @@ _NONE: Ids = np.zeros(0, dtype=np.int64)
 
 
 def _load(folder: Path) -> History:
+    """Return the history in a folder, empty if there is none; raise ValueError if damaged."""
     records: dict[str, list[Record]] = {}
-    living: dict[str, NDArray[np.bool_]] = {}
+    real_masks: dict[str, NDArray[np.bool_]] = {}
     candidates: dict[str, int] = {}
     for path in sorted(folder.glob("*.npz")):
         for name, number, real, record in _read(path):
             if candidates.setdefault(name, number) != number:
-                raise ValueError(f"{path} is damaged: {name} has {number:,} candidates in it")
-            records.setdefault(name, []).append(record)
-            alive = living.setdefault(name, np.zeros(number, dtype=bool))
-            odd = bool(alive[record.born].any()) or not bool(alive[record.died].all())
-            alive[record.died] = False
-            alive[record.born] = True
-            left = int(alive.sum())
-            if odd or left != real or record.step != _step_of(path):
                 raise ValueError(
-                    f"{path} does not follow from the records before it: one is missing, or this "
-                    f"one is another's (after it {name} has {left:,} real edges, not {real:,})"
+                    f"{path} is damaged: {name} has {number:,} candidates in it, but "
+                    f"{candidates[name]:,} in the records before it"
+                )
+            records.setdefault(name, []).append(record)
+            is_real = real_masks.setdefault(name, np.zeros(number, dtype=bool))
+            is_consistent = not is_real[record.born].any() and is_real[record.died].all()
+            is_real[record.died] = False
+            is_real[record.born] = True
+            count = int(is_real.sum())
+            if not is_consistent or count != real or record.step != _step_of(path):
+                raise ValueError(
+                    f"{path} does not match the records before it: a record is missing, or this "
+                    f"one is of another run (after it {name} has {count:,} real edges, not "
+                    f"{real:,})"
                 )
     return History({name: WiringHistory(candidates[name], records[name]) for name in records})
 
 
 def _read(path: Path) -> Iterator[tuple[str, int, int, Record]]:
+    """Yield name, number of candidates, number of real edges and record of each wiring."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             about = json.loads(bytes(file[_ABOUT]))
-            found: list[tuple[str, int, int, Record]] = []
+            records: list[tuple[str, int, int, Record]] = []
             for name, number in about["candidates"].items():
-                born, died = (_unpacked(file[f"{name}/{kind}"], number) for kind in _KINDS)
+                born, died = (_unpack(file[f"{name}/{kind}"], number) for kind in _KINDS)
                 step, epoch = int(about["step"]), float(about["epoch"])
                 real = int(about["real"][name])
-                found.append((name, int(number), real, Record(step, epoch, born, died)))
-    except Exception as error:  # whatever NumPy and zlib make of a file that is not their own
-        raise ValueError(f"{path} is damaged, or no record of a wiring: {error}") from error
-    yield from found
+                records.append((name, int(number), real, Record(step, epoch, born, died)))
+    except Exception as error:  # NumPy and zlib raise many types of errors for damaged files
+        raise ValueError(f"{path} is damaged, or not a record of a wiring: {error}") from error
+    yield from records
 
 
 _KINDS = ("born", "died")
 
 
 def _step_of(path: Path) -> int:
+    """Return the step in a file's name, or -1 if there is none."""
     return int(path.stem) if path.stem.isdigit() else -1
 
 
-def _packed(ids: Ids) -> NDArray[Any]:
-    """Return ascending ids as differences, in as few bytes as will do."""
+def _pack(ids: Ids) -> NDArray[Any]:
+    """Return ascending ids as differences, in the smallest unsigned type that can hold them."""
     steps = np.diff(ids, prepend=0)
-    most = int(steps.max(initial=0))
-    return steps.astype(np.uint16 if most < 2**16 else np.uint32 if most < 2**32 else np.uint64)
+    largest = int(steps.max(initial=0))
+    return steps.astype(
+        np.uint16 if largest < 2**16 else np.uint32 if largest < 2**32 else np.uint64
+    )
 
 
-def _unpacked(steps: NDArray[Any], candidates: int) -> Ids:
+def _unpack(steps: NDArray[Any], candidates: int) -> Ids:
+    """Return the ids that :func:`_packed` turned into differences; raise ValueError if invalid."""
     if steps.ndim != 1 or steps.dtype.kind != "u":
-        raise ValueError("ids of edges are a row of numbers")
+        raise ValueError("edge ids must be a one-dimensional array of unsigned integers")
     ids = steps.astype(np.int64).cumsum()
     if len(ids) and (ids[-1] >= candidates or (np.diff(ids) < 1).any() or ids[0] < 0):
-        raise ValueError(f"ids of edges must ascend below {candidates:,}")
+        raise ValueError(f"edge ids must ascend and be below {candidates:,}")
     return ids
 
 
 def real_edges(model: nn.Module) -> dict[str, tuple[Ids, int]]:
-    """Return the ids of real edges, and the number of candidates, of each graph and sparse layer.
+    """Return the ids of real edges and the number of candidates of each graph and sparse layer.
 
-    By name of the module; of a graph that is the whole network, ``"graph"``.
+    Keys are names of modules; a graph that is the whole network has the name ``"graph"``.
     """
-    found = {}
+    edges_by_name = {}
     for name, selector, weight in selectors(unwrapped(model)):
         edge_id = selector.select(weight.detach(), training=False).edge_id
         ids = torch.sort(edge_id).values.cpu().numpy().astype(np.int64)
-        found[name or "graph"] = ids, selector.topology.num_candidates
-    return found
+        edges_by_name[name or "graph"] = ids, selector.topology.num_candidates
+    return edges_by_name

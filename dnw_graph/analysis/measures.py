@@ -1,4 +1,4 @@
-"""What a wiring looks like in numbers, beside random wirings with the same blocks and budget."""
+"""Measures of a wiring, compared with random wirings of the same blocks and budget."""
 
 import math
 import warnings
@@ -20,20 +20,20 @@ from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.topology import Role, Topology
 
 Null = Literal["budget", "degrees"]
-"""What random wirings share with the one that is measured; see :func:`measure`."""
+"""Properties that random wirings share with the measured one; see :func:`measure`."""
 
-SAMPLE = 256  # nodes from which shortest paths go, where there are more
-DIRECT = 10**10  # nodes times edges up to which every node counts for betweenness
+SAMPLE = 256  # maximum number of start nodes of shortest paths
+DIRECT = 10**10  # maximum of nodes times edges for exact betweenness
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """One number of a wiring, against random ones.
+    """One number of a wiring, compared with random wirings.
 
     Attributes:
-        value: Of the wiring.
-        mean: Of random wirings; see ``null`` of :func:`measure`.
-        std: Their standard deviation.
+        value: Value for the wiring.
+        mean: Mean over random wirings; see ``null`` of :func:`measure`.
+        std: Standard deviation over random wirings.
     """
 
     value: float
@@ -42,11 +42,11 @@ class Statistic:
 
     @property
     def z(self) -> float:
-        """Standard deviations from the mean; infinite where random wirings do not differ."""
-        apart, rounding = self.value - self.mean, 1e-12 * max(1.0, abs(self.mean))
-        if math.isnan(apart) or math.isnan(self.std) or abs(apart) < rounding:
-            return 0.0 if abs(apart) < rounding else math.nan
-        return apart / self.std if self.std > rounding else math.copysign(math.inf, apart)
+        """Number of standard deviations from the mean; infinite if ``std`` is 0."""
+        difference, rounding = self.value - self.mean, 1e-12 * max(1.0, abs(self.mean))
+        if math.isnan(difference) or math.isnan(self.std) or abs(difference) < rounding:
+            return 0.0 if abs(difference) < rounding else math.nan
+        return difference / self.std if self.std > rounding else math.copysign(math.inf, difference)
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class BlockPair:
     """Edges from one block to another.
 
     Attributes:
-        source: Index of the block that sends.
-        target: Index of the one that is fed.
-        candidates: How many edges there may be.
-        edges: How many are real, against a hypergeometric distribution: the budget, drawn from all
-            candidates alike.
+        source: Index of the source block.
+        target: Index of the target block.
+        candidates: Number of candidate edges.
+        edges: Number of real edges, compared with a hypergeometric distribution: the budget drawn
+            uniformly from all candidates.
     """
 
     source: int
@@ -69,13 +69,13 @@ class BlockPair:
 
 @dataclass(frozen=True)
 class DeadNodes:
-    """Nodes that do nothing, by reason; a node may be in several.
+    """Dead, unreachable and constant nodes; a node may be in several groups.
 
     Attributes:
-        unheard: No real edge leads out, and it is no output: dead as the paper counts.
-        lost: An edge leads out, but no path to an output.
-        unfed: No real edge leads in, and it is no input: what it sends is a constant.
-        cut_off: An edge leads in, but no path from an input.
+        unheard: Dead nodes: no real edge out, and not an output. The paper counts these.
+        lost: Other unreachable nodes: a real edge out, but no path to an output.
+        unfed: Constant nodes without a real edge in, and not an input.
+        cut_off: Other constant nodes: a real edge in, but no path from an input.
     """
 
     unheard: Ints
@@ -86,15 +86,15 @@ class DeadNodes:
 
 @dataclass(frozen=True)
 class Measures:
-    """What :func:`measure` found.
+    """Measures of a wiring, as :func:`measure` returns them.
 
     Attributes:
         structure: The wiring.
-        statistics: Numbers by name, against random wirings; see :data:`STATISTICS`.
+        statistics: Statistics by name; see :data:`STATISTICS`.
         pairs: Edges between blocks, for each pair with candidates.
-        dead: Nodes that do nothing.
-        path_lengths: How many pairs of an input and an output are so many edges apart, by number
-            of edges; -1 for pairs without a path.
+        dead: Dead, unreachable and constant nodes.
+        path_lengths: Number of pairs of an input and an output, by the number of edges on their
+            shortest path; -1 for pairs without a path.
         betweenness: Share of shortest paths that go through each node ``[V]`` (Freeman 1977).
         weights: Quantiles of the weights of real edges, by share; empty without edges.
     """
@@ -108,7 +108,7 @@ class Measures:
     weights: Mapping[float, float]
 
     def hubs(self, number: int = 10) -> list[tuple[Hashable, int, int, float]]:
-        """Return name, edges in, edges out and betweenness of the nodes with the most edges."""
+        """Return name, in-degree, out-degree and betweenness of the nodes with the most edges."""
         s = self.structure
         order = np.argsort(-(s.in_degree + s.out_degree), kind="stable")[:number]
         return [
@@ -124,19 +124,19 @@ class Measures:
 
 
 def skipping(s: Structure) -> float:
-    """Return the share of real edges that pass over a block."""
+    """Return the share of real edges that skip at least one block."""
     return float((s.block[s.target] - s.block[s.source] > 1).mean()) if s.num_edges else math.nan
 
 
 def _spaced(nodes: Ints) -> Ints:
-    """Return :data:`SAMPLE` of some nodes, evenly spaced."""
+    """Return :data:`SAMPLE` of the nodes, evenly spaced."""
     return nodes[np.linspace(0, len(nodes) - 1, SAMPLE).astype(np.int64)]
 
 
 def _distances(matrix: scipy.sparse.csr_array, start: Ints) -> Ints:
-    """Return the edges on a shortest path from each start to each node ``[V, starts]``, or -1.
+    """Return distances from each start to each node, in edges ``[V, starts]``; -1 without a path.
 
-    Breadth first from all starts at once, a sparse product a level.
+    This is a breadth-first search from all starts at once, with one sparse product per level.
     """
     forward = matrix.T.tocsr().astype(np.float32)
     distance = np.full((matrix.shape[0], len(start)), -1, dtype=np.int64)
@@ -151,9 +151,9 @@ def _distances(matrix: scipy.sparse.csr_array, start: Ints) -> Ints:
 
 
 def path_lengths(s: Structure) -> dict[int, int]:
-    """Return how many pairs of an input and an output are so many edges apart; -1 without path.
+    """Return the number of pairs of an input and an output by distance; -1 without a path.
 
-    From :data:`SAMPLE` inputs, evenly spaced, where there are more.
+    If there are more than :data:`SAMPLE` inputs, uses that many, evenly spaced.
     """
     inputs, outputs = s.nodes_of(Role.INPUT), s.nodes_of(Role.OUTPUT)
     if len(inputs) > SAMPLE:
@@ -163,59 +163,61 @@ def path_lengths(s: Structure) -> dict[int, int]:
 
 
 def mean_path(s: Structure) -> float:
-    """Return the mean number of edges from an input to an output, of pairs with a path."""
+    """Return the mean distance from an input to an output, over pairs with a path."""
     lengths = {n: c for n, c in path_lengths(s).items() if n >= 0}
     total = sum(lengths.values())
     return sum(n * c for n, c in lengths.items()) / total if total else math.nan
 
 
 def connected(s: Structure) -> float:
-    """Return the share of pairs of an input and an output with a path."""
+    """Return the share of pairs of an input and an output that have a path."""
     lengths = path_lengths(s)
     return 1 - lengths.get(-1, 0) / sum(lengths.values())
 
 
 def _undirected(s: Structure) -> scipy.sparse.csr_array:
-    both = s.matrix + s.matrix.T
-    both.setdiag(0)
-    both.eliminate_zeros()
-    both.data[:] = 1
-    return both
+    """Return the adjacency matrix of the undirected graph, without self-loops."""
+    graph = s.matrix + s.matrix.T
+    graph.setdiag(0)
+    graph.eliminate_zeros()
+    graph.data[:] = 1
+    return graph
 
 
 def clustering(s: Structure) -> float:
-    """Return the mean clustering coefficient, directions apart (Watts & Strogatz 1998).
+    """Return the mean clustering coefficient of the undirected graph (Watts & Strogatz 1998).
 
-    Of nodes that touch an edge: the others would only count how sparse it is.
+    Nodes without edges are excluded, since they would only measure sparsity.
     """
-    both = _undirected(s)
-    degree = both.sum(1)
-    triangles = (both @ both).multiply(both).sum(1)
+    graph = _undirected(s)
+    degree = graph.sum(1)
+    triangles = (graph @ graph).multiply(graph).sum(1)
     pairs = degree * (degree - 1)
     local = np.divide(triangles, pairs, out=np.zeros(len(degree)), where=pairs > 0)
     return float(local[degree > 0].mean()) if (degree > 0).any() else math.nan
 
 
 def typical_path(s: Structure) -> float:
-    """Return the mean shortest path between nodes that are connected, directions apart.
+    """Return the mean distance between connected nodes of the undirected graph.
 
-    From :data:`SAMPLE` nodes, evenly spaced, where more touch an edge.
+    If more than :data:`SAMPLE` nodes have edges, starts from that many, evenly spaced.
     """
-    both = _undirected(s)
-    nodes = np.flatnonzero(both.sum(1) > 0)
+    graph = _undirected(s)
+    nodes = np.flatnonzero(graph.sum(1) > 0)
     if len(nodes) > SAMPLE:
         nodes = _spaced(nodes)
-    found = _distances(both, nodes)
-    apart = found[found > 0]
-    return float(apart.mean()) if len(apart) else math.nan
+    distances = _distances(graph, nodes)
+    lengths = distances[distances > 0]
+    return float(lengths.mean()) if len(lengths) else math.nan
 
 
 def unneeded(s: Structure) -> float:
-    """Return how many nodes have no path to an output."""
+    """Return the number of unreachable nodes, which have no path to an output."""
     return float((~s.reached_from(s.nodes_of(Role.OUTPUT), backward=True)).sum())
 
 
 def _dead(s: Structure) -> float:
+    """Return the number of dead nodes, which have no real edge out."""
     return float(((s.out_degree == 0) & (s.role != Role.OUTPUT)).sum())
 
 
@@ -232,13 +234,13 @@ STATISTICS: dict[str, Callable[[Structure], float]] = {
     "clustering": clustering,
     "typical path": typical_path,
 }
-"""Numbers of a wiring, by name; :func:`measure` compares each with random wirings."""
+"""Statistics of a wiring, by name; :func:`measure` compares each with random wirings."""
 
 
 def betweenness(s: Structure, seed: int = 0) -> Floats:
     """Return the share of shortest paths through each node ``[V]`` (Freeman 1977, Brandes 2001).
 
-    Over :data:`SAMPLE` nodes drawn at random where all would take too long.
+    In large graphs (see :data:`DIRECT`), estimates it from :data:`SAMPLE` random nodes.
     """
     if not s.num_edges:
         return np.zeros(s.num_nodes)
@@ -246,47 +248,47 @@ def betweenness(s: Structure, seed: int = 0) -> Floats:
         graph = nx.DiGraph()
         graph.add_nodes_from(range(s.num_nodes))
         graph.add_edges_from(zip(s.source.tolist(), s.target.tolist(), strict=True))
-        sampled = nx.betweenness_centrality(graph, k=min(SAMPLE, s.num_nodes), seed=seed)
-        return np.array([sampled[v] for v in range(s.num_nodes)])
+        centrality = nx.betweenness_centrality(graph, k=min(SAMPLE, s.num_nodes), seed=seed)
+        return np.array([centrality[v] for v in range(s.num_nodes)])
     graph = rustworkx.PyDiGraph(multigraph=False)
     graph.add_nodes_from(range(s.num_nodes))
     graph.add_edges_from_no_data(list(zip(s.source.tolist(), s.target.tolist(), strict=True)))
-    found = rustworkx.digraph_betweenness_centrality(graph)
-    return np.array([found[v] for v in range(s.num_nodes)])
+    centrality = rustworkx.digraph_betweenness_centrality(graph)
+    return np.array([centrality[v] for v in range(s.num_nodes)])
 
 
 def dead_nodes(s: Structure) -> DeadNodes:
-    """Return nodes that do nothing, and why."""
-    ins, outs = s.nodes_of(Role.INPUT), s.nodes_of(Role.OUTPUT)
-    leads = s.reached_from(outs, backward=True)
-    comes = s.reached_from(ins)
-    sends, is_fed = s.out_degree > 0, s.in_degree > 0
+    """Return the dead, unreachable and constant nodes."""
+    inputs, outputs = s.nodes_of(Role.INPUT), s.nodes_of(Role.OUTPUT)
+    leads_to_output = s.reached_from(outputs, backward=True)
+    has_input_path = s.reached_from(inputs)
+    has_edge_out, has_edge_in = s.out_degree > 0, s.in_degree > 0
     return DeadNodes(
-        unheard=np.flatnonzero(~sends & (s.role != Role.OUTPUT)),
-        lost=np.flatnonzero(sends & ~leads),
-        unfed=np.flatnonzero(~is_fed & (s.role != Role.INPUT)),
-        cut_off=np.flatnonzero(is_fed & ~comes),
+        unheard=np.flatnonzero(~has_edge_out & (s.role != Role.OUTPUT)),
+        lost=np.flatnonzero(has_edge_out & ~leads_to_output),
+        unfed=np.flatnonzero(~has_edge_in & (s.role != Role.INPUT)),
+        cut_off=np.flatnonzero(has_edge_in & ~has_input_path),
     )
 
 
 def block_pairs(s: Structure) -> tuple[BlockPair, ...]:
-    """Return edges between blocks, beside what their share of the candidates would give."""
+    """Return the real edges between blocks, compared with their share of the candidates."""
     blocks = s.topology.blocks
     number, k = s.topology.num_candidates, s.num_edges
     real = np.zeros((len(blocks), len(blocks)), dtype=np.int64)
     np.add.at(real, (s.block[s.source], s.block[s.target]), 1)
-    found = []
+    pairs = []
     for block in blocks:
-        for i, there in _candidates_by_source(s, block.index).items():
-            share = there / number
+        for i, num_candidates in _candidates_by_source(s, block.index).items():
+            share = num_candidates / number
             variance = k * share * (1 - share) * (number - k) / max(number - 1, 1)
             edges = Statistic(float(real[i, block.index]), k * share, math.sqrt(variance))
-            found.append(BlockPair(i, block.index, there, edges))
-    return tuple(found)
+            pairs.append(BlockPair(i, block.index, num_candidates, edges))
+    return tuple(pairs)
 
 
 def _candidates_by_source(s: Structure, j: int) -> dict[int, int]:
-    """Return how many candidates lead into a block, by the block they come from."""
+    """Return the number of candidates into a block, by source block."""
     blocks = s.topology.blocks
     block = blocks[j]
     if block.complete:
@@ -308,7 +310,7 @@ def weight_quantiles(s: Structure) -> dict[float, float]:
 def small_worldness(measures: Measures) -> float:
     """Return ``(C / C_random) / (L / L_random)`` (Humphries & Gurney 2008).
 
-    Above 1 where nodes cluster more than in random wirings, and paths are about as short.
+    It is above 1 if nodes cluster more than in random wirings while paths are about as short.
     """
     c, length = measures.statistics["clustering"], measures.statistics["typical path"]
     if not c.mean or not length.mean or not length.value:
@@ -346,59 +348,61 @@ def measure(
     null: Null = "budget",
     seed: int = 0,
 ) -> Measures | dict[str, Measures]:
-    """Measure a wiring, and random ones with the same blocks and budget.
+    """Measure a wiring, and random wirings with the same blocks and budget.
 
-    At 20,000 nodes it takes a minute; where it takes more than two seconds, progress is shown on a
-    terminal.
+    Takes about a minute for 20,000 nodes. After two seconds, a terminal shows a progress bar.
 
     Args:
-        graph: A graph, a sparse layer, or what ``to_networkx`` gives, edited or not; or a network,
-            of which each graph and sparse layer is measured.
-        candidates: Which edges might have been real; see :func:`structure_of`.
-        random: Number of random wirings that ``mean`` and ``std`` are taken over, 2 or more.
-        null: What random wirings share: ``"budget"``, the number of edges, drawn from all
-            candidates alike; ``"degrees"``, also the numbers of edges into and out of every node,
-            by double-edge swaps (:meth:`Structure.rewired`).
-        seed: Of the random wirings, and of samples.
+        graph: A graph, a sparse layer, or a graph from ``to_networkx``, edited or not; or a
+            network, to measure each of its graphs and sparse layers.
+        candidates: Edges that could have been real; see :func:`structure_of`.
+        random: Number of random wirings for ``mean`` and ``std``, 2 or more.
+        null: Properties that random wirings share with the measured one: ``"budget"``, the number
+            of edges, which are drawn uniformly from all candidates; ``"degrees"``, also the in- and
+            out-degree of every node, by double-edge swaps (:meth:`Structure.rewired`).
+        seed: Seed of the random wirings and of samples.
 
     Returns:
-        Measures of the graph; of a network, measures by name of the module.
+        The measures of the graph; for a network, the measures by name of the module.
 
     Raises:
-        ValueError: A graph that is not a topology, a network without a graph or sparse layer,
-            fewer than two random wirings, or an unknown null model.
+        ValueError: The graph is not a topology, the network has no graph or sparse layer,
+            ``random`` is below 2, or the null model is unknown.
     """
     if null not in get_args(Null):
         raise ValueError(f"unknown null model {null!r} (known: {', '.join(get_args(Null))})")
     if random < 2:
-        raise ValueError(f"a deviation needs two random wirings or more, got {random}")
+        raise ValueError(
+            f"random must be 2 or more, for a standard deviation over random wirings, got {random}"
+        )
     graph = unwrapped(graph) if isinstance(graph, nn.Module) else graph
     single = NeuralGraph | nn.Linear | nn.modules.conv._ConvNd
     if isinstance(graph, nn.Module) and not isinstance(graph, single):
         structures = structures_of(graph)
         if not structures:
             raise ValueError("the network has no NeuralGraph and no sparse layer to measure")
-        return {name: _measured(s, random, null, seed) for name, s in structures.items()}
-    return _measured(structure_of(graph, candidates), random, null, seed)
+        return {name: _measure(s, random, null, seed) for name, s in structures.items()}
+    return _measure(structure_of(graph, candidates), random, null, seed)
 
 
-def _measured(s: Structure, random: int, null: Null, seed: int) -> Measures:
+def _measure(s: Structure, random: int, null: Null, seed: int) -> Measures:
+    """Return the measures of one wiring; see :func:`measure`."""
     if s.num_edges == s.topology.num_candidates and null == "budget":
         warnings.warn(
             "every candidate is real, so each random wiring is the wiring itself; to compare with "
-            "others over the same blocks, measure graph.to_networkx()",
+            "other wirings of the same blocks, measure graph.to_networkx()",
             stacklevel=3,
         )
     generator = np.random.default_rng(seed)
     draw = s.random if null == "budget" else s.rewired
-    drawn = [draw(generator) for _ in range(random)]
+    randoms = [draw(generator) for _ in range(random)]
     with tqdm(
         total=len(STATISTICS) + 1, desc="measuring", delay=2, leave=False, disable=None
     ) as bar:
         statistics = {}
         for name, function in STATISTICS.items():
-            values = np.array([function(one) for one in drawn])
-            values = values[~np.isnan(values)]  # no path, say, in one of them
+            values = np.array([function(wiring) for wiring in randoms])
+            values = values[~np.isnan(values)]  # a random wiring may have no path, for example
             mean = float(values.mean()) if len(values) else math.nan
             std = float(values.std(ddof=1)) if len(values) > 1 else math.nan
             statistics[name] = Statistic(function(s), mean, std)

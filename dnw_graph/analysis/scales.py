@@ -1,4 +1,4 @@
-"""How large what nodes are given and what they return is, from level to level."""
+"""Scales of the inputs and states of nodes, block by block."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,10 +13,10 @@ from dnw_graph.neural_graph import NeuralGraph
 
 @dataclass(frozen=True)
 class Scale:
-    """The nodes of one block that fire together.
+    """Scales of the nodes of one block.
 
     Attributes:
-        block: Index of the block, of ``graph.grouping.topology``.
+        block: Index of the block in ``graph.grouping.topology``.
         role: ``"input"``, ``"hidden"`` or ``"output"``.
         nodes: Number of its nodes.
         inputs: Root mean square of their inputs ``I``.
@@ -33,7 +33,7 @@ class Scale:
 
 
 class Scales(list[Scale]):
-    """Scales of the blocks of a graph; in time, of every firing one after the other."""
+    """Scales of the blocks of a graph; with a schedule in time, one entry per firing."""
 
     def __str__(self) -> str:
         rows = ["block    role   nodes     inputs     states  silent"]
@@ -45,40 +45,44 @@ class Scales(list[Scale]):
 
 @torch.no_grad()
 def scales(model: nn.Module, x: Tensor) -> dict[str, Scales]:
-    """Return the scales of states by block, for each graph of a network.
+    """Return the scales of inputs and states of each block, for each graph of a network.
 
-    States that shrink or grow by a factor from block to block say that weights begin too small or
-    too large for the node function; see ``init`` of :class:`NeuralGraph`. Batch norms in training
-    mode count the batch in their statistics.
+    If states shrink or grow by a factor from block to block, initial weights are too small or too
+    large for the node function; see ``init`` of :class:`NeuralGraph`. Batch norms in training mode
+    include the batch in their running statistics.
 
     Args:
-        model: A graph, or a network that has some.
-        x: A batch of what the network takes.
+        model: A graph, or a network that contains graphs.
+        x: A batch of inputs of the network.
 
     Returns:
-        By name of the graph in the network; ``""`` is the network itself.
+        The scales by name of the graph in the network; ``""`` is the network itself.
 
     Raises:
-        ValueError: There is no graph in the network.
+        ValueError: The network contains no graph.
     """
     graphs = {n: m for n, m in model.named_modules() if isinstance(m, NeuralGraph)}
     if not graphs:
-        raise ValueError("scales() takes a NeuralGraph, or a network with one; here there is none")
-    found = {name: Scales() for name in graphs}
+        raise ValueError("scales() expects a NeuralGraph or a network with one, but found none")
+    scales_by_graph = {name: Scales() for name in graphs}
     with ExitStack() as stack:
         for name, graph in graphs.items():
             for block, node in zip(graph.grouping.topology.blocks, graph.nodes, strict=True):
-                hook = node.register_forward_hook(_noting(found[name], block))
+                hook = node.register_forward_hook(_recording_hook(scales_by_graph[name], block))
                 stack.callback(hook.remove)
         model(x)
-    return found
+    return scales_by_graph
 
 
-def _noting(to: Scales, block: Any) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-    def note(module: nn.Module, args: tuple[Any, ...], states: Tensor) -> None:
+def _recording_hook(
+    entries: Scales, block: Any
+) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+    """Return a forward hook that appends the scales of a block to a list."""
+
+    def record(module: nn.Module, args: tuple[Any, ...], states: Tensor) -> None:
         inputs, outputs = (float(v.double().square().mean().sqrt()) for v in (args[0], states))
         silent = float((states == 0).flatten(1).all(1).double().mean())
         role = block.role.name.lower()
-        to.append(Scale(block.index, role, len(block.nodes), inputs, outputs, silent))
+        entries.append(Scale(block.index, role, len(block.nodes), inputs, outputs, silent))
 
-    return note
+    return record

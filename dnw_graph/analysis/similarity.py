@@ -1,4 +1,4 @@
-"""How alike two wirings of the same blocks are, edge for edge and up to names of nodes."""
+"""Similarity of two wirings of the same blocks, directly and up to renaming of nodes."""
 
 from dataclasses import dataclass
 
@@ -12,18 +12,19 @@ from dnw_graph.analysis.structure import Ints, Structure, structure_of
 from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.topology import Role
 
-ROUNDS = 4  # of matching each block anew, given how the others are matched
+ROUNDS = 4  # rounds in which each block is matched again, with the others fixed
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """How alike two wirings are.
+    """Similarity of two wirings.
 
     Attributes:
-        jaccard: Share of the edges of either that are in both, against pairs of random wirings.
-        matched: The same once the hidden nodes of the second are renamed, within their blocks, so
-            that as many edges agree as matching finds; random wirings are matched too.
-        renamed: Node of the second that stands for each of the first ``[V]``.
+        jaccard: Share of the edges of either wiring that are in both, compared with pairs of random
+            wirings.
+        matched: The same after renaming the hidden nodes of the second wiring, within their blocks,
+            to match those of the first; random wirings are matched too.
+        renamed: Node of the second wiring that corresponds to each node of the first ``[V]``.
     """
 
     jaccard: Statistic
@@ -40,99 +41,102 @@ def similarity(
 ) -> Similarity:
     """Compare two wirings, such as those that two seeds learned.
 
-    Which nodes correspond is a graph matching problem. Each block is matched in turn by the linear
-    assignment that shares most edges with blocks as they are matched so far, a local optimum;
-    inputs and outputs, which mean something, stay.
+    Finding corresponding nodes is a graph matching problem. Each block is matched in turn by a
+    linear assignment that maximises the number of common edges with the blocks matched so far,
+    which finds a local optimum. Inputs and outputs, which have a meaning, are not renamed.
 
     Args:
-        first: A graph, or what its ``to_networkx`` gives.
-        second: Another with as many nodes in each block; where both call theirs alike, in any
-            order.
-        random: How many pairs of random wirings to compare with, 2 or more.
-        seed: Of these.
+        first: A graph, or a graph from its ``to_networkx``.
+        second: Another graph with as many nodes in each block; in any order if both have the same
+            names.
+        random: Number of pairs of random wirings to compare with, 2 or more.
+        seed: Seed of the random wirings.
 
     Raises:
-        ValueError: The two have other blocks, or fewer than two random pairs.
+        ValueError: The two wirings have different blocks, or ``random`` is below 2.
     """
     if random < 2:
-        raise ValueError(f"a deviation needs two random pairs or more, got {random}")
+        raise ValueError(
+            f"random must be 2 or more, for a standard deviation over random pairs, got {random}"
+        )
     a, b = structure_of(first), structure_of(second)
-    b = _in_order(b, a)
+    b = _renumbered(b, a)
     if not np.array_equal(a.block, b.block) or not np.array_equal(a.role, b.role):
         sizes = [[len(block.nodes) for block in s.topology.blocks] for s in (a, b)]
-        raise ValueError(f"wirings of other blocks are not compared: {sizes[0]} and {sizes[1]}")
+        raise ValueError(
+            f"the wirings must have the same blocks, got blocks of {sizes[0]} and {sizes[1]} nodes"
+        )
     generator = np.random.default_rng(seed)
     renamed = _match(a, b)
-    found = [(jaccard(a, b), jaccard(a, b, renamed))]
+    values = [(jaccard(a, b), jaccard(a, b, renamed))]  # this pair, then random pairs
     for _ in range(random):
-        one, other = a.random(generator), b.random(generator)
-        found.append((jaccard(one, other), jaccard(one, other, _match(one, other))))
-    values = np.array(found)
+        x, y = a.random(generator), b.random(generator)
+        values.append((jaccard(x, y), jaccard(x, y, _match(x, y))))
     plain, matched = (
         Statistic(float(column[0]), float(column[1:].mean()), float(column[1:].std(ddof=1)))
-        for column in values.T
+        for column in np.array(values).T
     )
     return Similarity(plain, matched, renamed)
 
 
-def _in_order(b: Structure, a: Structure) -> Structure:
-    """Return a wiring with its nodes numbered as those of the same names in another one."""
-    place = {name: v for v, name in enumerate(a.names)}
-    if list(a.names) == list(b.names) or place.keys() != set(b.names):
+def _renumbered(b: Structure, a: Structure) -> Structure:
+    """Return ``b`` with its nodes numbered as in ``a`` if both have the same names and blocks."""
+    index_of = {name: v for v, name in enumerate(a.names)}
+    if list(a.names) == list(b.names) or index_of.keys() != set(b.names):
         return b
-    number = np.array([place[name] for name in b.names])
-    if not np.array_equal(a.block[number], b.block):
+    new_index = np.array([index_of[name] for name in b.names])
+    if not np.array_equal(a.block[new_index], b.block):
         return b
-    return Structure(a.topology, number[b.source], number[b.target], b.weight)
+    return Structure(a.topology, new_index[b.source], new_index[b.target], b.weight)
 
 
 def jaccard(a: Structure, b: Structure, renamed: Ints | None = None) -> float:
-    """Return the share of the edges of either that are in both; 1 where neither has any.
+    """Return the share of the edges of either wiring that are in both; 1 if neither has any.
 
     Args:
         a: A wiring.
-        b: Another of the same nodes.
-        renamed: Node of ``b`` that stands for each of ``a``; the same unless given.
+        b: A wiring of the same nodes.
+        renamed: Node of ``b`` that corresponds to each node of ``a``; by default the same node.
     """
     number = a.num_nodes
-    ours, theirs = (s.source * number + s.target for s in (a, b))
+    keys_a, keys_b = (s.source * number + s.target for s in (a, b))
     if renamed is not None:
-        ours = renamed[a.source] * number + renamed[a.target]
-    both = len(np.intersect1d(ours, theirs, assume_unique=True))
-    either = len(ours) + len(theirs) - both
+        keys_a = renamed[a.source] * number + renamed[a.target]
+    both = len(np.intersect1d(keys_a, keys_b, assume_unique=True))
+    either = len(keys_a) + len(keys_b) - both
     return both / either if either else 1.0
 
 
 def _match(a: Structure, b: Structure) -> Ints:
-    """Return a node of ``b`` for each of ``a``, of the same block."""
-    ahead, back = a.matrix, a.matrix.T.tocsr()
-    ahead_b, back_b = b.matrix.tocsc(), b.matrix.T.tocsc()
+    """Return the corresponding node of ``b`` for each node of ``a``, in the same block."""
+    out_a, in_a = a.matrix, a.matrix.T.tocsr()
+    out_b, in_b = b.matrix.tocsc(), b.matrix.T.tocsc()
     hidden = [block for block in a.topology.blocks if block.role == Role.HIDDEN]
     renamed = np.arange(a.num_nodes)
     fixed = a.role != Role.HIDDEN
-    best, best_found = jaccard(a, b), renamed.copy()
-    for turn in range(ROUNDS):
-        for block in hidden if turn % 2 == 0 else reversed(hidden):
+    best, best_renamed = jaccard(a, b), renamed.copy()
+    for round_index in range(ROUNDS):
+        for block in hidden if round_index % 2 == 0 else reversed(hidden):
             nodes = slice(block.nodes.start, block.nodes.stop)
-            known = np.flatnonzero(fixed)  # what is matched already
-            shared = _shared(ahead[nodes], ahead_b, known, renamed, nodes)
-            shared += _shared(back[nodes], back_b, known, renamed, nodes)
+            matched = np.flatnonzero(fixed)
+            shared = _common_neighbours(out_a[nodes], out_b, matched, renamed, nodes)
+            shared += _common_neighbours(in_a[nodes], in_b, matched, renamed, nodes)
             _, columns = linear_sum_assignment(shared, maximize=True)
             renamed[nodes] = columns + nodes.start
             fixed[nodes] = True
-        found = jaccard(a, b, renamed)
-        if found > best:
-            best, best_found = found, renamed.copy()
-    return best_found
+        value = jaccard(a, b, renamed)
+        if value > best:
+            best, best_renamed = value, renamed.copy()
+    return best_renamed
 
 
-def _shared(
-    ours: scipy.sparse.csr_array,
-    theirs: scipy.sparse.csc_array,
-    known: Ints,
+def _common_neighbours(
+    matrix_a: scipy.sparse.csr_array,
+    matrix_b: scipy.sparse.csc_array,
+    matched: Ints,
     renamed: Ints,
     nodes: slice,
 ) -> np.ndarray:
-    """Return how many matched neighbours each node of a block has in common with each other's."""
-    there = theirs[:, renamed[known]].tocsr()[nodes]
-    return (ours[:, known] @ there.T).toarray()
+    """Return the numbers of common matched neighbours of all pairs of nodes of a block."""
+    columns_b = matrix_b[:, renamed[matched]].tocsr()[nodes]
+    return (matrix_a[:, matched] @ columns_b.T).toarray()

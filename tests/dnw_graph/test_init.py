@@ -128,7 +128,7 @@ def test_scales_tell_weights_that_are_too_small() -> None:
     model = nn.Sequential(nn.Linear(5, 4), in_time)
     assert len(scales(model, torch.randn(9, 5))["1"]) == 1 + 6 * 3
     assert not in_time.nodes[0]._forward_hooks
-    with pytest.raises(ValueError, match="there is none"):
+    with pytest.raises(ValueError, match="but found none"):
         scales(nn.Linear(2, 2), torch.randn(1, 2))
 
 

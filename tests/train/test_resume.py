@@ -301,7 +301,7 @@ def test_a_damaged_history_is_put_aside_and_begins_anew(
     first = tmp_path / "run" / "history" / "0000000000.npz"
     first.write_bytes(first.read_bytes()[:50])
     resume(tmp_path / "run")
-    assert "the history is kept in history-damaged-1, and begins anew" in caplog.text
+    assert "moved the history to history-damaged-1 and started a new one" in caplog.text
     assert (tmp_path / "run" / "history-damaged-1" / first.name).stat().st_size == 50
     steps = next(iter(load_history(tmp_path / "run").values())).steps
     assert steps == [2 * training.batches.steps]
