@@ -100,7 +100,7 @@ def test_top_k_does_not_depend_on_the_number_of_threads() -> None:
     [
         (torch.randn(10), 11, r"k must be between 1 and the number of weights, 10, got 11"),
         (torch.randn(10), 0, r"got 0"),
-        (torch.randn(2, 5), 3, r"floating-point \[E\], got torch.float32 \[2, 5\]"),
+        (torch.randn(2, 5), 3, r"floating-point tensor of shape \[E\], got torch.float32 \[2, 5\]"),
         (torch.arange(10), 3, r"got torch.int64"),
     ],
 )
