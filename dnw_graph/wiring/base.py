@@ -193,7 +193,7 @@ class Rule(ABC):
         """
 
     def straight_through(self, progress: TrainingProgress) -> bool:
-        """Return whether hallucinated edges have a gradient, or only real ones."""
+        """Return whether hallucinated edges have a gradient; if not, only real edges do."""
         return True
 
     def gradient_edges(self, candidates: Candidates, edge_id: Tensor) -> Tensor | None:
@@ -278,7 +278,7 @@ class Rule(ABC):
     def after_step(  # noqa: B027  (most rules do nothing here)
         self, candidates: Candidates, grad: Tensor | None, forget: Forget
     ) -> None:
-        """Change state or weights, in place, after an optimizer step if :meth:`acts`.
+        """Change state or weights, in place, after an optimizer step, if :meth:`acts` is True.
 
         Args:
             candidates: The candidates after the step; ``progress.step`` includes it.

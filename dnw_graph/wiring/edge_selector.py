@@ -272,7 +272,7 @@ class EdgeSelector(nn.Module):
 
     @torch.no_grad()
     def _set_hallucinated(self, weight: nn.Parameter, values: Tensor, edge_id: Tensor) -> None:
-        """Set the weights of all but the real edges to values ``[E]``, which are overwritten."""
+        """Set the weights of hallucinated edges from values ``[E]``, which may be overwritten."""
         values[edge_id] = self.flat(whole(weight.detach()))[edge_id]
         weight.detach().copy_(_sharded(self.shaped(values, weight), weight))
 

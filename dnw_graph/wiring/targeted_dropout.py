@@ -100,7 +100,7 @@ def _largest_into_nodes(candidates: Candidates) -> Tensor:
 
 
 def shares(topology: Topology, num_edges: int) -> Tensor:
-    """Return the share of ``num_edges`` of each node ``[V]``, in proportion to its candidates."""
+    """Return each node's share of ``num_edges`` ``[V]``, in proportion to its candidates."""
     counts = topology.rowptr.diff()
     exact = counts.double() * num_edges / topology.num_candidates
     share = exact.floor().long()

@@ -379,7 +379,7 @@ def test_inherit_refuses_other_models_and_rules() -> None:
         ("set(until=2)", r"until must be a share of the training.*got 2"),
         ("l1_anneal(l1=-1)", r"l1 must be 0 or more, got -1"),
         ("l1_anneal(until=0)", r"until must be a share.*got 0"),
-        ("dnw(hallucinate_every=0)", r"hallucinate_every must be a number .* got 0"),
+        ("dnw(hallucinate_every=0)", r"hallucinate_every must be a whole number .* got 0"),
         ("dnw(move_from=0.5, freeze_at=0.5)", r"0 <= move_from < freeze_at <= 1, got 0.5 and 0.5"),
         (
             "dnw(freeze=0.5)",

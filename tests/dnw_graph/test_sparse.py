@@ -400,7 +400,7 @@ def test_patterns_keep_n_of_m_input_channels(
         ),
         (
             {"rule": "n_of_m", "density": 0.3, "keep_dense": ["conv1", "depthwise"]},
-            r"2 of 4 edges are 64 of 128, not 38: leave",
+            r"2 of 4 edges are 64 of 128, not 38: do not pass",
         ),
         ({"rule": "n_of_m(n=5)"}, r"1 <= n <= m <= 255, got 5 of 4"),
     ],

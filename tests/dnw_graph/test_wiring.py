@@ -180,8 +180,8 @@ def test_validate_notices_a_wiring_at_odds_with_its_topology() -> None:
     for change, message in [
         ({"edge_id": good.edge_id.flip(0)}, "ascending"),
         ({"edge_id": good.edge_id + 118}, r"from 0 to 117"),
-        ({"rowptr": good.rowptr.flip(0)}, "rowptr of the wiring is not that"),
-        ({"edges": good.edges.flip(0)}, "edge_index of the wiring is not that"),
+        ({"rowptr": good.rowptr.flip(0)}, "rowptr of the wiring does not match"),
+        ({"edges": good.edges.flip(0)}, "edge_index of the wiring does not match"),
         (
             {"edge_weight": good.edge_weight[1:]},
             r"edge_weight must have shape \[31\], one number per real edge",
