@@ -1,1 +1,1 @@
-"""Measurements: ``python -m benchmarks.training_step``, and so on; results lie beside them."""
+"""Benchmarks, run as ``python -m benchmarks.training_step`` etc.; results are in this folder."""

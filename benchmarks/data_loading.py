@@ -1,11 +1,11 @@
-"""How fast photographs become batches, against decoding them and nothing else.
+"""Compare the speed of loading batches of photographs with that of decoding alone.
 
     python -m benchmarks.data_loading [--data TAR] [--workers N] [--images 2000] [--repeats 5]
 
-The images of a flat tar of JPEGs are repeated, in a temporary folder, as a folder of classes and as
-WebDataset shards. What is timed is an epoch of training batches (224 pixels, 64 images, random
-part, mirrored, collated, in the main process) and, by as many processes, decoding of the same
-images from memory. All take turns in one process, with nothing else running.
+The images of a flat tar of JPEGs are copied repeatedly to a temporary folder, as a folder of
+classes and as WebDataset shards. The benchmark times an epoch of training batches (224 pixels, 64
+images, random part, mirrored, collated in the main process) and the decoding of the same images
+from memory with the same number of processes. All candidates take turns in one process.
 """
 
 import io
@@ -45,60 +45,67 @@ class Arguments:
     data: Path = DATA
     """Flat tar of JPEGs at their full size."""
     workers: int = os.cpu_count() or 1
-    """Processes."""
+    """Number of processes."""
     images: int = 2000
-    """Images an epoch; those that fill no batch are left out."""
+    """Images per epoch; rounded down to full batches."""
     repeats: int = 5
-    """Timed rounds."""
+    """Number of timed rounds."""
 
 
 def pil(data: bytes) -> object:
+    """Decode an image with PIL."""
     return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def vision(data: bytes) -> object:
+    """Decode an image with torchvision."""
     return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
 
 
-def ours(data: bytes) -> object:
+def project(data: bytes) -> object:
+    """Decode an image as in training."""
     return decode(bytearray(data))
 
 
 DECODERS = {
     "torchvision.io.decode_image, bare": vision,
     "PIL, bare": pil,
-    "train.data.read.decode, bare": ours,
+    "train.data.read.decode, bare": project,
 }
-held: list[bytes] = []
-"""The bytes of all files, each with memory of its own, for processes that are forked."""
+contents: list[bytes] = []
+"""The bytes of all images, each in separate memory, for forked processes."""
 
 
 def begin() -> None:
+    """Initialise a worker process."""
     torch.set_num_threads(1)
 
 
 def decode_some(decoder: str, start: int) -> int:
-    """Decode a batch, and return how many values the last image has."""
+    """Decode a batch and return the number of values of the last image."""
     run, image = DECODERS[decoder], None
     for i in range(start, start + BATCH):
-        image = run(held[i])
+        image = run(contents[i])
     return np.size(image)
 
 
 def load_epoch(batches: Batches) -> None:
+    """Load all training batches of one epoch."""
     for images, _ in batches.train(0):
         assert len(images) == BATCH
 
 
 def write_folder(root: Path, files: Mapping[str, bytes], images: int) -> None:
+    """Write a folder of classes, one class per file, repeating files up to ``images``."""
     names = list(files)
     for i in range(images):
-        place = root / "train" / names[i % len(names)]
-        place.mkdir(parents=True, exist_ok=True)
-        (place / f"{i}.jpg").write_bytes(files[place.name])
+        folder = root / "train" / names[i % len(names)]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i}.jpg").write_bytes(files[folder.name])
 
 
 def write_shards(root: Path, files: Mapping[str, bytes], images: int) -> None:
+    """Write training and validation shards, one class per file."""
     names = list(files)
     for split, number in (("train", images), ("val", len(names))):
         for shard in range(SHARDS):
@@ -112,7 +119,7 @@ def write_shards(root: Path, files: Mapping[str, bytes], images: int) -> None:
 
 
 def sources(root: Path, images: int) -> dict[str, Source]:
-    """Return the same images as files and in shards, none decoded in memory."""
+    """Return sources for the same images as files and as shards, without decoded images."""
     packed = shards(str(root))
     paths = sorted((root / "train").rglob("*.jpg"), key=lambda path: int(path.stem))
     files = FileImages(paths, torch.arange(images) % len(packed.classes))
@@ -120,12 +127,13 @@ def sources(root: Path, images: int) -> dict[str, Source]:
 
 
 def ratio(one: Timing, other: Timing) -> str:
-    """Return by how much a run is slower than another of the same round, in percent."""
+    """Return by how many percent ``one`` is slower than ``other``, paired by round."""
     parts = [100 * (1 - b / a) for a, b in zip(one.seconds, other.seconds, strict=True)]
     return f"{statistics.median(parts):.1f} ({min(parts):.1f}..{max(parts):.1f})"
 
 
 def show(times: Mapping[str, Timing], images: int) -> None:
+    """Print the rates as a table."""
     print("| | images/s | less than the decoder's, % |\n| --- | --- | --- |")
     bare = times[next(iter(DECODERS))]
     for name, time in times.items():
@@ -138,13 +146,15 @@ def show(times: Mapping[str, Timing], images: int) -> None:
 def main() -> None:
     args = tyro.cli(Arguments, prog="python -m benchmarks.data_loading")
     if not args.data.is_file():
-        raise SystemExit(f"there is no {args.data}: give --data a flat tar of full-size JPEGs")
+        raise SystemExit(
+            f"{args.data} does not exist: pass a flat tar of full-size JPEGs as --data"
+        )
     with tarfile.open(args.data) as tar:
         members = [m for m in tar if m.isfile() and Path(m.name).suffix.lower() in SUFFIXES]
         files = {Path(m.name).stem: tar.extractfile(m).read() for m in members}
     images = args.images // BATCH * BATCH
     names = list(files)
-    held.extend(bytes(bytearray(files[names[i % len(names)]])) for i in range(images))
+    contents.extend(bytes(bytearray(files[names[i % len(names)]])) for i in range(images))
     with (
         TemporaryDirectory() as folder,
         ProcessPoolExecutor(args.workers, initializer=begin) as pool,

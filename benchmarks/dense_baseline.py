@@ -1,10 +1,10 @@
-"""The yardstick: MobileNetV1-DNW as a plain dense network. Frozen; do not make it faster.
+"""MobileNetV1-DNW as a plain dense network: the baseline of the benchmarks. Do not optimise it.
 
-This is what one gets by writing Algorithm 1 down with dense layers: each resolution holds one full
-``[targets, sources]`` matrix, entries that no block reads included; every forward pass ranks all of
-them with a full sort and zeroes the rest; a block's contributions to all later blocks are one 1x1
-convolution, added to what came before. The published implementation is of this kind, and a step of
-it takes as long (benchmarks/training_step.md).
+This is a direct implementation of Algorithm 1 with dense layers. Each resolution has one full
+``[targets, sources]`` matrix, including entries that no block reads. Every forward pass ranks all
+entries with a full sort and sets all but the largest to zero. The contributions of a block to all
+later blocks are computed by one 1x1 convolution and accumulated. The published implementation works
+in the same way, and its training step takes as long (benchmarks/training_step.md).
 """
 
 from typing import Any, Literal
@@ -20,17 +20,17 @@ Selection = Literal["sort", "partition"]
 
 
 class _KeepLargest(torch.autograd.Function):
-    """Zeroes all but the ``k`` largest magnitudes; the gradient passes to all."""
+    """Set all but the ``k`` largest magnitudes to zero; pass the gradient to all entries."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, k: int, selection: Selection) -> Tensor:
-        magnitude, kept = weight.flatten().abs(), weight.clone()
-        flat = kept.view(-1)
+        magnitude, masked = weight.flatten().abs(), weight.clone()
+        flat = masked.view(-1)
         if selection == "sort":
             flat[magnitude.sort().indices[: weight.numel() - k]] = 0
         else:
             flat[magnitude < magnitude.kthvalue(weight.numel() - k + 1).values] = 0
-        return kept
+        return masked
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -38,7 +38,7 @@ class _KeepLargest(torch.autograd.Function):
 
 
 class DenseStage(nn.Module):
-    """One resolution as dense layers."""
+    """The part of the network at one resolution, as dense layers."""
 
     def __init__(self, stage: Stage, k: int, selection: Selection, eps: float) -> None:
         super().__init__()
@@ -61,22 +61,22 @@ class DenseStage(nn.Module):
         """Return the outputs ``[B, width, H / stride, W / stride]``."""
         weight = _KeepLargest.apply(self.weight, self.k, self.selection)
         width, column = self.stage.width, 0
-        waiting: Tensor | None = None  # what blocks still to come have received
+        sums: Tensor | None = None  # contributions so far to the blocks that are not computed yet
         for row, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
             z = conv(F.relu(norm(x), inplace=True))
-            pushed = F.conv2d(z, weight[row * width :, column : column + z.shape[1]])
-            waiting = pushed if waiting is None else waiting + pushed
-            x, waiting = waiting[:, :width], waiting[:, width:]
+            contribution = F.conv2d(z, weight[row * width :, column : column + z.shape[1]])
+            sums = contribution if sums is None else sums + contribution
+            x, sums = sums[:, :width], sums[:, width:]
             column += z.shape[1]
         return x
 
 
 class DenseBaseline(nn.Module):
-    """The whole network.
+    """MobileNetV1-DNW with dense layers.
 
     Args:
         config: Width, classes, image size, stem.
-        selection: How edges are chosen: a full sort, or a partition in its place.
+        selection: How the largest weights are found: by a full sort or by a partition.
     """
 
     def __init__(self, config: MobileNetV1Config, selection: Selection = "sort") -> None:

@@ -1,11 +1,11 @@
-"""What the edges of a network do while it learns, by rule.
+"""Record how the edges of a network change during training, by rule.
 
     python -m benchmarks.dynamics --data DIR [--epochs 5] [--rules dnw dnw_factored random]
 
-Trains mbv1_dnw x0.225 on Imagenette as benchmarks.epochs does, once for each rule, and records for
-its 14x14 graph: edges that change in an epoch, dead nodes, how far a step moves the real weights
-into each node relative to their size, and edges by pair of blocks. Writes
-benchmarks/dynamics.json and docs/images/rules.png; runs that the file holds are not trained again.
+Trains mbv1_dnw x0.225 on Imagenette as benchmarks.epochs does, once for each rule. For its 14x14
+graph, records the edges that change in each epoch, dead nodes, the relative change of the real
+weights into each node per step, and edges by pair of blocks. Writes benchmarks/dynamics.json and
+docs/images/rules.png. Runs that are in the JSON file are not trained again.
 """
 
 import json
@@ -33,14 +33,14 @@ QUANTILES = (0.1, 0.5, 0.9)
 
 @dataclass(frozen=True)
 class Arguments:
-    """Record the dynamics of wirings."""
+    """Record how wirings change during training."""
 
     data: str
     """Folder with Imagenette."""
     epochs: int = 5
-    """Epochs of each training."""
+    """Number of epochs of each training."""
     rules: tuple[str, ...] = ("dnw", "dnw_factored", "random")
-    """Rules."""
+    """Rules to train with."""
     seed: int = 0
     """Seed of each training."""
     runs: str = "runs/dynamics"
@@ -48,12 +48,12 @@ class Arguments:
 
 
 class StepSizes:
-    """Notes ``|dw| / |w|`` over the real edges into each node, in a share of the steps.
+    """Record ``|dw| / |w|`` over the real edges into each node, in every n-th step.
 
     Args:
-        graph: The graph.
-        optimizer: What moves its weights.
-        every: Steps between notes.
+        graph: The graph to observe.
+        optimizer: The optimizer of its weights.
+        every: Number of steps between records.
     """
 
     def __init__(self, graph: NeuralGraph, optimizer: torch.optim.Optimizer, every: int) -> None:
@@ -71,29 +71,31 @@ class StepSizes:
     def _after(self) -> None:
         if self.steps % self.every:
             return
-        moved = self._trained() - self.weight
+        change = self._trained() - self.weight
         offsets = self.wiring.rowptr
-        squares = [torch.segment_reduce(x**2, "sum", offsets=offsets) for x in (moved, self.weight)]
-        some = offsets.diff() > 0
-        self.values.append((squares[0] / squares[1]).sqrt()[some])
+        squares = [
+            torch.segment_reduce(x**2, "sum", offsets=offsets) for x in (change, self.weight)
+        ]
+        has_edges = offsets.diff() > 0
+        self.values.append((squares[0] / squares[1]).sqrt()[has_edges])
 
     def _trained(self) -> Tensor:
         return self.wiring.trained(self.graph.weight.detach())[self.wiring.position]
 
     def quantiles(self) -> list[float]:
-        """Return quantiles over nodes and noted steps since the last call."""
+        """Return quantiles over nodes and recorded steps since the last call."""
         values, self.values = torch.cat(self.values), []
         return torch.quantile(values, torch.tensor(QUANTILES)).tolist()
 
 
 def dead_nodes(graph: NeuralGraph) -> int:
-    """Return the number of nodes, outputs aside, without a real edge out."""
+    """Return the number of nodes without a real edge out, excluding outputs."""
     source = graph.wiring().edge_index[0].unique()
     return graph.topology.num_nodes - graph.topology.num_outputs - len(source)
 
 
 def density_by_blocks(graph: NeuralGraph) -> list[list[float | None]]:
-    """Return the share of candidates that is real, by target and source block, over the mean."""
+    """Return the fraction of candidates that is real by block pair, relative to the mean."""
     topology, blocks = graph.topology, len(graph.topology.blocks)
 
     def counts(edge_index: Tensor) -> Tensor:
@@ -101,20 +103,20 @@ def density_by_blocks(graph: NeuralGraph) -> list[list[float | None]]:
         return torch.bincount(pair, minlength=blocks**2).double()
 
     real, candidates = counts(graph.wiring().edge_index), counts(topology.edge_index)
-    share = real / candidates / (real.sum() / candidates.sum())
+    density = real / candidates / (real.sum() / candidates.sum())
     return [
         [float(x) if n else None for x, n in zip(row, number, strict=True)]
         for row, number in zip(
-            share.view(blocks, blocks), candidates.view(blocks, blocks), strict=True
+            density.view(blocks, blocks), candidates.view(blocks, blocks), strict=True
         )
     ]
 
 
 def record(args: Arguments, rule: str) -> dict[str, Any]:
-    """Train with a rule, and return what was recorded."""
-    given = {**BASE, "rule": rule, "epochs": args.epochs, "seed": args.seed, "data": args.data}
+    """Train with a rule and return the records."""
+    settings = {**BASE, "rule": rule, "epochs": args.epochs, "seed": args.seed, "data": args.data}
     out = str(Path(args.runs) / folder_name() / f"{rule}-e{args.epochs}-seed{args.seed}")
-    options = Options.from_flat({**given, "out": out, "overwrite": True, "report": False})
+    options = Options.from_flat({**settings, "out": out, "overwrite": True, "report": False})
     training = Training(options)
     graph = training.plain_model.graphs[GRAPH]
     sizes = StepSizes(graph, training.learner.optimizer, every=7)
@@ -142,15 +144,15 @@ def record(args: Arguments, rule: str) -> dict[str, Any]:
 
 
 def draw(records: dict[str, Any], path: Path) -> None:
-    """Draw turnover, dead nodes and step sizes above, edges by pair of blocks below."""
+    """Plot edge changes, dead nodes and step sizes, and below them the edges by block pair."""
     import matplotlib.pyplot as plt
 
     columns = max(3, len(records))
     figure, axes = plt.subplots(2, columns, figsize=(3.4 * columns, 6), layout="constrained")
     for axis in (*axes[0, 3:], *axes[1, len(records) :]):
         axis.remove()
-    for number, (rule, recorded) in enumerate(records.items()):
-        rows, color = recorded["epochs"], COLORS.get(rule, f"C{4 + number}")
+    for number, (rule, data) in enumerate(records.items()):
+        rows, color = data["epochs"], COLORS.get(rule, f"C{4 + number}")
         epochs = [row["epoch"] for row in rows]
         if any(row["changed"] for row in rows):
             changed = [row["changed"] for row in rows]
@@ -159,7 +161,7 @@ def draw(records: dict[str, Any], path: Path) -> None:
         low, middle, high = zip(*(row["step_size"] for row in rows), strict=True)
         axes[0, 2].plot(epochs, middle, marker="o", color=color, label=rule)
         axes[0, 2].fill_between(epochs, low, high, color=color, alpha=0.15)
-        _heatmap(axes[1, number], rule, recorded["pairs"])
+        _heatmap(axes[1, number], rule, data["pairs"])
     titles = ("edges that changed in the epoch", "dead nodes", "|Δw| / |w| of a step, by node")
     for axis, title in zip(axes[0, :3], titles, strict=True):
         axis.set(xlabel="epoch", title=title)
@@ -196,8 +198,8 @@ def main() -> None:
         if name not in records:
             records[name] = record(args, rule)
             atomically(path, lambda half: half.write_text(json.dumps(records, indent=1) + "\n"))
-    shown = {rule: records[name] for rule, name in names.items()}
-    draw(shown, HERE.parent / "docs/images/rules.png")
+    selected = {rule: records[name] for rule, name in names.items()}
+    draw(selected, HERE.parent / "docs/images/rules.png")
 
 
 if __name__ == "__main__":

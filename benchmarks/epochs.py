@@ -1,10 +1,10 @@
-"""How accuracy and the movement of edges depend on how long a network is trained.
+"""Measure accuracy and changes of edges against the length of training.
 
     python -m benchmarks.epochs --data DIR [--seeds 3] [--epochs 2 5 10 20] [--only dnw random]
 
 Trains mbv1_dnw x0.225 on Imagenette as in docs/training.md, once for each variant, number of epochs
-and seed, and writes benchmarks/epochs.csv, epochs_tables.md and epochs.png. Runs in the CSV file
-are not trained again; stopped at any point, the same command goes on.
+and seed, and writes benchmarks/epochs.csv, epochs_tables.md and epochs.png. Runs that are in the
+CSV file are not trained again. If it is stopped, the same command continues.
 """
 
 import csv
@@ -37,10 +37,10 @@ BASE = {
 }
 
 COLORS = {"dnw": "C0", "dnw_factored": "C3", "random": "C1", "no_update": "C2"}
-"""Of rules in pictures."""
+"""Colours of the rules in plots."""
 
 RULES = tuple(COLORS)
-"""Compared at every number of epochs."""
+"""Rules that are compared at every number of epochs."""
 
 VARIANTS: dict[str, dict[str, object]] = {
     **{rule: {"rule": rule} for rule in RULES},
@@ -51,29 +51,29 @@ VARIANTS: dict[str, dict[str, object]] = {
     "dnw, weight decay 0": {"rule": "dnw", "weight_decay": 0.0},
     "dnw, weight decay 5e-4": {"rule": "dnw", "weight_decay": 5e-4},
 }
-"""The others are compared at one number of epochs."""
+"""Settings by variant. All but the rules are compared at a single number of epochs."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Train for different numbers of epochs."""
+    """Train rules and variants for different numbers of epochs."""
 
     data: str
     """Folder with Imagenette."""
     epochs: tuple[int, ...] = (2, 5, 10, 20)
     """Numbers of epochs."""
     at: int = 5
-    """Epochs at which variants are compared."""
+    """Number of epochs at which variants are compared."""
     seeds: int = 3
-    """Runs of each."""
+    """Number of runs of each variant and number of epochs."""
     only: tuple[str, ...] = ()
-    """Variants to train; all unless given."""
+    """Variants to train; all by default."""
     runs: str = "runs/epochs"
     """Folder for the run folders."""
     parallel: int = 1
-    """Runs at a time; they share the cores."""
+    """Number of runs at a time; they share the cores."""
     time_budget: float = float("inf")
-    """Minutes after which runs stop at the end of an epoch, to be continued."""
+    """Minutes after which runs stop at the end of an epoch; they can be continued."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,16 @@ class Line:
     """A finished run.
 
     Attributes:
-        variant: What was trained, one of VARIANTS.
-        epochs: Epochs of the training.
-        seed: Its seed.
-        top1: Of the last epoch, on the validation images, in percent.
+        variant: The key in VARIANTS.
+        epochs: Number of epochs.
+        seed: Seed of the training.
+        top1: Validation accuracy after the last epoch, in percent.
         dead_nodes: Nodes without a real edge out.
-        macs: Multiply-adds an image.
-        edges_changed: Edges that are real after an epoch and were not before it, for each.
+        macs: Multiply-adds per image.
+        edges_changed: For each epoch, edges that are real after it and were not before it.
         seconds: Time of the whole run.
-        commit: Of the code.
-        machine: What it ran on.
+        commit: Commit of the code.
+        machine: Machine of the run.
     """
 
     variant: str
@@ -106,12 +106,12 @@ class Line:
 
     @property
     def cell(self) -> tuple[str, int, int]:
-        """Variant, epochs and seed."""
+        """Variant, number of epochs and seed."""
         return self.variant, self.epochs, self.seed
 
 
-def wanted(args: Arguments) -> Iterator[tuple[str, int, int]]:
-    """Yield variant, epochs and seed of every run, the shorter ones first."""
+def cells(args: Arguments) -> Iterator[tuple[str, int, int]]:
+    """Yield variant, epochs and seed of every requested run, shorter ones first."""
     for seed, epochs in itertools.product(range(args.seeds), sorted({*args.epochs, args.at})):
         for name in args.only or VARIANTS:
             if (name in RULES and epochs in args.epochs) or epochs == args.at:
@@ -119,8 +119,8 @@ def wanted(args: Arguments) -> Iterator[tuple[str, int, int]]:
 
 
 def cell_of(args: Arguments, name: str, epochs: int, seed: int) -> Cell:
-    """Return the run of a variant."""
-    place = f"{name.replace(', ', '-').replace(' ', '_')}-e{epochs}-seed{seed}"
+    """Return the run of a variant as a cell of a table."""
+    folder = f"{name.replace(', ', '-').replace(' ', '_')}-e{epochs}-seed{seed}"
     options = Options.from_flat(
         {
             **BASE,
@@ -128,7 +128,7 @@ def cell_of(args: Arguments, name: str, epochs: int, seed: int) -> Cell:
             "epochs": epochs,
             "seed": seed,
             "data": args.data,
-            "out": str(Path(args.runs) / folder_name() / place),  # none goes on from other code
+            "out": str(Path(args.runs) / folder_name() / folder),  # one folder per commit
             "report": False,
         }
     )
@@ -136,9 +136,9 @@ def cell_of(args: Arguments, name: str, epochs: int, seed: int) -> Cell:
 
 
 def train(args: Arguments, lines: Sequence[Line]) -> Iterator[Line]:
-    """Train what is missing, and yield each run that is finished."""
+    """Train the missing runs, and yield each one when it is finished."""
     done = {line.cell for line in lines}
-    missing = {cell: cell_of(args, *cell) for cell in wanted(args) if cell not in done}
+    missing = {cell: cell_of(args, *cell) for cell in cells(args) if cell not in done}
     names = {id(cell): name for name, cell in missing.items()}
     deadline = time.time() + 60 * args.time_budget
     for cell, summary in train_cells(list(missing.values()), args.parallel, deadline):
@@ -160,7 +160,7 @@ def train(args: Arguments, lines: Sequence[Line]) -> Iterator[Line]:
 
 
 def mean(values: Sequence[float], digits: int = 1) -> str:
-    """Return mean and standard deviation."""
+    """Return mean and standard deviation as text."""
     if not values:
         return ""
     spread = f" ± {statistics.stdev(values):,.{digits}f}" if len(values) > 1 else ""
@@ -168,7 +168,7 @@ def mean(values: Sequence[float], digits: int = 1) -> str:
 
 
 def as_markdown(lines: Iterable[Line], args: Arguments) -> str:
-    """Return two tables: rules by number of epochs, and variants at one of them."""
+    """Return Markdown tables: rules by number of epochs, and variants at one number of epochs."""
     lines = list(lines)
     numbers = sorted({line.epochs for line in lines if line.variant in RULES})
     text = ["Top-1, %, mean ± standard deviation over seeds (n):", ""]
@@ -177,13 +177,13 @@ def as_markdown(lines: Iterable[Line], args: Arguments) -> str:
     for rule in RULES:
         row = []
         for n in numbers:
-            found = [line.top1 for line in lines if (line.variant, line.epochs) == (rule, n)]
-            row.append(f"{mean(found)} ({len(found)})")
+            accuracies = [line.top1 for line in lines if (line.variant, line.epochs) == (rule, n)]
+            row.append(f"{mean(accuracies)} ({len(accuracies)})")
         text.append(f"| {rule} | {' | '.join(row)} |")
     for title, value in (
         ("Edges that changed in the last epoch, of 158,944", lambda line: line.edges_changed[-1]),
         ("Dead nodes, of 6,944", lambda line: line.dead_nodes),
-        ("Thousands of multiply-adds an image", lambda line: line.macs / 1000),
+        ("Thousands of multiply-adds per image", lambda line: line.macs / 1000),
     ):
         text += ["", f"{title}:", ""]
         text.append("| rule | " + " | ".join(f"{n} epochs" for n in numbers) + " |")
@@ -191,39 +191,39 @@ def as_markdown(lines: Iterable[Line], args: Arguments) -> str:
         for rule in RULES:
             row = []
             for n in numbers:
-                own = [line for line in lines if (line.variant, line.epochs) == (rule, n)]
-                row.append(mean([value(line) for line in own], 0))
+                runs = [line for line in lines if (line.variant, line.epochs) == (rule, n)]
+                row.append(mean([value(line) for line in runs], 0))
             text.append(f"| {rule} | {' | '.join(row)} |")
     text += ["", f"Variants at {args.at} epochs:", ""]
     text.append("| variant | top-1, % | n | dead nodes | changed in the last epoch |")
     text.append("| --- | --- | --- | --- | --- |")
     for name in VARIANTS:
-        own = [line for line in lines if (line.variant, line.epochs) == (name, args.at)]
-        if own:
+        runs = [line for line in lines if (line.variant, line.epochs) == (name, args.at)]
+        if runs:
             cols = [
-                mean([line.top1 for line in own]),
-                str(len(own)),
-                mean([line.dead_nodes for line in own], 0),
-                mean([line.edges_changed[-1] for line in own], 0),
+                mean([line.top1 for line in runs]),
+                str(len(runs)),
+                mean([line.dead_nodes for line in runs], 0),
+                mean([line.edges_changed[-1] for line in runs], 0),
             ]
             text.append(f"| {name} | {' | '.join(cols)} |")
     return "\n".join(text) + "\n"
 
 
 def draw(lines: Iterable[Line], path: Path) -> None:
-    """Draw accuracy against epochs, and beside it how many edges change in each."""
+    """Plot accuracy by number of epochs, and the number of edges that change in each epoch."""
     import matplotlib.pyplot as plt
 
     lines = list(lines)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for rule, color in COLORS.items():
-        own = [line for line in lines if line.variant == rule]
-        numbers = sorted({line.epochs for line in own})
-        groups = [[line.top1 for line in own if line.epochs == n] for n in numbers]
+        runs = [line for line in lines if line.variant == rule]
+        numbers = sorted({line.epochs for line in runs})
+        groups = [[line.top1 for line in runs if line.epochs == n] for n in numbers]
         means = [statistics.mean(group) for group in groups]
         spread = [statistics.stdev(group) if len(group) > 1 else 0 for group in groups]
         left.errorbar(numbers, means, spread, marker="o", capsize=3, color=color, label=rule)
-        longest = [line for line in own if line.epochs == max(numbers, default=0)]
+        longest = [line for line in runs if line.epochs == max(numbers, default=0)]
         if longest and rule != "random":
             by_epoch = zip(*(line.edges_changed for line in longest), strict=True)
             turnover = [statistics.mean(values) for values in by_epoch]
@@ -254,7 +254,7 @@ def main() -> None:
 
 
 def read() -> list[Line]:
-    """Return the runs that are finished."""
+    """Return the finished runs of the CSV file."""
     path = HERE / "epochs.csv"
     if not path.exists():
         return []
@@ -277,7 +277,7 @@ def read() -> list[Line]:
 
 
 def write(lines: Sequence[Line], args: Arguments) -> None:
-    """Write CSV, Markdown and picture."""
+    """Write the CSV file, the Markdown tables and the plot."""
 
     def table(path: Path) -> None:
         with path.open("w", newline="") as file:

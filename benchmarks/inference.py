@@ -1,11 +1,12 @@
-"""How long one image takes: frozen graphs beside what others run.
+"""Measure the inference time of one image: frozen graphs compared with other engines.
 
     python -m benchmarks.inference [--threads 1 2] [--json FILE]
 
 All engines take turns in one process, at 224 x 224 pixels and batch 1. A turn is 30 ms of images
-that are not timed and one that is, as in a stream of images. Engines are this project's frozen
-network, the same by PyTorch's layers, the network itself and its dense masked evaluation, ONNX
-Runtime on the exported network, and ONNX Runtime on dense MobileNetV1 with its norms folded in.
+that are not timed, followed by one that is, as in a stream of images. The engines are the frozen
+network, the frozen network with PyTorch's layers, the network itself, the network with dense masked
+products, ONNX Runtime on the exported network, and ONNX Runtime on dense MobileNetV1 with folded
+norms.
 """
 
 import contextlib
@@ -36,27 +37,27 @@ from train.run import RunFolder
 
 @dataclass(frozen=True)
 class Arguments:
-    """Time one image through engines."""
+    """Time the inference of one image with several engines."""
 
     widths: tuple[float, ...] = (0.225, 0.3, 0.49)
     """Width multipliers of mbv1_dnw and mbv1_random."""
     dense: tuple[float, ...] = (0.25, 0.5, 1.0)
     """Width multipliers of MobileNetV1."""
     runs: tuple[str, ...] = ()
-    """Run folders, whose learned wirings are timed too."""
+    """Run folders whose learned wirings are timed too."""
     image_size: int = 224
     """Height and width, in pixels."""
     threads: tuple[int, ...] = (1, 2)
     """Numbers of threads."""
     repeats: int = 50
-    """Timed rounds."""
+    """Number of timed rounds."""
     json: Path | None = None
-    """File for the figures."""
+    """File for the results."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """What one engine took."""
+    """The time of one engine."""
 
     network: str
     engine: str
@@ -68,7 +69,7 @@ class Line:
 
     @property
     def rate(self) -> float:
-        """GFLOP/s, 2 FLOPs a multiply-add."""
+        """GFLOP/s, with 2 FLOPs per multiply-add."""
         return 2 * self.macs / self.milliseconds / 1e6
 
 
@@ -76,7 +77,7 @@ Engine = Callable[[Tensor], object]
 
 
 def session(model: nn.Module, x: Tensor, threads: int, graph: bool) -> Engine:
-    """Return ONNX Runtime on a network."""
+    """Return a function that runs a network in ONNX Runtime."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     with tempfile.TemporaryDirectory() as folder:
@@ -89,12 +90,12 @@ def session(model: nn.Module, x: Tensor, threads: int, graph: bool) -> Engine:
                 torch.onnx.export(
                     model, (x,), path, input_names=["images"], external_data=False, verbose=False
                 )
-        made = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda x: made.run(None, {"images": x.numpy()})
+        runtime = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda x: runtime.run(None, {"images": x.numpy()})
 
 
-def lived_in(model: nn.Module, x: Tensor) -> nn.Module:
-    """Return a network whose norms have seen images, in evaluation."""
+def with_statistics(model: nn.Module, x: Tensor) -> nn.Module:
+    """Return a network in evaluation mode whose norms have statistics of random images."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
@@ -104,7 +105,7 @@ def lived_in(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 def with_backend(model: nn.Module, name: str) -> nn.Module:
-    """Set how messages are summed."""
+    """Set the backend of all graphs."""
     for module in model.modules():
         if hasattr(module, "backend"):
             module.backend = BACKENDS.resolve(name)
@@ -112,14 +113,14 @@ def with_backend(model: nn.Module, name: str) -> nn.Module:
 
 
 def peak(threads: int) -> float:
-    """Return GFLOP/s of a large dense product, the most that this machine reaches in practice.
+    """Return the GFLOP/s of a large dense product, as the practical peak of this machine.
 
-    The faster of PyTorch's and ONNX Runtime's.
+    The product is computed by PyTorch and by ONNX Runtime; the faster one counts.
     """
     torch.set_num_threads(threads)
     a, best = torch.randn(2048, 2048), math.inf
-    other = session(nn.Linear(2048, 2048, bias=False), a, threads, graph=False)
-    for product in (lambda: a @ a, lambda: other(a)):
+    linear = session(nn.Linear(2048, 2048, bias=False), a, threads, graph=False)
+    for product in (lambda: a @ a, lambda: linear(a)):
         for _ in range(5):
             start = time.perf_counter()
             product()
@@ -140,16 +141,16 @@ def engines_of(model: nn.Module, x: Tensor, threads: int) -> dict[str, Engine]:
 
 
 def networks(args: Arguments) -> dict[str, nn.Module]:
-    """Return the networks, by name: those with graphs have some, dense ones none."""
-    found: dict[str, nn.Module] = {}
+    """Return the networks by name, with and without graphs."""
+    models: dict[str, nn.Module] = {}
     for width in args.widths:
         for name in ("mbv1_dnw", "mbv1_random"):
-            found[f"{name} x{width}"] = create_model(name, width=width, image_size=args.image_size)
+            models[f"{name} x{width}"] = create_model(name, width=width, image_size=args.image_size)
     for run in args.runs:
-        found[f"run {Path(run).name}"] = RunFolder(run).load_model()
+        models[f"run {Path(run).name}"] = RunFolder(run).load_model()
     for width in args.dense:
-        found[f"mbv1 x{width}"] = create_model("mbv1", width=width, image_size=args.image_size)
-    return found
+        models[f"mbv1 x{width}"] = create_model("mbv1", width=width, image_size=args.image_size)
+    return models
 
 
 def measure(args: Arguments, threads: int) -> list[Line]:
@@ -159,13 +160,13 @@ def measure(args: Arguments, threads: int) -> list[Line]:
     x = torch.randn(1, 3, args.image_size, args.image_size)
     engines: dict[tuple[str, str], Engine] = {}
     macs: dict[tuple[str, str], int] = {}
-    for name, made in networks(args).items():
-        model = made.eval() if name.startswith("run ") else lived_in(made, x)
+    for name, network in networks(args).items():
+        model = network.eval() if name.startswith("run ") else with_statistics(network, x)
         if any(isinstance(module, NeuralGraph) for module in model.modules()):
-            own = engines_of(model, x, threads)
+            candidates = engines_of(model, x, threads)
         else:
-            own = {"ONNX Runtime": session(model, x, threads, graph=False)}
-        for engine, run in own.items():
+            candidates = {"ONNX Runtime": session(model, x, threads, graph=False)}
+        for engine, run in candidates.items():
             engines[name, engine] = run
             macs[name, engine] = cost(model, args.image_size).macs
     keys = {" / ".join(key): key for key in engines}
@@ -173,8 +174,8 @@ def measure(args: Arguments, threads: int) -> list[Line]:
         calls = {text: partial(engines[key], x) for text, key in keys.items()}
         timings = alternate(calls, args.repeats, "cpu", warm=0.03, pause=0.05)
     return [
-        Line(*key, threads, macs[key], *(1e3 * t for t in (took.median, took.low, took.high)))
-        for (text, key), took in zip(keys.items(), timings.values(), strict=True)
+        Line(*key, threads, macs[key], *(1e3 * t for t in (timing.median, timing.low, timing.high)))
+        for (text, key), timing in zip(keys.items(), timings.values(), strict=True)
     ]
 
 
@@ -184,15 +185,15 @@ def main() -> None:
     lines, peaks = [], {}
     for threads in args.threads:
         peaks[threads] = peak(threads)
-        found = measure(args, threads)
-        lines += found
+        results = measure(args, threads)
+        lines += results
         print(f"{threads} thread(s); a large dense product reaches {peaks[threads]:.0f} GFLOP/s\n")
         print("| network | engine | ms, median (range) | MACs counted | GFLOP/s |")
         print("| --- | --- | --- | --- | --- |")
-        for line in found:
-            took = f"{line.milliseconds:.2f} ({line.low:.2f}-{line.high:.2f})"
+        for line in results:
+            time_range = f"{line.milliseconds:.2f} ({line.low:.2f}-{line.high:.2f})"
             print(
-                f"| {line.network} | {line.engine} | {took} | {line.macs / 1e6:.1f} M | "
+                f"| {line.network} | {line.engine} | {time_range} | {line.macs / 1e6:.1f} M | "
                 f"{line.rate:.1f} |"
             )
         print(flush=True)

@@ -1,10 +1,10 @@
-"""Kill runs at random moments, resume them, and compare what they leave with runs left alone.
+"""Kill runs at random times, resume them, and compare their results with uninterrupted runs.
 
-    python -m benchmarks.kills                  # twenty, over all rules
+    python -m benchmarks.kills                  # twenty runs, over all rules
 
-Each run is a process of its own: ``python -m train.imagenet`` on the handwritten digits, ended by
-SIGKILL between its first checkpoint and its end, and continued with ``--resume``. Weights, state of
-the optimizer, wiring, its history and all metrics but times have to be the same, bit for bit.
+Each run is a separate process: ``python -m train.imagenet`` on the handwritten digits, killed by
+SIGKILL between its first checkpoint and its end, and resumed with ``--resume``. Weights, state of
+the optimizer, wiring, its history and all metrics except times must be the same, bit for bit.
 """
 
 import argparse
@@ -41,7 +41,7 @@ TIMES = {"seconds", "seconds_training", "seconds_stepping", "images_per_second"}
 
 @dataclass(frozen=True)
 class Killed:
-    """A run that was killed, the steps from which it went on, and what differs in the end."""
+    """A run that was killed: the steps from which it resumed, and what differs at the end."""
 
     rule: str
     resumed_from: list[int]
@@ -49,11 +49,12 @@ class Killed:
 
 
 def command(*args: str) -> list[str]:
+    """Return the command line of a training."""
     return [sys.executable, "-m", "train.imagenet", *args]
 
 
 def environment() -> dict[str, str]:
-    """Return variables with which one number of threads does all sums in one order."""
+    """Return environment variables that set one thread, so that sums have a fixed order."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -65,7 +66,7 @@ def run(*args: str) -> None:
 
 
 def run_and_kill(folder: Path, wait: float, *args: str) -> bool:
-    """Kill a training some seconds after its first checkpoint; return whether it still ran."""
+    """Kill a training ``wait`` seconds after its first new checkpoint; return if it was running."""
     before = names(folder)
     process = subprocess.Popen(
         command(*args),
@@ -83,85 +84,87 @@ def run_and_kill(folder: Path, wait: float, *args: str) -> bool:
 
 
 def names(folder: Path) -> set[str]:
-    """Return the checkpoints of a run."""
+    """Return the file names of a run's checkpoints."""
     return {path.name for path in (folder / "checkpoints").glob("*.pt")}
 
 
-def whole(place: Path, rule: str) -> tuple[Path, float]:
-    """Return the folder of a run left alone, and the seconds that its steps took."""
-    folder = place / f"{name_of(rule)}-whole"
+def whole(root: Path, rule: str) -> tuple[Path, float]:
+    """Return the folder of an uninterrupted run and the duration of its epochs in seconds."""
+    folder = root / f"{name_of(rule)}-whole"
     if not folder.exists():
-        run(*flags(place, rule), "--out", str(folder))
+        run(*flags(root, rule), "--out", str(folder))
     return folder, sum(float(row["seconds"]) for row in rows_of(folder))
 
 
-def flags(place: Path, rule: str) -> list[str]:
-    """Return the flags of a run with a rule."""
-    given = [*SMALL, "--rule", rule, "--checkpoint-every", "3", "--history-every", "4"]
+def flags(root: Path, rule: str) -> list[str]:
+    """Return the command-line flags of a run with a rule."""
+    options = [*SMALL, "--rule", rule, "--checkpoint-every", "3", "--history-every", "4"]
     if rule in ("lottery", "fine_tune"):
-        start = place / "complete-start"
+        start = root / "complete-start"
         if not start.exists():
             run(*SMALL, "--rule", "complete", "--epochs", "1", "--out", str(start))
-        given += ["--from", str(start)]
-    return given
+        options += ["--from", str(start)]
+    return options
 
 
 def name_of(rule: str) -> str:
+    """Return a rule as part of a file name."""
     return "".join(c if c.isalnum() else "_" for c in rule)
 
 
-def kill(place: Path, rule: str, number: int, draw: random.Random, times: int = 1) -> Killed:
-    """Kill a run at random, resume it, and compare.
+def kill(root: Path, rule: str, number: int, draw: random.Random, times: int = 1) -> Killed:
+    """Kill a run at random times, resume it, and compare it with an uninterrupted one.
 
     Args:
-        place: Where run folders go.
-        rule: Of the run.
-        number: Tells this run from others.
-        draw: Says when.
-        times: How often the run, as it goes on, is killed.
+        root: Folder for run folders.
+        rule: Rule of the run.
+        number: Number of the run, used in its name.
+        draw: Generator of the times at which the run is killed.
+        times: Number of times that the run is killed.
     """
-    alone, seconds = whole(place, rule)
-    folder, resumed = place / f"{name_of(rule)}-{number}", []
+    reference, seconds = whole(root, rule)
+    folder, resumed = root / f"{name_of(rule)}-{number}", []
     while len(resumed) < times:
-        given = ["--resume", str(folder)]
+        options = ["--resume", str(folder)]
         if not resumed:
-            given = [*flags(place, rule), "--out", str(folder), "--overwrite"]
-        if run_and_kill(folder, draw.uniform(0, seconds / times), *given):
+            options = [*flags(root, rule), "--out", str(folder), "--overwrite"]
+        if run_and_kill(folder, draw.uniform(0, seconds / times), *options):
             resumed.append(Checkpoints(folder).load()["steps"])
-        elif resumed:  # it came to its end too soon: from the beginning
+        elif resumed:  # it finished before it was killed: start again
             resumed = []
     run("--resume", str(folder))
-    return Killed(rule, resumed, differences(alone, folder))
+    return Killed(rule, resumed, differences(reference, folder))
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Return what two run folders differ in, times apart."""
-    found = []
+    """Return the fields of everything that differs between two run folders, except times."""
+    fields = []
     for name in ("initial", "last", "best"):
-        ours, theirs = (load_file(folder / f"{name}.safetensors") for folder in (one, other))
-        found += [f"{name} {key}" for key in ours if not torch.equal(ours[key], theirs[key])]
-    ours, theirs = (Checkpoints(folder).load() for folder in (one, other))
+        first, second = (load_file(folder / f"{name}.safetensors") for folder in (one, other))
+        fields += [f"{name} {key}" for key in first if not torch.equal(first[key], second[key])]
+    first, second = (Checkpoints(folder).load() for folder in (one, other))
     for key in ("model", "optimizer", "schedule", "steps", "epoch", "done"):
-        if not equal(ours[key], theirs[key]):
-            found.append(f"checkpoint {key}")
-    for mine, his in zip(rows_of(one), rows_of(other), strict=True):
-        apart = [name for name in mine if name not in TIMES and mine[name] != his[name]]
-        found += [f"epoch {mine['epoch']} {name}" for name in apart]
+        if not equal(first[key], second[key]):
+            fields.append(f"checkpoint {key}")
+    for row, twin in zip(rows_of(one), rows_of(other), strict=True):
+        columns = [name for name in row if name not in TIMES and row[name] != twin[name]]
+        fields += [f"epoch {row['epoch']} {name}" for name in columns]
     histories = [load_history(folder) for folder in (one, other)]
     for name in histories[0]:
-        ours, theirs = ([vars(r) for r in history[name].records] for history in histories)
-        if not equal(ours, theirs):
-            found.append(f"history of {name}")
-    return found
+        first, second = ([vars(r) for r in history[name].records] for history in histories)
+        if not equal(first, second):
+            fields.append(f"history of {name}")
+    return fields
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
+    """Return the rows of a run's metrics."""
     with (folder / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Return whether two nested values are the same, bit for bit."""
+    """Return whether two nested values are equal bit for bit."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
@@ -173,17 +176,19 @@ def equal(one: Any, other: Any) -> bool:
 
 def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=20, help="how many runs are killed")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    given = parser.parse_args(args)
-    draw, failed = random.Random(given.seed), 0
-    with tempfile.TemporaryDirectory() as place:
-        for number in range(given.kills):
-            killed = kill(Path(place), RULES[number % len(RULES)], number, draw)
+    parser.add_argument("--kills", type=int, default=20, help="number of runs to kill")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the times")
+    options = parser.parse_args(args)
+    draw, failed = random.Random(options.seed), 0
+    with tempfile.TemporaryDirectory() as root:
+        for number in range(options.kills):
+            killed = kill(Path(root), RULES[number % len(RULES)], number, draw)
             failed += bool(killed.differences)
-            told = ", ".join(killed.differences[:5]) or "the same, bit for bit"
-            print(f"{killed.rule}: resumed from step {killed.resumed_from[0]}: {told}", flush=True)
-    print(f"{given.kills - failed} of {given.kills} runs ended as if never killed")
+            result = ", ".join(killed.differences[:5]) or "the same, bit for bit"
+            print(
+                f"{killed.rule}: resumed from step {killed.resumed_from[0]}: {result}", flush=True
+            )
+    print(f"{options.kills - failed} of {options.kills} runs ended as without being killed")
     sys.exit(failed > 0)
 
 

@@ -1,9 +1,9 @@
-"""Which memory layout, and dense or sparse, for one 14x14 graph of MobileNetV1-DNW x0.225?
+"""Compare memory layouts, dense and sparse, for one 14x14 graph of MobileNetV1-DNW x0.225.
 
-A throwaway measurement that came before the library and does not import it. One graph: 256 inputs,
-six target blocks of 512 nodes, k = 72,991 real of 4,718,592 candidate edges. Timed separately, each
-forward and backward: the node function (batch norm, ReLU, 3x3 per node) and the aggregation
-(I = A Z with its gradients to the states and to every candidate weight).
+This measurement was made before the library was written and does not import it. The graph has 256
+inputs, six target blocks of 512 nodes, and k = 72,991 real of 4,718,592 candidate edges. The node
+function (batch norm, ReLU, 3x3 per node) and the aggregation (I = A Z with its gradients to the
+states and to every candidate weight) are timed separately, each forward and backward.
 
     python benchmarks/layout_spike.py [--device cuda] [--batch-size 16] [--repeats 7]
 """
@@ -46,7 +46,7 @@ def _sparse_product(ptr, col, val, z, out, tile):  # out[v] = sum_e val[e] * z[c
 
 
 def wiring() -> list[Tensor]:
-    """Random masks, one [targets, sources] matrix a block, EDGES ones in all."""
+    """Return a random matrix [targets, sources] per block, with EDGES nonzero entries in total."""
     shapes = [(WIDTH, INPUTS + WIDTH * j) for j in range(LAYERS)]
     total = sum(r * c for r, c in shapes)
     flat = torch.zeros(total)
@@ -55,7 +55,7 @@ def wiring() -> list[Tensor]:
 
 
 def node_functions(batch: int, device: str) -> dict[str, Callable[[], object]]:
-    """Norm, ReLU and 3x3 of one hidden block, forward and backward, by layout."""
+    """Return norm, ReLU and 3x3 of one hidden block, forward and backward, by layout."""
     filters = torch.randn(WIDTH, 1, 3, 3, device=device, requires_grad=True)
     gamma = torch.ones(WIDTH, device=device, requires_grad=True)
     beta = torch.zeros(WIDTH, device=device, requires_grad=True)
@@ -102,7 +102,7 @@ def node_functions(batch: int, device: str) -> dict[str, Callable[[], object]]:
 
 
 def aggregations(batch: int, device: str) -> dict[str, dict[str, Callable[[], object]]]:
-    """All six products I = A Z and their gradients, by layout and density."""
+    """Return all six products I = A Z and their gradients, by layout and density."""
     matrices = [m.to(device) for m in wiring()]
     csr = [m.to_sparse_csr() for m in matrices]
     csr_t = [m.t().contiguous().to_sparse_csr() for m in matrices]
@@ -162,8 +162,8 @@ def aggregations(batch: int, device: str) -> dict[str, dict[str, Callable[[], ob
 def time_alternating(
     runs: dict[str, Callable[[], object]], repeats: int, device: str
 ) -> dict[str, str]:
-    """Median and range in ms; the candidates take turns, after one warm-up each."""
-    seen: dict[str, list[float]] = {name: [] for name in runs}
+    """Return median and range in ms; candidates take turns, after one warm-up round."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 1):
         for name, run in runs.items():
             start = time.perf_counter()
@@ -171,8 +171,8 @@ def time_alternating(
             if device == "cuda":
                 torch.cuda.synchronize()
             if turn:
-                seen[name].append((time.perf_counter() - start) * 1e3)
-    return {n: f"{statistics.median(t):.1f} ({min(t):.1f}-{max(t):.1f})" for n, t in seen.items()}
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return {n: f"{statistics.median(t):.1f} ({min(t):.1f}-{max(t):.1f})" for n, t in times.items()}
 
 
 def main() -> None:
@@ -183,7 +183,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
 
-    where = (
+    device = (
         torch.cuda.get_device_name()
         if args.device == "cuda"
         else (
@@ -192,7 +192,7 @@ def main() -> None:
         )
     )
     print(
-        f"torch {torch.__version__}, numpy {np.__version__}, {where}, "
+        f"torch {torch.__version__}, numpy {np.__version__}, {device}, "
         f"batch {args.batch_size}, float32"
     )
     print(
@@ -201,8 +201,8 @@ def main() -> None:
     nodes = time_alternating(
         node_functions(args.batch_size, args.device), args.repeats, args.device
     )
-    for name, shown in nodes.items():
-        print(f"| {name} | {shown} |")
+    for name, timing in nodes.items():
+        print(f"| {name} | {timing} |")
     parts = aggregations(args.batch_size, args.device)
     flat = {f"{n}/{p}": run for n, row in parts.items() for p, run in row.items()}
     times = time_alternating(flat, args.repeats, args.device)

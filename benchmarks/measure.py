@@ -1,4 +1,4 @@
-"""What measurements share: candidates take turns in one process; medians come with their range."""
+"""Shared by all benchmarks: timing candidates in turns, with medians and ranges."""
 
 import platform
 import statistics
@@ -14,23 +14,23 @@ from train import provenance
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that each of several repetitions took."""
+    """Times of several repetitions, in seconds."""
 
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """Median in seconds."""
+        """Median time, in seconds."""
         return statistics.median(self.seconds)
 
     @property
     def low(self) -> float:
-        """Shortest in seconds."""
+        """Shortest time, in seconds."""
         return min(self.seconds)
 
     @property
     def high(self) -> float:
-        """Longest in seconds."""
+        """Longest time, in seconds."""
         return max(self.seconds)
 
     def __truediv__(self, steps: int) -> "Timing":
@@ -52,15 +52,14 @@ def alternate(
     """Time every candidate ``repeats`` times, taking turns.
 
     Args:
-        candidates: What to run, by name.
-        repeats: Timed rounds.
-        device: Waited for before and after each run.
-        warmup: Rounds before those.
-        warm: Seconds of runs that are not timed at the beginning of each turn, after which caches
-            hold what a candidate needs.
-        pause: Seconds before each turn, in which threads of the one before go to sleep.
+        candidates: Functions to run, by name.
+        repeats: Number of timed rounds.
+        device: Device to wait for before and after each run.
+        warmup: Number of rounds before the timed ones.
+        warm: Seconds of untimed runs at the beginning of each turn, which fill the caches.
+        pause: Seconds before each turn, in which the threads of the previous turn go to sleep.
     """
-    seen: dict[str, list[float]] = {name: [] for name in candidates}
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(warmup + repeats):
         for name, run in candidates.items():
             time.sleep(pause)
@@ -72,12 +71,12 @@ def alternate(
             run()
             wait(device)
             if turn >= warmup:
-                seen[name].append(time.perf_counter() - start)
-    return {name: Timing(tuple(times)) for name, times in seen.items()}
+                seconds[name].append(time.perf_counter() - start)
+    return {name: Timing(tuple(times)) for name, times in seconds.items()}
 
 
 def wait(device: str) -> None:
-    """Wait until a GPU has done what it was given."""
+    """Wait until a GPU has finished its work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
 

@@ -1,4 +1,4 @@
-"""Loads MobileNetV1-DNW from a user's own checkout of the published implementation."""
+"""Load MobileNetV1-DNW from a checkout of the published implementation."""
 
 import importlib
 import sys
@@ -10,23 +10,26 @@ _PACKAGES = ("models", "genutil", "data")
 
 
 def load_original(path: Path, image_size: int) -> nn.Module:
-    """Return the network of ``apps/large_scale/mobilenetv1_dnw_x225.yml``, on images of any size.
+    """Return the network of ``apps/large_scale/mobilenetv1_dnw_x225.yml`` for any image size.
 
-    That implementation reads its settings while it is imported, and has a package ``models`` as we
-    do, so it is imported under its own names, which are given back afterwards.
+    The published implementation reads its settings when it is imported and has a package ``models``
+    like this project. Modules of those names are therefore replaced during the import and restored
+    afterwards.
 
     Args:
         path: Checkout of https://github.com/allenai/dnw.
         image_size: Height and width, in pixels.
 
     Raises:
-        ValueError: The folder is no such checkout.
+        ValueError: The folder is not a checkout of it.
     """
     recipe = path / "apps/large_scale/mobilenetv1_dnw_x225.yml"
     if not recipe.is_file():
-        raise ValueError(f"{path} is no checkout of the published implementation: no {recipe}")
-    taken = {n: m for n, m in sys.modules.items() if n.split(".")[0] in _PACKAGES}
-    for name in taken:
+        raise ValueError(
+            f"{path} is not a checkout of the published implementation: {recipe} is missing"
+        )
+    modules = {n: m for n, m in sys.modules.items() if n.split(".")[0] in _PACKAGES}
+    for name in modules:
         del sys.modules[name]
     arguments = sys.argv
     sys.path.insert(0, str(path))
@@ -42,4 +45,4 @@ def load_original(path: Path, image_size: int) -> nn.Module:
         sys.path.remove(str(path))
         for name in [n for n in sys.modules if n.split(".")[0] in _PACKAGES]:
             del sys.modules[name]
-        sys.modules.update(taken)
+        sys.modules.update(modules)

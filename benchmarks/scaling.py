@@ -1,9 +1,10 @@
-"""How a training step of one graph grows with V nodes, E candidates, k real edges, B images.
+"""Measure a training step of one graph by number of nodes, candidates, real edges and images.
 
     python -m benchmarks.scaling [--device cpu] [--plot benchmarks/scaling.png]
 
-One quantity grows at a time, by factors of two; the exponent is the slope of a straight line
-through the logarithms, so 1 is linear. Memory is what a step allocates beyond what is there before.
+One quantity (V, E, k or B) grows at a time. The exponent is the slope of a straight line fitted to
+the logarithms, so 1 is linear growth. Memory is what a step allocates in addition to what was
+allocated before.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,26 +22,26 @@ from dnw_graph import NeuralGraph, Topology, _arena, attach
 
 @dataclass(frozen=True)
 class Arguments:
-    """Time a step of one graph against its size."""
+    """Time a training step of one graph by size."""
 
     device: str = "cpu"
     """cpu or cuda."""
     repeats: int = 5
-    """Timed rounds."""
+    """Number of timed rounds."""
     plot: Path | None = None
-    """PNG to draw."""
+    """PNG file for the plot."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """One graph and batch.
+    """Sizes of a graph and a batch.
 
     Attributes:
-        topology: Its candidates.
+        topology: Topology of the graph.
         edges: Number of real edges.
         batch: Number of images.
         side: Height and width of the maps, in pixels.
-        rule: How edges are chosen.
+        rule: Rule that selects edges.
     """
 
     topology: Topology
@@ -51,14 +52,14 @@ class Size:
 
 
 def by_nodes() -> Iterable[tuple[int, Size]]:
-    """Blocks in a row, each fed by the one before, so that V, E and k grow alike."""
+    """Yield chains of blocks, each connected to the next, so that V, E and k grow alike."""
     for blocks in (4, 8, 16, 32, 64):
         topology = Topology.layered([128] * blocks, skip=False)
         yield topology.num_nodes, Size(topology, topology.num_candidates // 50)
 
 
 def by_candidates() -> Iterable[tuple[int, Size]]:
-    """More candidates between the same nodes, drawn at random; blocks are not complete."""
+    """Yield more random candidates between the same nodes; blocks are not complete."""
     generator = torch.Generator().manual_seed(0)
     for share in (0.02, 0.04, 0.08, 0.16, 0.32):
         pairs = torch.rand(3, 512, 512, generator=generator) < share
@@ -70,57 +71,59 @@ def by_candidates() -> Iterable[tuple[int, Size]]:
 
 
 def by_complete_candidates() -> Iterable[tuple[int, Size]]:
-    """Wider complete blocks with as many real edges; V grows as well, by the square root."""
+    """Yield wider complete blocks with the same k; V grows as the square root of E."""
     for width in (64, 128, 256, 512, 1024):
         topology = Topology.layered([width] * 4)
         yield topology.num_candidates, Size(topology, 10_000)
 
 
 def by_edges() -> Iterable[tuple[int, Size]]:
-    """More real edges of the same candidates."""
+    """Yield more real edges of the same candidates."""
     topology = Topology.layered([256, *[512] * 6])
     for edges in (25_000, 50_000, 100_000, 200_000, 400_000, 800_000):
         yield edges, Size(topology, edges)
 
 
 def by_images() -> Iterable[tuple[int, Size]]:
-    """Larger batches through the 14x14 graph of mbv1_dnw x0.225."""
+    """Yield larger batches for the 14x14 graph of mbv1_dnw x0.225."""
     topology = Topology.layered([256, *[512] * 6])
     for batch in (2, 4, 8, 16, 32, 64):
         yield batch, Size(topology, 72_991, batch)
 
 
 EXPLORING = "gse(every=1)"
-"""The rule that never has a number for each candidate, at its slowest: edges change every step."""
+"""The rule without a tensor of all candidates, in its slowest setting: edges change every step."""
 
 
 def by_unseen_candidates() -> Iterable[tuple[int, Size]]:
-    """As many nodes in fewer and wider complete blocks, each fed by the one before."""
+    """Yield the same number of nodes in fewer and wider complete blocks, each fed by the last."""
     for blocks in (64, 32, 16, 8, 4):
         topology = Topology.layered([16_384 // blocks] * blocks, skip=False)
         yield topology.num_candidates, Size(topology, 100_000, batch=4, side=4, rule=EXPLORING)
 
 
 def by_edges_alone() -> Iterable[tuple[int, Size]]:
-    """More real edges of the same 50 million candidates."""
+    """Yield more real edges of the same 50 million candidates."""
     topology = Topology.layered([4096] * 4, skip=False)
     for edges in (62_500, 125_000, 250_000, 500_000, 1_000_000, 2_000_000):
         yield edges, Size(topology, edges, batch=4, side=4, rule=EXPLORING)
 
 
 def huge() -> Size:
-    """101,000 nodes, 100 million candidates, 500,000 real edges."""
+    """Return a size of 101,000 nodes, 100 million candidates and 500,000 real edges."""
     topology = Topology.layered([1000] * 101, skip=False)
     return Size(topology, edges=500_000, batch=4, side=4, rule=EXPLORING)
 
 
 def large() -> Size:
-    """100,000 nodes in ten blocks, 5 million candidates drawn at random, 200,000 real edges."""
+    """Return 100,000 nodes in ten blocks, 5 million random candidates and 200,000 real edges."""
     generator = torch.Generator().manual_seed(0)
     nodes, width, number = 100_000, 10_000, 5_000_000
     target = torch.randint(width, nodes, (number + 50_000,), generator=generator)
-    earlier = target // width * width
-    source = (torch.rand(len(target), generator=generator, dtype=torch.float64) * earlier).long()
+    num_sources = target // width * width
+    source = (
+        torch.rand(len(target), generator=generator, dtype=torch.float64) * num_sources
+    ).long()
     edges = torch.stack([source, target]).unique(dim=1)
     edges = edges[:, torch.randperm(edges.shape[1], generator=generator)[:number]]
     block = torch.arange(nodes) // width
@@ -141,10 +144,10 @@ STUDIES: dict[str, Callable[[], Iterable[tuple[int, Size]]]] = {
 
 
 def make_step(size: Size, device: str) -> Callable[[], object]:
-    """Return what runs one training step of one graph."""
+    """Return a function that runs one training step of one graph."""
     torch.manual_seed(0)
     graph = NeuralGraph(size.topology, rule=size.rule, num_edges=size.edges).to(device)
-    with torch.no_grad():  # of a size at which gradients reach the first of a hundred blocks
+    with torch.no_grad():  # so large that gradients reach the first of a hundred blocks
         graph.weight.mul_(
             (3 * size.topology.num_sources * graph.topology.num_nodes / size.edges) ** 0.5
         )
@@ -162,25 +165,25 @@ def make_step(size: Size, device: str) -> Callable[[], object]:
 
 
 def allocated(step: Callable[[], object], device: str) -> int:
-    """Return the most that a step holds at a time, in bytes, beyond what is there before."""
+    """Return the peak memory that a step allocates, in bytes."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         step()
         return torch.cuda.max_memory_allocated(device) - before
-    arena, _arena._arena = _arena._arena, None  # of which the profiler knows nothing
+    arena, _arena._arena = _arena._arena, None  # which the profiler does not record
     try:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             step()
     finally:
         _arena._arena = arena
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
-    return int(held.max())
+    allocations = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
+    return int(allocations.max())
 
 
 def exponent(sizes: list[int], values: list[float]) -> float:
-    """Return the slope of a straight line through the logarithms."""
+    """Return the slope of a straight line fitted to the logarithms."""
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
@@ -198,25 +201,25 @@ def main() -> None:
         curves[name] = sizes, times
         slope = exponent(sizes, [t.median for t in times])
         print(f"| {name} | ms, median (range) | MB |\n| --- | --- | --- |")
-        for number, timing, held in zip(sizes, times, memory, strict=True):
-            print(f"| {number:,} | {timing} | {held / 1e6:,.1f} |")
+        for number, timing, peak in zip(sizes, times, memory, strict=True):
+            print(f"| {number:,} | {timing} | {peak / 1e6:,.1f} |")
         growth = exponent(sizes, [float(m) for m in memory])
         print(f"| exponent | {slope:.2f} | {growth:.2f} |\n", flush=True)
     for size in (large(), huge()):
         step, topology = make_step(size, args.device), size.topology
         timing = alternate({"step": step}, args.repeats, args.device, warmup=2)["step"]
-        held = allocated(step, args.device)
+        peak = allocated(step, args.device)
         print(
             f"{topology.num_nodes:,} nodes, {topology.num_candidates:,} candidates, {size.edges:,} "
             f"real edges, {size.batch} images of {size.side}x{size.side} pixels, rule {size.rule}: "
-            f"{timing} ms, {held / 1e6:,.1f} MB a step\n"
+            f"{timing} ms, {peak / 1e6:,.1f} MB per step\n"
         )
     if args.plot:
         draw(curves, args.plot)
 
 
 def draw(curves: dict[str, tuple[list[int], list[Timing]]], path: Path) -> None:
-    """Draw time against size, one panel a quantity, with a linear one to compare."""
+    """Plot time against size, one panel per quantity, with a line of linear growth."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import NullFormatter
 
@@ -231,7 +234,7 @@ def draw(curves: dict[str, tuple[list[int], list[Timing]]], path: Path) -> None:
         axis.loglog(sizes, linear, color="grey", linestyle=":", label="linear")
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(name.replace(", blocks", ",\nblocks").replace(", complete", ",\ncomplete"))
-    axes[0].set_ylabel("ms a step")
+    axes[0].set_ylabel("ms per step")
     axes[0].legend(frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -1,8 +1,8 @@
-"""How long choosing the real edges takes: the k largest of 8.65 million weights.
+"""Measure the selection of the real edges: the k largest of 8.65 million weights.
 
     python -m benchmarks.selection [--repeats 9]
 
-The ways take turns in one process; all choose from the same weights.
+All methods take turns in one process, with the same weights.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Arguments:
     """Time the selection of the real edges."""
 
     repeats: int = 9
-    """Timed rounds."""
+    """Number of timed rounds."""
 
 
 def main() -> None:
@@ -34,13 +34,13 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- |")
     for share in (0.01, 0.05, 0.2):
         k = int(share * SIZE)
-        ways = {
-            "ours": lambda k=k: top_k(weight, k),
+        methods = {
+            "project": lambda k=k: top_k(weight, k),
             "partition": lambda k=k: np.partition(weight.abs().numpy(), SIZE - k),
             "topk": lambda k=k: weight.abs().topk(k, sorted=False),
             "sort": lambda: weight.abs().sort(),
         }
-        times = alternate(ways, args.repeats, "cpu")
+        times = alternate(methods, args.repeats, "cpu")
         print(f"| {k:,} ({share:.0%}) | {' | '.join(map(str, times.values()))} |")
 
 

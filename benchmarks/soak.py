@@ -1,10 +1,11 @@
-"""Train for thousands of steps, and see that nothing piles up: memory, file handles, checkpoints.
+"""Train for thousands of steps and check that memory, file handles and checkpoints do not grow.
 
     python -m benchmarks.soak                  # 3,000 steps on small images
 
-A small network learns from PNG files that a worker process loads, with a checkpoint every 20 steps
-and a record of the wiring every 50. Resident memory of both processes, open file handles, threads
-and checkpoints are counted every 300 steps; what they are after the first 300 is what they may be.
+A small network is trained on PNG files that a worker process loads, with a checkpoint every 20
+steps and a record of the wiring every 50. Resident memory of both processes, open file handles,
+threads and checkpoints are counted every 300 steps. Their values after the first 300 steps are the
+limits for all later ones.
 """
 
 import argparse
@@ -27,7 +28,7 @@ BATCH = 8
 
 
 def write_images(root: Path) -> None:
-    """Write two classes of 8x8 pixels, for 100 steps an epoch."""
+    """Write images of 8x8 pixels in two classes, for 100 steps per epoch."""
     draw = np.random.default_rng(0)
     for split, number in (("train", PER_EPOCH * BATCH // 2), ("val", 8)):
         for label, name in enumerate(("dark", "light")):
@@ -38,25 +39,25 @@ def write_images(root: Path) -> None:
 
 
 def sample(folder: Path) -> dict[str, float]:
-    """Return what this process and its workers take now."""
-    me = psutil.Process()
-    family = [me, *me.children(recursive=True)]
+    """Return the resources that this process and its workers use now."""
+    parent = psutil.Process()
+    processes = [parent, *parent.children(recursive=True)]
     return {
-        "MB": sum(process.memory_info().rss for process in family) / 1e6,
-        "file handles": sum(process.num_fds() for process in family),
-        "threads": sum(process.num_threads() for process in family),
+        "MB": sum(process.memory_info().rss for process in processes) / 1e6,
+        "file handles": sum(process.num_fds() for process in processes),
+        "threads": sum(process.num_threads() for process in processes),
         "checkpoints": len(list((folder / "checkpoints").iterdir())),
     }
 
 
-def soak(steps: int, place: Path) -> list[dict[str, float]]:
-    """Train, and return a sample every 300 steps."""
-    write_images(place / "images")
+def soak(steps: int, root: Path) -> list[dict[str, float]]:
+    """Train, and return a sample for every 300 steps."""
+    write_images(root / "images")
     options = Options.from_flat(
         {
-            **{"graph": "tiny_static", "data": str(place / "images"), "image_size": 8},
+            **{"graph": "tiny_static", "data": str(root / "images"), "image_size": 8},
             **{"batch_size": BATCH, "epochs": steps // PER_EPOCH, "workers": 1, "device": "cpu"},
-            **{"out": str(place / "run"), "checkpoint_every": 20, "history_every": 50},
+            **{"out": str(root / "run"), "checkpoint_every": 20, "history_every": 50},
             **{"ema_decay": 0.99, "clip_grad_norm": 1.0, "report": False},
         }
     )
@@ -64,7 +65,7 @@ def soak(steps: int, place: Path) -> list[dict[str, float]]:
     while training.epoch < options.optimization.epochs:
         training.advance()
         if training.learner.steps % EVERY == 0:
-            samples.append({"step": training.learner.steps, **sample(place / "run")})
+            samples.append({"step": training.learner.steps, **sample(root / "run")})
             print(json.dumps(samples[-1]), flush=True)
     return samples
 
@@ -72,13 +73,13 @@ def soak(steps: int, place: Path) -> list[dict[str, float]]:
 def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=3000)
-    given = parser.parse_args(args)
-    with tempfile.TemporaryDirectory() as place:
-        first, *later = soak(given.steps, Path(place))
-    most = {name: max(sample[name] for sample in later) for name in first}
-    flat = most["MB"] <= 1.02 * first["MB"] + 5
-    flat &= all(most[name] <= first[name] for name in ("file handles", "threads", "checkpoints"))
-    print("flat" if flat else f"not flat: {first} after {EVERY} steps, later up to {most}")
+    options = parser.parse_args(args)
+    with tempfile.TemporaryDirectory() as root:
+        first, *later = soak(options.steps, Path(root))
+    maxima = {name: max(sample[name] for sample in later) for name in first}
+    flat = maxima["MB"] <= 1.02 * first["MB"] + 5
+    flat &= all(maxima[name] <= first[name] for name in ("file handles", "threads", "checkpoints"))
+    print("flat" if flat else f"not flat: {first} after {EVERY} steps, later up to {maxima}")
     sys.exit(not flat)
 
 

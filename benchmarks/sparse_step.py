@@ -1,8 +1,8 @@
-"""What a training step of a network made sparse takes, against the same network dense.
+"""Compare a training step of a sparse network with one of the same network when dense.
 
     python -m benchmarks.sparse_step [--model resnet50] [--image-size 224] [--batch-size 16]
 
-Both take turns in one process, on the same images, with SGD, momentum and weight decay.
+All candidates take turns in one process, on the same images, with SGD, momentum and weight decay.
 """
 
 from collections.abc import Callable
@@ -23,25 +23,25 @@ class Arguments:
     """Time a training step of a sparse network."""
 
     model: str = "resnet50"
-    """One of torchvision's."""
+    """Name of a torchvision model."""
     density: float = 0.1
-    """Share of real weights."""
+    """Fraction of real weights."""
     rules: tuple[str, ...] = ("dnw", "random", "rigl")
     """Rules to time."""
     image_size: int = 224
     """Height and width, in pixels."""
     batch_size: int = 16
-    """Images a step."""
+    """Images per step."""
     channels_last: bool = False
     """Memory format of weights and images."""
     device: str = "cpu"
     """cpu or cuda."""
     repeats: int = 5
-    """Timed rounds."""
+    """Number of timed rounds."""
 
 
 def make_step(args: Arguments, rule: str | None) -> Callable[[], object]:
-    """Return what runs one training step."""
+    """Return a function that runs one training step."""
     torch.manual_seed(0)
     model: nn.Module = torchvision.models.get_model(args.model)
     if rule is not None:

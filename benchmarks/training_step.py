@@ -1,10 +1,10 @@
-"""How long one training step of mbv1_dnw takes, against a plain dense baseline.
+"""Compare a training step of mbv1_dnw with that of a plain dense baseline.
 
     python -m benchmarks.training_step [--batch-size 16] [--image-size 224] [--device cuda]
 
 All candidates take turns in one process, each on the same images with SGD, momentum and weight
-decay; peak memory is that of a process of its own. ``--original PATH`` times a checkout of the
-published implementation (https://github.com/allenai/dnw) beside them.
+decay. Peak memory is measured in a separate process for each candidate. ``--original PATH`` also
+times a checkout of the published implementation (https://github.com/allenai/dnw).
 """
 
 import json
@@ -42,43 +42,43 @@ class Arguments:
     image_size: int = 224
     """Height and width, in pixels."""
     batch_size: int = 16
-    """Images a step."""
+    """Images per step."""
     width: float = 0.225
     """Width multiplier."""
     repeats: int = 7
-    """Timed rounds."""
+    """Number of timed rounds."""
     only: tuple[str, ...] = ()
-    """Candidates to time; all unless given."""
+    """Candidates to time; all by default."""
     original: Path | None = None
-    """Checkout of the published implementation to time as well."""
+    """Checkout of the published implementation to time too."""
     json: Path | None = None
-    """File to write the figures to as well."""
+    """JSON file for the results."""
     memory_of: str | None = None
-    """Print the peak memory of one candidate, in bytes, and do nothing else."""
+    """Candidate whose peak memory, in bytes, is all that is measured and printed."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network, and how a step of it is run."""
+    """A network and the settings of its training step."""
 
     build: Callable[[Arguments], nn.Module]
     bf16: bool = False
     compiled: bool = False
-    once: bool = False  # takes so long that one step without a rehearsal must do
-    steps: int = 1  # that are timed together, where they differ
+    once: bool = False  # so slow that a single step without warm-up is timed
+    steps: int = 1  # timed together, if they differ
 
 
 def _config(args: Arguments) -> MobileNetV1Config:
     return MobileNetV1Config(width=args.width, image_size=args.image_size)
 
 
-def _ours(backend: str = "auto", rule: str = "dnw") -> Callable[[Arguments], nn.Module]:
+def _network(backend: str = "auto", rule: str = "dnw") -> Callable[[Arguments], nn.Module]:
     return lambda args: create_model(
-        "mbv1_dnw", backend=backend, rule=rule, **_given(_config(args))
+        "mbv1_dnw", backend=backend, rule=rule, **_options(_config(args))
     )
 
 
-def _given(config: MobileNetV1Config) -> dict[str, Any]:
+def _options(config: MobileNetV1Config) -> dict[str, Any]:
     return {"width": config.width, "image_size": config.image_size}
 
 
@@ -86,21 +86,21 @@ CANDIDATES = {
     "dense, sort": Candidate(lambda args: DenseBaseline(_config(args), "sort")),
     "dense, partition": Candidate(lambda args: DenseBaseline(_config(args), "partition")),
     "dense, sort, bf16": Candidate(lambda args: DenseBaseline(_config(args), "sort"), bf16=True),
-    "reference": Candidate(_ours("reference"), once=True),
-    "default": Candidate(_ours()),
-    "default, bf16": Candidate(_ours(), bf16=True),
-    "default, compiled": Candidate(_ours(), compiled=True),
-    "dnw_factored": Candidate(_ours(rule="dnw_factored")),
-    "hallucinate_every=4": Candidate(_ours(rule="dnw(hallucinate_every=4)"), steps=4),
+    "reference": Candidate(_network("reference"), once=True),
+    "default": Candidate(_network()),
+    "default, bf16": Candidate(_network(), bf16=True),
+    "default, compiled": Candidate(_network(), compiled=True),
+    "dnw_factored": Candidate(_network(rule="dnw_factored")),
+    "hallucinate_every=4": Candidate(_network(rule="dnw(hallucinate_every=4)"), steps=4),
     "hallucinate_every=4, bf16": Candidate(
-        _ours(rule="dnw(hallucinate_every=4)"), bf16=True, steps=4
+        _network(rule="dnw(hallucinate_every=4)"), bf16=True, steps=4
     ),
 }
 ANCHOR = "dense, sort"
 
 
 def make_step(candidate: Candidate, args: Arguments) -> Callable[[], object]:
-    """Return what runs one training step, or as many as a candidate has timed together."""
+    """Return a function that runs a training step, or all steps that are timed together."""
     torch.manual_seed(0)
     model = candidate.build(args).to(args.device).train()
     if candidate.compiled:
@@ -126,8 +126,8 @@ def make_step(candidate: Candidate, args: Arguments) -> Callable[[], object]:
 def peak_memory(name: str, args: Arguments) -> float:
     """Return the peak memory of five steps, in bytes.
 
-    On a CPU it is the resident memory of a process of its own, the median of three, above that of
-    one that does nothing.
+    On a CPU, this is the resident memory of a separate process, the median of three, minus that of
+    a process that only imports modules.
     """
     if args.device != "cpu":
         step = make_step(all_candidates(args)[name], args)
@@ -143,15 +143,15 @@ def _resident(name: str, args: Arguments) -> float:
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in _numbers(args).items()]
     flags += [f"--original={args.original}"] if args.original else []
     command = [sys.executable, "-m", "benchmarks.training_step", *flags, f"--memory-of={name}"]
-    seen = [
+    sizes = [
         subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
         for _ in range(3)
     ]
-    return median(map(float, seen))
+    return median(map(float, sizes))
 
 
 def parts(step: Callable[[], object]) -> dict[str, float]:
-    """Return where the time of a step goes: seconds by part, from PyTorch's profiler."""
+    """Return the time of each part of a step in seconds, from PyTorch's profiler."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         step()
     seconds: dict[str, float] = {}
@@ -174,7 +174,7 @@ PARTS = (
 
 
 def floor(args: Arguments) -> dict[str, float]:
-    """Return the multiply-adds that one step needs at least, in units of 1e9."""
+    """Return the minimum number of multiply-adds of one step, in units of 1e9."""
     dense = sparse = 0
     size = args.image_size // _config(args).stride
     for stage in STAGES:
@@ -187,24 +187,26 @@ def floor(args: Arguments) -> dict[str, float]:
 
 
 def all_candidates(args: Arguments) -> dict[str, Candidate]:
-    """Return every candidate by name, the published implementation included where it is given."""
+    """Return all candidates by name, with the published implementation if it is available."""
     path = args.original
     extra = {"original": Candidate(lambda a: load_original(path, a.image_size))} if path else {}
     return {**CANDIDATES, **extra}
 
 
 def check(args: Arguments) -> None:
-    """Exit with a line that says what is wrong, if anything is."""
+    """Exit with an error message if an argument is invalid."""
     if args.device != "cpu" and not torch.cuda.is_available():
-        raise SystemExit(f"error: --device {args.device} is not there; this machine has cpu")
+        raise SystemExit(f"error: --device {args.device} is not available: use --device cpu")
     if args.original is not None and not (args.original / "models" / "graphs").is_dir():
-        raise SystemExit(f"error: --original {args.original} is no checkout of allenai/dnw")
-    known = all_candidates(args)
+        raise SystemExit(f"error: --original {args.original} is not a checkout of allenai/dnw")
+    candidates = all_candidates(args)
     for name in args.only:
-        if name not in known:
-            raise SystemExit(f"error: there is no candidate {name!r} (known: {', '.join(known)})")
+        if name not in candidates:
+            raise SystemExit(f"error: unknown candidate {name!r} (known: {', '.join(candidates)})")
     if min(args.image_size // 32, args.batch_size // 2, args.repeats) < 1:
-        raise SystemExit("error: images of 32 pixels, batches of 2 and 1 repeat are the least")
+        raise SystemExit(
+            "error: use images of at least 32 pixels, batches of at least 2 and at least 1 repeat"
+        )
 
 
 def main() -> None:
@@ -222,24 +224,24 @@ def main() -> None:
     steps = {n: make_step(candidates[n], args) for n in names if not candidates[n].once}
     times = alternate(steps, args.repeats, args.device, warmup=2)
     times = {name: timing / candidates[name].steps for name, timing in times.items()}
-    shown = [n for n in steps if candidates[n].steps == 1 and not candidates[n].compiled]
-    where_it_goes = {name: parts(steps[name]) for name in shown}
+    profiled = [n for n in steps if candidates[n].steps == 1 and not candidates[n].compiled]
+    part_times = {name: parts(steps[name]) for name in profiled}
     memory = {name: peak_memory(name, args) for name in steps}
     del steps
     for name in names:
         if candidates[name].once:
             step = {name: make_step(candidates[name], args)}
             times |= alternate(step, 1, args.device, warmup=0)
-    report(args, times, memory, where_it_goes)
+    report(args, times, memory, part_times)
 
 
 def report(
     args: Arguments,
     times: dict[str, Timing],
     memory: dict[str, float],
-    where_it_goes: dict[str, dict[str, float]],
+    part_times: dict[str, dict[str, float]],
 ) -> None:
-    """Print tables in Markdown; write JSON where asked."""
+    """Print tables in Markdown, and write JSON if requested."""
     print(f"{machine(args.device)}, batch {args.batch_size}, {args.image_size} pixels\n")
     anchor = times.get(ANCHOR)
     print("| step | ms, median (range) | images/s | times faster | peak memory, GB |")
@@ -247,31 +249,31 @@ def report(
     for name, timing in times.items():
         faster = f"{anchor.median / timing.median:.1f}" if anchor else ""
         rate = args.batch_size / timing.median
-        taken = f"{memory[name] / 1e9:.2f}" if name in memory else ""
-        print(f"| {name} | {timing} | {rate:,.1f} | {faster} | {taken} |")
-    print("\n| ms of a step | " + " | ".join(where_it_goes) + " |")
-    print("| --- |" + " --- |" * len(where_it_goes))
+        peak = f"{memory[name] / 1e9:.2f}" if name in memory else ""
+        print(f"| {name} | {timing} | {rate:,.1f} | {faster} | {peak} |")
+    print("\n| ms of a step | " + " | ".join(part_times) + " |")
+    print("| --- |" + " --- |" * len(part_times))
     for part in [name for name, _ in PARTS] + ["other"]:
-        cells = [f"{1e3 * row.get(part, 0):,.1f}" for row in where_it_goes.values()]
+        cells = [f"{1e3 * row.get(part, 0):,.1f}" for row in part_times.values()]
         print(f"| {part} | {' | '.join(cells)} |")
-    print("\nWhat a step needs at least, in 1e9 multiply-adds:")
+    print("\nMinimum cost of a step, in 1e9 multiply-adds:")
     for name, count in floor(args).items():
         print(f"- {name}: {count:.2f}")
     if args.json:
-        figures = {
+        results = {
             "machine": machine(args.device),
             "arguments": _numbers(args),
             "seconds": {name: asdict(timing)["seconds"] for name, timing in times.items()},
             "peak_memory_bytes": memory,
-            "parts_seconds": where_it_goes,
+            "parts_seconds": part_times,
         }
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+        args.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def _high_water() -> int:
-    """Return the most memory this process ever had, in bytes (Linux).
+    """Return the peak memory of this process, in bytes (Linux).
 
-    Not ``getrusage``: there a child begins with what its parent had.
+    ``getrusage`` is not used, since a child process starts with the peak of its parent.
     """
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])

@@ -1,10 +1,10 @@
-"""Wirings of one's own: a step beside a plain loop, and beside the same wiring in one block a role.
+"""Measure a training step of custom wirings with many small blocks.
 
     python -m benchmarks.wirings [--repeats 7] [--only static levels]
 
 Static graphs are compared with a loop over nodes in PyTorch, in which a node stacks the states of
-its parents. In time, they are compared with a topology that has one block per role from the start.
-Then levels alone: as many nodes, candidates and edges, in more and more levels.
+its parents. Graphs in time are compared with a topology that has one block per role. Further
+studies have the same number of nodes, candidates and edges in more and more levels.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,16 +27,16 @@ STUDIES = ("static", "time", "large", "levels", "maps", "frozen")
 
 @dataclass(frozen=True)
 class Arguments:
-    """Time a step of graphs with wirings of one's own."""
+    """Time a training step of graphs with custom wirings."""
 
     repeats: int = 7
-    """Timed rounds."""
+    """Number of timed rounds."""
     only: tuple[str, ...] = STUDIES
     """Studies: static, time, large, levels, maps, frozen."""
 
 
 class Loop(nn.Module):
-    """A static graph of ReLU nodes as a loop over nodes, of which each is one tensor ``[B]``."""
+    """A static graph of ReLU nodes as a loop over nodes, with one state ``[B]`` per node."""
 
     def __init__(self, graph: NeuralGraph) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Loop(nn.Module):
         self.topology, self.number = graph.topology, graph.num_edges
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``[B, outputs]`` of ``[B, inputs]``."""
+        """Return the outputs ``[B, outputs]`` for inputs ``[B, inputs]``."""
         topology, sizes = self.topology, self.weight.detach().abs()
         real = torch.zeros_like(sizes).index_fill_(0, sizes.topk(self.number).indices, 1)
         weight = self.weight * real
@@ -60,7 +60,7 @@ class Loop(nn.Module):
 
 
 def step(model: nn.Module, x: Tensor) -> Callable[[], object]:
-    """Return what computes outputs and gradients."""
+    """Return a function that computes outputs and gradients."""
 
     def run() -> None:
         model.zero_grad(set_to_none=True)
@@ -70,7 +70,7 @@ def step(model: nn.Module, x: Tensor) -> Callable[[], object]:
 
 
 def static() -> Iterable[tuple[str, dict[str, Callable[[], object]]]]:
-    """Graphs of features, batch 32, half of the candidates real."""
+    """Static graphs with feature vectors, batch 32, half of the candidates real."""
     for name, topology in (
         ("Watts-Strogatz, 500 nodes", small_world(500)),
         ("Watts-Strogatz, 2,000 nodes", small_world(2000)),
@@ -78,22 +78,22 @@ def static() -> Iterable[tuple[str, dict[str, Callable[[], object]]]]:
     ):
         x = torch.randn(32, topology.num_inputs)
         graph = NeuralGraph(topology, num_edges=topology.num_candidates // 2, node="relu")
-        own = NeuralGraph(topology, num_edges=topology.num_candidates // 2, node=nn.ELU)
+        other = NeuralGraph(topology, num_edges=topology.num_candidates // 2, node=nn.ELU)
         loop = Loop(graph)
         assert torch.allclose(loop(x), graph(x), atol=1e-4)
         yield (
             f"{name}, {len(topology.blocks)} levels",
-            {"loop": step(loop, x), "graph": step(graph, x), "any module": step(own, x)},
+            {"loop": step(loop, x), "graph": step(graph, x), "any module": step(other, x)},
         )
 
 
 def small_world(nodes: int) -> Topology:
-    """Return a small world of some nodes."""
+    """Return a small-world topology."""
     return Topology.random_dag("watts_strogatz", nodes, inputs=16, outputs=10, k=8, p=0.5)
 
 
 def in_time() -> Iterable[tuple[str, dict[str, Callable[[], object]]]]:
-    """Graphs of maps 8x8, batch 32, half of the candidates real."""
+    """Graphs in time with feature maps of 8x8, batch 32, half of the candidates real."""
     for nodes, schedule in (
         (176, "discrete(steps=10)"),
         (60, "discrete(steps=5)"),
@@ -113,19 +113,19 @@ def in_time() -> Iterable[tuple[str, dict[str, Callable[[], object]]]]:
             state["weight"] = state["weight"][grouping.edge]
         other.load_state_dict(state)
         x = torch.randn(32, 16, 8, 8)
-        y = graph(x), other(x)[:, _places(topology, grouping.topology)]
+        y = graph(x), other(x)[:, _positions(topology, grouping.topology)]
         assert torch.allclose(*y, atol=1e-3)
         name = f"{nodes} nodes, {len(topology.blocks)} levels, {schedule}"
-        yield name, {"one block a role": step(other, x), "graph": step(graph, x)}
+        yield name, {"one block per role": step(other, x), "graph": step(graph, x)}
 
 
-def _places(topology: Topology, other: Topology) -> list[int]:
+def _positions(topology: Topology, other: Topology) -> list[int]:
     names = [other.names[v] for v in other.outputs.tolist()]
     return [names.index(topology.names[v]) for v in topology.outputs.tolist()]
 
 
 def levelled(nodes: int, levels: int, candidates: int) -> Topology:
-    """Return nodes in levels of one size, each fed from the level before and at random from all."""
+    """Return levels of equal size, with edges from the level before and random ones from all."""
     generator = torch.Generator().manual_seed(0)
     level = torch.arange(nodes) * levels // nodes
     first = torch.searchsorted(level, torch.arange(levels + 1))
@@ -140,7 +140,7 @@ def levelled(nodes: int, levels: int, candidates: int) -> Topology:
 
 
 def large() -> Iterable[tuple[str, dict[str, Callable[[], object]]]]:
-    """20,000 nodes and a million candidates in 226 levels, of features, batch 32."""
+    """20,000 nodes and a million candidates in 226 levels, feature vectors, batch 32."""
     topology = levelled(20_000, 226, 1_000_000)
     x = torch.randn(32, topology.num_inputs)
     for edges in (100_000, 500_000):
@@ -150,21 +150,21 @@ def large() -> Iterable[tuple[str, dict[str, Callable[[], object]]]]:
 
 
 def levels() -> Iterable[tuple[str, dict[str, Callable[[], object]]]]:
-    """2,048 nodes and 20,000 candidates of features, batch 32, in more and more levels."""
+    """2,048 nodes and 20,000 candidates, feature vectors, batch 32, in more and more levels."""
     for number in (4, 16, 64, 256, 1024):
         topology = levelled(2048, number, 20_000)
         x = torch.randn(32, topology.num_inputs)
-        graph, own = (
+        graph, other = (
             NeuralGraph(topology, num_edges=5_000, node=node) for node in ("relu", nn.ELU)
         )
         yield (
             f"{len(topology.blocks)} levels, {topology.num_inputs} inputs",
-            {"graph": step(graph, x), "any module": step(own, x)},
+            {"graph": step(graph, x), "any module": step(other, x)},
         )
 
 
 def maps() -> Iterable[tuple[str, dict[str, Callable[[], object]]]]:
-    """512 nodes of norm_relu_conv and 5,000 candidates, maps 8x8, batch 16, in more levels."""
+    """512 nodes of norm_relu_conv and 5,000 candidates, maps of 8x8, batch 16, in more levels."""
     for number in (4, 16, 64, 256):
         topology = levelled(512, number, 5_000)
         graph = NeuralGraph(topology, num_edges=1_500)
@@ -173,13 +173,13 @@ def maps() -> Iterable[tuple[str, dict[str, Callable[[], object]]]]:
 
 
 def frozen() -> Iterable[tuple[str, dict[str, Callable[[], object]]]]:
-    """The same small worlds in evaluation: live and frozen."""
+    """The same small worlds in evaluation, frozen and not frozen."""
     for nodes in (500, 2000):
         topology = small_world(nodes)
         graph = NeuralGraph(topology, num_edges=topology.num_candidates // 2, node="relu").eval()
-        still, x = freeze(graph), torch.randn(32, 16)
-        live = torch.no_grad()(graph.forward)
-        yield f"{nodes} nodes", {"frozen": partial(still, x), "graph": partial(live, x)}
+        frozen_graph, x = freeze(graph), torch.randn(32, 16)
+        forward = torch.no_grad()(graph.forward)
+        yield f"{nodes} nodes", {"frozen": partial(frozen_graph, x), "graph": partial(forward, x)}
 
 
 def main() -> None:
@@ -189,13 +189,13 @@ def main() -> None:
     for study in args.only:
         torch.manual_seed(0)
         print(f"{studies[study].__doc__}\n")
-        head = True
+        first = True
         for name, candidates in studies[study]():
             timings = alternate(candidates, args.repeats, "cpu", warmup=2)
-            if head:
+            if first:
                 print("| " + " | ".join(["ms, median (range)", *timings]) + " |")
                 print("| --- " * (len(timings) + 1) + "|")
-                head = False
+                first = False
             print("| " + " | ".join([name, *map(str, timings.values())]) + " |", flush=True)
         print()
 

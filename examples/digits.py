@@ -1,9 +1,9 @@
-"""Train a small neural graph on handwritten digits, and watch its wiring change.
+"""Train a small neural graph on handwritten digits and print how its wiring changes.
 
     python examples/digits.py [--rule dnw] [--num-edges 600] [--epochs 20] [--seed 0]
 
-The images are the 1,797 digits of 8x8 pixels that ship inside scikit-learn. Takes a few
-seconds on two cores.
+The images are the 1,797 digits of 8x8 pixels that are included in scikit-learn. The example takes
+a few seconds on two cores.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from dnw_graph import NeuralGraph, Rule, Topology, attach, cost, penalty
 
 
 class DigitClassifier(nn.Module):
-    """A convolution, a graph over four blocks of nodes, and the mean of each output as a logit."""
+    """A convolution and a graph of four blocks; the mean of each output node is a logit."""
 
     def __init__(self, rule: str | Rule, num_edges: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class DigitClassifier(nn.Module):
 
 
 def train(model: DigitClassifier, images: Tensor, labels: Tensor, epochs: int) -> None:
-    """Fit on the first 1,400 digits, test on the rest, print a line an epoch."""
+    """Train on the first 1,400 digits, test on the others, and print one row per epoch."""
     train_x, test_x = images[:1400], images[1400:]
     train_y, test_y = labels[:1400], labels[1400:]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
@@ -59,7 +59,7 @@ def train(model: DigitClassifier, images: Tensor, labels: Tensor, epochs: int) -
 
 
 def load() -> tuple[Tensor, Tensor]:
-    """Return images ``[1797, 1, 8, 8]`` and labels."""
+    """Return the images ``[1797, 1, 8, 8]`` and labels."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16 - 0.3
     return images, torch.tensor(digits.target)
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--num-edges", type=int, default=600, help="budget k (default: 600)")
     parser.add_argument("--epochs", type=int, default=20, help="passes over the data (default: 20)")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of weights and data order (default: 0)"
+        "--seed", type=int, default=0, help="seed of weights and data order (default: 0)"
     )
     args = parser.parse_args()
 

@@ -1,10 +1,10 @@
-"""Draw the wiring that a run has learned, block by block.
+"""Plot the learned wiring of a run, block by block.
 
     python examples/draw_wiring.py RUN [--weights last] [--edges 400] [--out wiring.png]
 
-One panel a graph: each column is a block, each dot a node, lines are the strongest real edges (blue
-positive, red negative, darker where stronger). Nodes that no real edge touches are pale. The text
-under a panel counts all real edges, and those that skip a block.
+There is one panel per graph. Each column is a block, each dot a node, and lines are the strongest
+real edges (blue if positive, red if negative, darker if stronger). Nodes without real edges are
+pale. The text states the number of real edges and the fraction of them that skip a block.
 """
 
 import argparse
@@ -18,16 +18,16 @@ from dnw_graph import NeuralGraph
 from train.run import RunFolder
 
 
-def draw(graph: NeuralGraph, axes: Axes, most: int) -> None:
-    """Draw one graph."""
+def draw(graph: NeuralGraph, axes: Axes, max_edges: int) -> None:
+    """Plot the strongest real edges of one graph."""
     data = graph.to_data()
     sizes = data.block.bincount()
-    place = torch.cat(
+    height = torch.cat(
         [torch.linspace(0, 1, int(n)) if n > 1 else torch.tensor([0.5]) for n in sizes]
     )
-    points = torch.stack([data.block.float(), place], dim=1)
+    points = torch.stack([data.block.float(), height], dim=1)
 
-    order = data.edge_weight.abs().argsort(descending=True)[:most].flip(0)
+    order = data.edge_weight.abs().argsort(descending=True)[:max_edges].flip(0)
     ends, weight = data.edge_index[:, order], data.edge_weight[order]
     strength = (weight.abs() / weight.abs().max()).sqrt()
     colors = torch.where(
@@ -37,17 +37,17 @@ def draw(graph: NeuralGraph, axes: Axes, most: int) -> None:
     shades = torch.cat([colors, 0.1 + 0.6 * strength[:, None]], dim=1)
     axes.add_collection(LineCollection(lines.numpy(), colors=shades.numpy(), linewidths=0.6))
 
-    touched = torch.zeros(graph.topology.num_nodes, dtype=torch.bool)
-    touched[data.edge_index.flatten()] = True
-    for chosen, color in ((touched, "#222222"), (~touched, "#cccccc")):
-        axes.scatter(*points[chosen].t().numpy(), s=3, color=color, zorder=2, linewidths=0)
+    connected = torch.zeros(graph.topology.num_nodes, dtype=torch.bool)
+    connected[data.edge_index.flatten()] = True
+    for nodes, color in ((connected, "#222222"), (~connected, "#cccccc")):
+        axes.scatter(*points[nodes].t().numpy(), s=3, color=color, zorder=2, linewidths=0)
 
     source, target = data.block[data.edge_index]
-    skipping = float((target - source > 1).float().mean())
+    skip_share = float((target - source > 1).float().mean())
     axes.set_title(
         f"{graph.num_edges:,} of {graph.topology.num_candidates:,}\ncandidate edges", size=9
     )
-    axes.set_xlabel(f"{skipping:.0%} of real edges skip a block", size=8)
+    axes.set_xlabel(f"{skip_share:.0%} of real edges skip a block", size=8)
     axes.set_xticks(range(len(sizes)), [f"{int(n)}" for n in sizes], size=7)
     axes.set_yticks([])
     axes.set_xlim(-0.2, len(sizes) - 0.8)
@@ -61,16 +61,16 @@ def main() -> None:
     parser.add_argument("run", help="run folder")
     parser.add_argument("--weights", default="last", choices=["initial", "last", "best"])
     parser.add_argument(
-        "--edges", type=int, default=400, help="edges a panel at most (default: 400)"
+        "--edges", type=int, default=400, help="maximum number of edges per panel (default: 400)"
     )
     parser.add_argument(
-        "--out", default="wiring.png", help="picture to write (default: wiring.png)"
+        "--out", default="wiring.png", help="image file to write (default: wiring.png)"
     )
     args = parser.parse_args()
     model = RunFolder(args.run).load_model(args.weights)
     graphs = [m for m in model.modules() if isinstance(m, NeuralGraph)]
     if not graphs:
-        raise SystemExit(f"{args.run} has no graph to draw")
+        raise SystemExit(f"{args.run} contains no graph to plot")
     widths = [len(g.topology.blocks) for g in graphs]
     figure, panels = plt.subplots(
         1, len(graphs), figsize=(0.9 * sum(widths), 4), width_ratios=widths, squeeze=False

@@ -1,9 +1,10 @@
-"""A learned wiring, edited with networkx, and trained on.
+"""Edit a learned wiring with networkx and continue training.
 
     python examples/edit_wiring.py
 
-Learns a wiring on handwritten digits, takes out hidden nodes that few paths go through, gives each
-that is left an edge to every output, and trains what remains. Takes seconds on two cores.
+Learns a wiring on handwritten digits, removes hidden nodes that few paths go through, adds an edge
+from each remaining hidden node to every output, and trains the new graph. The example takes a few
+seconds on two cores.
 """
 
 import networkx as nx
@@ -14,7 +15,7 @@ from dnw_graph import cost, edited
 
 
 def main() -> None:
-    """Learn, edit, train on."""
+    """Learn a wiring, edit it, and train it further."""
     torch.manual_seed(0)
     images, labels = load()
     model = DigitClassifier("dnw", num_edges=600)
@@ -22,9 +23,9 @@ def main() -> None:
     print(cost(model, image_size=8))
 
     wiring = model.graph.to_networkx()
-    central = nx.betweenness_centrality(wiring)
+    centrality = nx.betweenness_centrality(wiring)
     hidden = [v for v, role in wiring.nodes(data="role") if role == "hidden"]
-    weakest = sorted(hidden, key=lambda v: central[v])[: len(hidden) // 3]
+    weakest = sorted(hidden, key=lambda v: centrality[v])[: len(hidden) // 3]
     wiring.remove_nodes_from(weakest)
     outputs = [v for v, role in wiring.nodes(data="role") if role == "output"]
     wiring.add_edges_from((u, v) for u in hidden if u in wiring for v in outputs)

@@ -1,9 +1,9 @@
-"""A rule of one's own: edges whose gradient has been large on average are real.
+"""A custom rule: the edges with the largest average gradient are real.
 
     python examples/own_rule.py
 
-Trains the classifier of examples/digits.py with it, and with rules that come along. Takes a few
-seconds on two cores.
+Trains the classifier of examples/digits.py with this rule and with two built-in ones. The example
+takes a few seconds on two cores.
 """
 
 import torch
@@ -15,19 +15,19 @@ from dnw_graph.wiring import Candidates, Forget, RuleState, top_k
 
 
 class Loudest(Rule):
-    """Ranks candidates by the mean magnitude of their gradients, the last ones counting most.
+    """Rank candidates by a moving average of the magnitude of their gradients.
 
     Args:
-        memory: Weight of the past in that mean.
+        memory: Decay factor of the moving average.
     """
 
-    timed = True  # it has to be told of steps, though it needs no more than their being done
+    timed = True  # training without attach() is an error
 
     def __init__(self, memory: float = 0.95) -> None:
         self.memory = memory
 
     def init_state(self, candidates: Candidates) -> RuleState:
-        """Begin with the initial weights, small enough to be forgotten soon."""
+        """Return the initial averages: the magnitudes of the weights, scaled to decay quickly."""
         return {"loudness": 1e-3 * candidates.weight.abs()}
 
     def select(self, candidates: Candidates) -> Tensor:
@@ -35,13 +35,13 @@ class Loudest(Rule):
         return top_k(candidates.state["loudness"], candidates.num_edges)
 
     def after_step(self, candidates: Candidates, grad: Tensor | None, forget: Forget) -> None:
-        """Average."""
+        """Update the averages."""
         if grad is not None:
             candidates.state["loudness"].lerp_(grad.abs(), 1 - self.memory)
 
 
 def main() -> None:
-    """Compare it with others at the same budget."""
+    """Compare the rule with others at the same budget."""
     images, labels = load()
     for name, rule in {"loudest": Loudest(), "dnw": "dnw", "random": "random"}.items():
         torch.manual_seed(0)

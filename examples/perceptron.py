@@ -1,9 +1,9 @@
-"""A perceptron of three layers is a graph in three time steps (Figure 1 of the paper).
+"""Express a perceptron of three layers as a graph in three time steps (Figure 1 of the paper).
 
     python examples/perceptron.py
 
-Takes the weights of a perceptron over as edges of a graph, runs both, and shows what the nodes hold
-after each step.
+Copies the weights of a perceptron to the edges of a graph, runs both, and prints the states of the
+output nodes after each step.
 """
 
 from itertools import pairwise
@@ -15,7 +15,7 @@ from dnw_graph import NeuralGraph, Topology
 
 
 def main() -> None:
-    """Show that they give the same."""
+    """Show that perceptron and graph have the same outputs."""
     torch.manual_seed(0)
     sizes = [4, 5, 3, 2]
     layers = [nn.Linear(a, b, bias=False) for a, b in pairwise(sizes)]
@@ -25,7 +25,7 @@ def main() -> None:
     graph = NeuralGraph(
         topology, rule="complete", node="relu", schedule="discrete(steps=3, read='every')"
     )
-    with torch.no_grad():  # edges are sorted by target, then source: the rows of the matrices
+    with torch.no_grad():  # edges are sorted by target, then source, as in the rows of the matrices
         graph.weight.copy_(torch.cat([layer.weight.flatten() for layer in layers]))
 
     x = torch.randn(6, 4)
@@ -33,9 +33,9 @@ def main() -> None:
         expected, steps = perceptron(x), graph(x)
     print(f"{topology}: {topology.num_nodes} nodes, {topology.num_candidates} edges")
     for step in range(3):
-        shown = ", ".join(f"{value:6.3f}" for value in steps[0, step].tolist())
-        print(f"after step {step + 1} the outputs hold {shown}")
-    print("the perceptron gives        " + ", ".join(f"{v:6.3f}" for v in expected[0].tolist()))
+        outputs = ", ".join(f"{value:6.3f}" for value in steps[0, step].tolist())
+        print(f"after step {step + 1} the outputs hold {outputs}")
+    print("the perceptron outputs      " + ", ".join(f"{v:6.3f}" for v in expected[0].tolist()))
     print(f"largest difference over {len(x)} inputs: {(steps[:, -1] - expected).abs().max():.1e}")
 
 

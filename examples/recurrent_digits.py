@@ -1,10 +1,10 @@
-"""A recurrent graph reads handwritten digits row by row.
+"""Train a recurrent graph that reads handwritten digits row by row.
 
     python examples/recurrent_digits.py [--epochs 15]
 
-Eight inputs take one row of an image after the other; what the hidden nodes hold leads on to them
-from step to step; two steps after the last row the outputs tell the digit. Takes less than a minute
-on two cores.
+Eight input nodes receive one row of an image per step. The hidden nodes pass their states to each
+other from step to step. Two steps after the last row, the outputs are the logits of the digit. The
+example takes less than a minute on two cores.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from dnw_graph import NeuralGraph, Topology
 
 
 class RowReader(nn.Module):
-    """A graph whose hidden nodes feed each other, a sequence of eight rows as its input."""
+    """A graph with edges between hidden nodes, whose input is a sequence of eight rows."""
 
     def __init__(self, hidden: int = 192, num_edges: int = 12_000) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class RowReader(nn.Module):
 
 
 def main() -> None:
-    """Train it."""
+    """Train the graph."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--epochs", type=int, default=15, help="passes over the data (default: 15)")
     args = parser.parse_args()

@@ -1,12 +1,12 @@
-"""Which random graphs make good networks: generators compared with wirings that are learned.
+"""Compare networks with random graphs of several generators and with learned wirings.
 
     python examples/search_generators.py --data DIR [--images 5000] [--epochs 10] [--seeds 3]
 
-DIR holds CIFAR-10 as folders train/CLASS and test/CLASS. Every network has the same stem,
-classifier and nodes (norm, ReLU, 3x3), and as many edges. Random graphs are drawn and then fixed,
-as in Xie et al. 2019; learned wirings choose from denser ones, or from all edges between six
-blocks. Each is trained from several seeds, which also draw the random graphs; the best one of
-several is what a search would keep.
+DIR contains CIFAR-10 as folders train/CLASS and test/CLASS. Every network has the same stem,
+classifier, nodes (norm, ReLU, 3x3) and number of edges. Random graphs are drawn and then fixed, as
+in Xie et al. 2019. Learned wirings select their edges from denser random graphs, or from all edges
+between six blocks. Each network is trained with several seeds, which also determine the random
+graphs. The best of several seeds is the one that a search would select.
 """
 
 import argparse
@@ -27,8 +27,10 @@ from dnw_graph.node import NormReluConv
 INPUTS, OUTPUTS, NODES, EDGES = 24, 32, 160, 640
 
 
-def drawn(kind: str, rule: str = "random", **parameters: float) -> Callable[[int], NeuralGraph]:
-    """Return what builds a graph of a generator, of whose edges a rule keeps as many as of all."""
+def random_graph(
+    kind: str, rule: str = "random", **parameters: float
+) -> Callable[[int], NeuralGraph]:
+    """Return a function that builds a graph from a seed; a rule selects among random edges."""
 
     def build(seed: int) -> NeuralGraph:
         topology = Topology.random_dag(kind, NODES, INPUTS, OUTPUTS, seed=seed, **parameters)
@@ -37,8 +39,8 @@ def drawn(kind: str, rule: str = "random", **parameters: float) -> Callable[[int
     return build
 
 
-def chosen(rule: str) -> Callable[[int], NeuralGraph]:
-    """Return what builds a graph whose edges a rule chooses, from all between six blocks."""
+def layered_graph(rule: str) -> Callable[[int], NeuralGraph]:
+    """Return a function that builds a graph; a rule selects among all edges of six blocks."""
 
     def build(seed: int) -> NeuralGraph:
         width = (NODES - INPUTS - OUTPUTS) // 4
@@ -54,25 +56,25 @@ def node(number: int) -> nn.Module:
 
 
 GENERATORS = {
-    "Erdős-Rényi": drawn("erdos_renyi", p=0.045),
-    "Barabási-Albert": drawn("barabasi_albert", m=4),
-    "Watts-Strogatz, p = 0.25": drawn("watts_strogatz", k=12, p=0.25),
-    "Watts-Strogatz, p = 0.75": drawn("watts_strogatz", k=12, p=0.75),
-    "Watts-Strogatz, learned": drawn("watts_strogatz", "dnw_factored", k=40, p=0.25),
-    "layered, random edges": chosen("random"),
-    "layered, learned (dnw)": chosen("dnw"),
-    "layered, learned (dnw_factored)": chosen("dnw_factored"),
+    "Erdős-Rényi": random_graph("erdos_renyi", p=0.045),
+    "Barabási-Albert": random_graph("barabasi_albert", m=4),
+    "Watts-Strogatz, p = 0.25": random_graph("watts_strogatz", k=12, p=0.25),
+    "Watts-Strogatz, p = 0.75": random_graph("watts_strogatz", k=12, p=0.75),
+    "Watts-Strogatz, learned": random_graph("watts_strogatz", "dnw_factored", k=40, p=0.25),
+    "layered, random edges": layered_graph("random"),
+    "layered, learned (dnw)": layered_graph("dnw"),
+    "layered, learned (dnw_factored)": layered_graph("dnw_factored"),
 }
 
 
 def load(folder: Path, per_class: int) -> tuple[Tensor, Tensor]:
-    """Return images ``[N, 3, 32, 32]``, of mean 0 and deviation 1, and labels."""
+    """Return images ``[N, 3, 32, 32]`` with mean 0 and deviation 1, and labels."""
     dataset = ImageFolder(folder)
-    kept: dict[int, int] = {}
+    counts: dict[int, int] = {}
     images, labels = [], []
     for path, label in dataset.samples:
-        kept[label] = kept.get(label, 0) + 1
-        if kept[label] <= per_class:
+        counts[label] = counts.get(label, 0) + 1
+        if counts[label] <= per_class:
             images.append(pil_to_tensor(dataset.loader(path)))
             labels.append(label)
     pixels = torch.stack(images).float()
@@ -80,7 +82,7 @@ def load(folder: Path, per_class: int) -> tuple[Tensor, Tensor]:
 
 
 def fit(graph: NeuralGraph, train: tuple[Tensor, Tensor], epochs: int) -> nn.Module:
-    """Train a network around a graph."""
+    """Train and return a network that contains the graph."""
     model = nn.Sequential(
         nn.Conv2d(3, INPUTS, 3, stride=2, padding=1, bias=False),
         graph,
@@ -106,39 +108,40 @@ def fit(graph: NeuralGraph, train: tuple[Tensor, Tensor], epochs: int) -> nn.Mod
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return top-1 in %."""
-    right = sum(
+    """Return top-1 accuracy in percent."""
+    correct = sum(
         int((model(x).argmax(1) == y).sum())
         for x, y in zip(images.split(250), labels.split(250), strict=True)
     )
-    return 100 * right / len(images)
+    return 100 * correct / len(images)
 
 
 def main() -> None:
-    """Compare all."""
+    """Train all networks and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10")
     parser.add_argument("--images", type=int, default=5000, help="training images (default: 5000)")
     parser.add_argument("--epochs", type=int, default=10, help="epochs (default: 10)")
-    parser.add_argument("--seeds", type=int, default=3, help="networks of each (default: 3)")
+    parser.add_argument("--seeds", type=int, default=3, help="networks per wiring (default: 3)")
     args = parser.parse_args()
     train = load(args.data / "train", args.images // 10)
     test = load(args.data / "test", 200)
     print("| wiring | edges | levels | M multiply-adds | top-1, %, mean ± deviation | best | s |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, build in GENERATORS.items():
-        found, start = [], time.perf_counter()
+        accuracies, start = [], time.perf_counter()
         for seed in range(args.seeds):
             torch.manual_seed(seed)
             graph = build(seed)
             model = fit(graph, train, args.epochs)
-            found.append(accuracy(model, *test))
+            accuracies.append(accuracy(model, *test))
         seconds = (time.perf_counter() - start) / args.seeds
-        counted = cost(model, image_size=32)
-        spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+        counts = cost(model, image_size=32)
+        spread = f" ± {statistics.stdev(accuracies):.1f}" if len(accuracies) > 1 else ""
         print(
-            f"| {name} | {counted.real_edges:,} | {graph.topology.depth} | "
-            f"{counted.macs / 1e6:.2f} | {statistics.mean(found):.1f}{spread} | {max(found):.1f} | "
+            f"| {name} | {counts.real_edges:,} | {graph.topology.depth} | "
+            f"{counts.macs / 1e6:.2f} | {statistics.mean(accuracies):.1f}{spread} | "
+            f"{max(accuracies):.1f} | "
             f"{seconds:.0f} |",
             flush=True,
         )

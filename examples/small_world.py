@@ -1,9 +1,10 @@
-"""A small-world wiring on handwritten digits, under three schedules: one word changes.
+"""Train a small-world wiring on handwritten digits under three schedules.
 
     python examples/small_world.py [--epochs 3]
 
-The candidates are the edges of a Watts-Strogatz graph of 48 nodes, of which each schedule learns
-which half is real. Takes less than a minute on two cores.
+The candidates are the edges of a Watts-Strogatz graph of 48 nodes. Under each schedule, the network
+learns which half of them is real. Only the schedule differs between the three networks. The example
+takes less than a minute on two cores.
 """
 
 import argparse
@@ -24,7 +25,7 @@ SCHEDULES = {
 
 
 class SmallWorld(nn.Module):
-    """A convolution with stride 2 and a small-world graph, whose outputs are averaged."""
+    """A convolution with stride 2 and a small-world graph; each output node is averaged."""
 
     def __init__(self, schedule: str) -> None:
         super().__init__()
@@ -46,13 +47,13 @@ class SmallWorld(nn.Module):
 def main() -> None:
     """Train under each schedule."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--epochs", type=int, default=3, help="of each schedule (default: 3)")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs per schedule (default: 3)")
     args = parser.parse_args()
     images, labels = load()
-    for word, schedule in SCHEDULES.items():
+    for name, schedule in SCHEDULES.items():
         torch.manual_seed(0)
         model = SmallWorld(schedule)
-        print(f"\n{word}: {model.graph.topology}")
+        print(f"\n{name}: {model.graph.topology}")
         train(model, images, labels, args.epochs)
         if model.graph.evaluations:
             print(f"evaluations of the last pass: {model.graph.evaluations['forward']}")
