@@ -139,7 +139,7 @@ def peak_memory(name: str, args: Arguments) -> float:
 
 @cache
 def _resident(name: str, args: Arguments) -> float:
-    """Return the most resident memory of processes of their own, in bytes, the median of three."""
+    """Return the median peak resident memory of three separate processes, in bytes."""
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in _numbers(args).items()]
     flags += [f"--original={args.original}"] if args.original else []
     command = [sys.executable, "-m", "benchmarks.training_step", *flags, f"--memory-of={name}"]
