@@ -1,14 +1,34 @@
-"""CPU kernels of frozen graphs: sums that stay in registers, node functions behind them.
+"""CPU kernels of frozen graphs. docs/kernels.md explains their design.
 
-States are rows of floats, one a node, of ``B`` images one behind the other. Where there are
-filters, lines of pixels are one column further apart than the maps are wide, and images one line:
-what lies between is the padding at the right of one line and at the left of the next, below one
-image and above the next. In a state it is of no meaning; in what a filter reads it is 0.
+:func:`run` computes the states of consecutive blocks (a part of a graph is one block here). It and
+the functions it calls take these arrays; ``V`` counts the nodes that depend on the input, in the
+order in which they fire, and floats are float32:
 
-A row is cut into tiles of up to 7 vectors. The sum of a node over a tile stays in registers while
-its edges are gone through, so an edge costs a load and a multiply-add a vector, from sources that
-stay in cache as the tile does. Scale, shift and maximum follow before it is written. Where maps are
-small, or edges few, it is faster to do node after node: then what a filter reads is still near.
+=================== ======= ========================================================================
+``blocks [n, 10]``  int64   One row per block, with the columns ``FIRST`` to ``STEM``.
+``eps [n]``         float64 ``eps`` of instance norm; 0 for other blocks.
+``levels [l, 11]``  int64   One row per size of maps, with the columns ``HEIGHT`` to ``MASK``.
+``nodes [V, 3]``    int64   ``CHANNEL`` that the node reads from ``x``, ``OUTPUT`` channel and
+                            ``ROW`` in ``states``; -1 for none.
+``scale [V]``       float   ``a`` of ``max(a I + b, 0)``, where ``I`` is the input of a node.
+``shift [V]``       float   ``b`` of the same.
+``filters``         float   3x3 filters ``[V, 3, 3]``.
+``ptr [V + 1]``     int64   Edges ``ptr[v]`` to ``ptr[v + 1] - 1`` lead into node ``v``.
+``source [E]``      int32   Row of the state that an edge reads, within its level.
+``weight [E]``      float   Weight of an edge.
+``mask``            int32   For each level one row: -1 at pixels, 0 at padding.
+``stem [4]``        int64   Channels, height and width of ``x``, and stride of the convolution.
+``stem_taps``       float   Weights ``[groups, 9 C, 8]`` of the convolution, 8 channels per group.
+``stem_bias``       float   Its bias ``[groups, 8]``.
+``planes``          float   Memory for ``x`` in a frame of zeros, ``[B, C, (H + 2) (W + 2)]``.
+``x [B, C, H W]``   float   Input of the graph, or of the convolution before the graph.
+``states``          float   Memory for what nodes send: one matrix per level, one row per node.
+``sums``            float   Memory for the inputs of nodes, and for what their filters read.
+``out``             float   Output ``[B, outputs, H' W']``.
+=================== ======= ========================================================================
+
+Functions that take addresses (int64) in place of arrays use LLVM's vectors. Offsets into arrays
+count floats, and addresses count bytes.
 """
 
 from collections.abc import Callable
@@ -22,7 +42,7 @@ from numba.extending import intrinsic
 
 from dnw_graph import _jit
 
-LANES = 16  # floats a vector; LLVM makes two of it, or four, where registers are shorter
+LANES = 16  # floats per vector; LLVM splits it in two or four where registers are shorter
 TILE = 7  # vectors
 AT_ONCE = 8  # channels of a convolution
 BYTES = 4 * LANES
@@ -32,9 +52,9 @@ FIRST, PAST, KIND, RELU, FILTERS, STRIDE, INSTANCE, READS, LEVEL, STEM = range(1
 HEIGHT, WIDTH, PITCH, IMAGE, VECTORS, ROW_LENGTH, BASE = range(7)
 SUM_LENGTH, LEAD, NODES, MASK = range(7, 11)
 CHANNEL, OUTPUT, ROW = range(3)
-# Kinds of blocks: of inputs; of inputs that a convolution computes; with sums to form, tile after
-# tile for all nodes or node after node; with sums that are formed.
-GIVEN, STEMMED, BY_TILE, BY_NODE, SUMMED = range(5)
+# Kinds of blocks: inputs; inputs that the convolution computes; nodes whose edges are summed tile
+# after tile or node after node; nodes whose sums a dense product has formed already.
+INPUT, CONVOLUTION, BY_TILE, BY_NODE, DENSE = range(5)
 
 # The arrays below have no annotations: Numba derives their types.
 # ruff: noqa: ANN001, ANN202
@@ -42,29 +62,30 @@ GIVEN, STEMMED, BY_TILE, BY_NODE, SUMMED = range(5)
 
 _I32, _F32 = ir.IntType(32), ir.FloatType()
 _VECTOR, _INTEGERS = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
-_ANY = ir.Constant(_VECTOR, ir.Undefined)
+_UNDEFINED = ir.Constant(_VECTOR, ir.Undefined)
 
 
 def _at(builder: Any, address: Any, kind: Any = _VECTOR, offset: int = 0) -> Any:
-    """Return a pointer to what lies some bytes behind an address."""
+    """Return a pointer to the value ``offset`` bytes behind an address."""
     return builder.inttoptr(builder.add(address, ir.IntType(64)(offset)), kind.as_pointer())
 
 
 def _load(builder: Any, address: Any, kind: Any = _VECTOR, offset: int = 0) -> Any:
-    """Return what lies there; vectors need not be aligned."""
+    """Load the value ``offset`` bytes behind an address; vectors need not be aligned."""
     value = builder.load(_at(builder, address, kind, offset))
     value.align = 4
     return value
 
 
 def _store(builder: Any, value: Any, address: Any, offset: int = 0) -> None:
+    """Store a value ``offset`` bytes behind an address; vectors need not be aligned."""
     builder.store(value, _at(builder, address, value.type, offset)).align = 4
 
 
-def _everywhere(builder: Any, value: Any) -> Any:
-    """Return a vector of one number."""
-    first = builder.insert_element(_ANY, value, _I32(0))
-    return builder.shuffle_vector(first, _ANY, ir.Constant(_INTEGERS, [0] * LANES))
+def _broadcast(builder: Any, value: Any) -> Any:
+    """Return a vector whose elements all equal a number."""
+    first = builder.insert_element(_UNDEFINED, value, _I32(0))
+    return builder.shuffle_vector(first, _UNDEFINED, ir.Constant(_INTEGERS, [0] * LANES))
 
 
 def _add(builder: Any, total: Any, a: Any, b: Any) -> Any:
@@ -72,24 +93,24 @@ def _add(builder: Any, total: Any, a: Any, b: Any) -> Any:
     return builder.fadd(total, builder.fmul(a, b, flags=("contract",)), flags=("contract",))
 
 
-def _summing(vectors: int) -> Any:
-    """Return what sums messages over a tile of some vectors, as LLVM instructions."""
+def _make_sum(vectors: int) -> Any:
+    """Return an intrinsic that sums messages into one node, over a tile of ``vectors`` vectors."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        states, source, value, first, past, length, mask, a, b, least, out = args
+        states, source, weight, first, past, length, mask, a, b, least, out = args
         four, length = ir.IntType(64)(4), builder.mul(length, ir.IntType(64)(4))
         totals = [cgutils.alloca_once(builder, _VECTOR) for _ in range(vectors)]
         for total in totals:
             builder.store(ir.Constant(_VECTOR, [0.0] * LANES), total)
         with cgutils.for_range_slice(builder, first, past, ir.IntType(64)(1)) as (edge, _):
-            place = builder.mul(edge, four)
-            row = builder.sext(_load(builder, builder.add(source, place), _I32), ir.IntType(64))
-            weight = _everywhere(builder, _load(builder, builder.add(value, place), _F32))
+            offset = builder.mul(edge, four)
+            row = builder.sext(_load(builder, builder.add(source, offset), _I32), ir.IntType(64))
+            factor = _broadcast(builder, _load(builder, builder.add(weight, offset), _F32))
             state = builder.add(states, builder.mul(row, length))
             for i, total in enumerate(totals):
                 z = _load(builder, state, offset=BYTES * i)
-                builder.store(_add(builder, builder.load(total), weight, z), total)
-        a, b, least = (_everywhere(builder, each) for each in (a, b, least))
+                builder.store(_add(builder, builder.load(total), factor, z), total)
+        a, b, least = (_broadcast(builder, number) for number in (a, b, least))
         for i, total in enumerate(totals):
             result = _add(builder, b, a, builder.load(total))
             below = builder.fcmp_ordered("<", result, least)  # false for NaN, which stays
@@ -99,40 +120,40 @@ def _summing(vectors: int) -> Any:
         return context.get_dummy_value()
 
     @intrinsic
-    def sums(typing_context, states, source, value, first, past, length, mask, a, b, least, out):
-        """``out = max(a sum over e of value[e] states[source[e]] + b, least)``, 0 off the mask."""
+    def sums(typing_context, states, source, weight, first, past, length, mask, a, b, least, out):
+        """``out = max(a sum over e of weight[e] states[source[e]] + b, least)``, 0 off the mask."""
         wide, real = types.int64, types.float32
         return types.void(*[wide] * 7, real, real, real, wide), generate
 
     return sums
 
 
-_1, _2, _3, _4, _5, _6, _7 = (_summing(n) for n in range(1, 8))
+_sum_1, _sum_2, _sum_3, _sum_4, _sum_5, _sum_6, _sum_7 = (_make_sum(n) for n in range(1, 8))
 
 
-def _taken(builder: Any, first: Any, second: Any, start: int, step: int) -> Any:
-    """Return some of the numbers of two vectors one behind the other."""
+def _pick(builder: Any, first: Any, second: Any, start: int, step: int) -> Any:
+    """Return elements ``start``, ``start + step``, ... of two vectors one behind the other."""
     places = list(range(start, start + step * LANES, step))
     return builder.shuffle_vector(first, second, ir.Constant(_INTEGERS, places))
 
 
 def _neighbours(builder: Any, start: Any, stride: int) -> list[Any]:
-    """Return what lies at ``stride i``, ``stride i + 1`` and ``stride i + 2``, a vector of each."""
+    """Return the vectors of elements ``stride i``, ``stride i + 1`` and ``stride i + 2``."""
     first, second, *more = (_load(builder, start, offset=BYTES * i) for i in range(stride + 1))
     if stride == 1:
-        return [first, _taken(builder, first, second, 1, 1), _taken(builder, first, second, 2, 1)]
-    shifted = _taken(builder, first, second, 2, 1), _taken(builder, second, more[0], 2, 1)
-    here = [_taken(builder, first, second, start, 2) for start in range(2)]
-    return [*here, _taken(builder, *shifted, 0, 2)]
+        return [first, _pick(builder, first, second, 1, 1), _pick(builder, first, second, 2, 1)]
+    shifted = _pick(builder, first, second, 2, 1), _pick(builder, second, more[0], 2, 1)
+    here = [_pick(builder, first, second, start, 2) for start in range(2)]
+    return [*here, _pick(builder, *shifted, 0, 2)]
 
 
-def _filtering(stride: int) -> Any:
-    """Return what applies a 3x3 filter, as LLVM instructions."""
+def _make_filter(stride: int) -> Any:
+    """Return an intrinsic that applies a 3x3 filter with a horizontal stride."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         padded, filters, out, vectors, pitch = args
         i64 = ir.IntType(64)
-        k = [_everywhere(builder, _load(builder, filters, _F32, 4 * i)) for i in range(9)]
+        k = [_broadcast(builder, _load(builder, filters, _F32, 4 * i)) for i in range(9)]
         with cgutils.for_range(builder, vectors) as loop:
             line = builder.add(padded, builder.mul(loop.index, i64(BYTES * stride)))
             total = ir.Constant(_VECTOR, [0.0] * LANES)
@@ -151,20 +172,20 @@ def _filtering(stride: int) -> Any:
     return filtered
 
 
-_each, _every_other = _filtering(1), _filtering(2)
+_filter_stride_1, _filter_stride_2 = _make_filter(1), _make_filter(2)
 
 
-def _convolving(stride: int) -> Any:
-    """Return what computes a line of some channels of a 3x3 convolution, as LLVM instructions."""
+def _make_convolution(stride: int) -> Any:
+    """Return an intrinsic that computes a line of 8 channels of a 3x3 convolution."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         planes, channels, plane, pitch, taps, bias, least, out, length, vectors = args
         i64 = ir.IntType(64)
-        least = _everywhere(builder, least)
+        least = _broadcast(builder, least)
         totals = [cgutils.alloca_once(builder, _VECTOR) for _ in range(AT_ONCE)]
         with cgutils.for_range(builder, vectors) as along:
             for g, total in enumerate(totals):
-                builder.store(_everywhere(builder, _load(builder, bias, _F32, 4 * g)), total)
+                builder.store(_broadcast(builder, _load(builder, bias, _F32, 4 * g)), total)
             start = builder.add(planes, builder.mul(along.index, i64(BYTES * stride)))
             with cgutils.for_range(builder, channels) as channel:
                 line = builder.add(start, builder.mul(channel.index, builder.mul(plane, i64(4))))
@@ -172,9 +193,9 @@ def _convolving(stride: int) -> Any:
                 for y in range(3):
                     for i, x in enumerate(_neighbours(builder, line, stride)):
                         for g, total in enumerate(totals):
-                            place = 4 * (AT_ONCE * (3 * y + i) + g)
-                            weight = _everywhere(builder, _load(builder, k, _F32, place))
-                            builder.store(_add(builder, builder.load(total), weight, x), total)
+                            offset = 4 * (AT_ONCE * (3 * y + i) + g)
+                            tap = _broadcast(builder, _load(builder, k, _F32, offset))
+                            builder.store(_add(builder, builder.load(total), tap, x), total)
                     line = builder.add(line, builder.mul(pitch, i64(4)))
             to = builder.add(out, builder.mul(along.index, i64(BYTES)))
             for total in totals:
@@ -190,7 +211,8 @@ def _convolving(stride: int) -> Any:
     ):
         """``out[g, i] = max(b + sum taps[c, y, x, g] planes[c, stride i + y pitch + x], least)``.
 
-        ``length`` lies between channels of ``out``, ``plane`` between those of ``planes``.
+        ``length`` is the distance between channels of ``out``, ``plane`` that between channels of
+        ``planes``.
         """
         wide = types.int64
         return types.void(*[wide] * 6, types.float32, *[wide] * 3), generate
@@ -198,49 +220,70 @@ def _convolving(stride: int) -> Any:
     return convolved
 
 
-_line, _half_line = _convolving(1), _convolving(2)
+_convolve_stride_1, _convolve_stride_2 = _make_convolution(1), _make_convolution(2)
 
 
 def _inline(function: Callable[..., Any]) -> Any:
+    """Compile a function that kernels call; LLVM may inline it."""
     return numba.njit(fastmath={"contract", "reassoc"}, error_model="numpy")(function)
 
 
+def _phase(function: Callable[..., Any]) -> Any:
+    """Make a function with ``numba.prange`` a piece of :func:`run`.
+
+    Numba inlines it before it looks for parallel loops. If it were compiled separately, its loops
+    would run on one thread, or on several in a forked process, where OpenMP must not start any.
+    """
+    return numba.njit(inline="always")(function)
+
+
 @_inline
-def _sum(n, states, source, value, first, past, length, mask, a, b, least, out):
-    """Sum over ``n`` vectors, 1 to 7."""
+def _sum(n, states, source, weight, first, past, length, mask, a, b, least, out):
+    """Sum messages into one node over ``n`` vectors, 1 to 7."""
     if n == 7:
-        _7(states, source, value, first, past, length, mask, a, b, least, out)
+        _sum_7(states, source, weight, first, past, length, mask, a, b, least, out)
     elif n == 6:
-        _6(states, source, value, first, past, length, mask, a, b, least, out)
+        _sum_6(states, source, weight, first, past, length, mask, a, b, least, out)
     elif n == 5:
-        _5(states, source, value, first, past, length, mask, a, b, least, out)
+        _sum_5(states, source, weight, first, past, length, mask, a, b, least, out)
     elif n == 4:
-        _4(states, source, value, first, past, length, mask, a, b, least, out)
+        _sum_4(states, source, weight, first, past, length, mask, a, b, least, out)
     elif n == 3:
-        _3(states, source, value, first, past, length, mask, a, b, least, out)
+        _sum_3(states, source, weight, first, past, length, mask, a, b, least, out)
     elif n == 2:
-        _2(states, source, value, first, past, length, mask, a, b, least, out)
+        _sum_2(states, source, weight, first, past, length, mask, a, b, least, out)
     else:
-        _1(states, source, value, first, past, length, mask, a, b, least, out)
+        _sum_1(states, source, weight, first, past, length, mask, a, b, least, out)
 
 
 @_inline
-def _tile(
-    tile, tiles, vectors, states, source, value, first, past, length, mask, a, b, least, raw, out,
-):  # fmt: skip
-    """Sum over one of some tiles; ``raw``, nothing follows."""
-    low = tile * vectors // tiles
+def _sum_tile(
+    tile, tiles, level, states, source, weight, first, past, mask, a, b, least, raw, sums, at
+):
+    """Sum messages into one node over tile number ``tile`` of ``tiles``.
+
+    The node's row begins at ``sums[at]``. ``raw`` writes the sum itself, for a norm to follow.
+    """
+    low = tile * level[VECTORS] // tiles
     if raw:
         a, b, least = np.float32(1), np.float32(0), np.float32(-np.inf)
     _sum(
-        (tile + 1) * vectors // tiles - low, states + BYTES * low, source.ctypes.data,
-        value.ctypes.data, first, past, length, mask + BYTES * low, a, b, least, out + BYTES * low,
+        (tile + 1) * level[VECTORS] // tiles - low,
+        states.ctypes.data + 4 * level[BASE] + BYTES * low, source.ctypes.data, weight.ctypes.data,
+        first, past, level[ROW_LENGTH], mask.ctypes.data + 4 * level[MASK] + BYTES * low,
+        a, b, least, sums.ctypes.data + 4 * at + BYTES * low,
     )  # fmt: skip
 
 
 @_inline
-def _normalized(row, H, W, pitch, eps, scale, shift):
-    """Return ``a, b`` of ``a I + b`` for instance norm of a map."""
+def _tiles(level):
+    """Return the number of tiles of a row."""
+    return (level[VECTORS] + TILE - 1) // TILE
+
+
+@_inline
+def _instance_norm(row, H, W, pitch, eps, scale, shift):
+    """Return ``a, b`` such that ``a I + b`` is the instance norm of a map ``I``."""
     total = np.float64(0)
     for y in range(H):
         part = np.float32(0)
@@ -271,22 +314,34 @@ def _affine(row, row_pitch, to, pitch, image, H, W, a, b, least):
 
 
 @_inline
+def _transform(row, row_pitch, level, instance, eps, a, b, least, to):
+    """Write ``max(a n(I) + b, least)`` for a map, where ``n`` is instance norm or nothing."""
+    H, W = level[HEIGHT], level[WIDTH]
+    if instance:
+        a, b = _instance_norm(row, H, W, row_pitch, eps, a, b)
+    _affine(row, row_pitch, to, level[PITCH], level[IMAGE], H, W, a, b, least)
+
+
+@_inline
 def _zero(row, first, number):
+    """Write ``number`` zeros from ``row[first]`` on."""
     for i in range(first, first + number):
         row[i] = 0
 
 
 @_inline
-def _clear(total, rows, length, lead, end):
-    """Write the padding before and behind what rows hold."""
-    for row in range(rows):
-        _zero(total, row * length, lead)
-        _zero(total, row * length + end, length - end)
+def _clear_padding(level, B, sums):
+    """Write zeros before the first map and behind the last one in each row of ``sums``."""
+    length, lead = level[SUM_LENGTH], level[LEAD]
+    end = lead + B * level[IMAGE] - (level[PITCH] - level[WIDTH]) * level[PITCH]
+    for row in range(level[NODES]):
+        _zero(sums, row * length, lead)
+        _zero(sums, row * length + end, length - end)
 
 
 @_inline
-def _framed(row, H, W, to):
-    """Write a map within a frame of zeros."""
+def _frame(row, H, W, to):
+    """Copy a map into a frame of zeros, one pixel wide."""
     _zero(to, 0, W + 3)
     for y in range(H):
         at = (y + 1) * (W + 2)
@@ -299,147 +354,200 @@ def _framed(row, H, W, to):
 
 @_inline
 def _convolve(
-    planes, channels, plane, width, stride, taps, bias, least, total, at, length, pitch, H, W
+    planes, channels, plane, width, stride, taps, bias, least, sums, at, length, pitch, H, W
 ):  # fmt: skip
-    """Write maps of some channels of a convolution, 0 behind each line and each map."""
+    """Write maps of 8 channels of a convolution, 0 behind each line and each map."""
     for y in range(H):
-        line, to = planes + 4 * y * stride * width, total.ctypes.data + 4 * (at + y * pitch)
+        line, to = planes + 4 * y * stride * width, sums.ctypes.data + 4 * (at + y * pitch)
         vectors = (W + LANES - 1) // LANES
         if stride == 1:
-            _line(line, channels, plane, width, taps, bias, least, to, length, vectors)
+            _convolve_stride_1(
+                line, channels, plane, width, taps, bias, least, to, length, vectors
+            )  # fmt: skip
         else:
-            _half_line(line, channels, plane, width, taps, bias, least, to, length, vectors)
+            _convolve_stride_2(
+                line, channels, plane, width, taps, bias, least, to, length, vectors
+            )  # fmt: skip
         for g in range(AT_ONCE):
-            _zero(total, at + g * length + y * pitch + W, pitch - W)
+            _zero(sums, at + g * length + y * pitch + W, pitch - W)
     for g in range(AT_ONCE):
-        _zero(total, at + g * length + H * pitch, max(LANES, pitch))
+        _zero(sums, at + g * length + H * pitch, max(LANES, pitch))
 
 
 @_inline
 def _filter(padded, pitch, H, W, k, stride, line, to, to_pitch):
-    """Filter a map, given the address of its padding's corner, to an address."""
+    """Filter a map.
+
+    Args:
+        padded: Address of the corner of its padding, one line and one pixel before the map.
+        pitch: Distance between its lines.
+        H: Its height.
+        W: Its width.
+        k: Address of the filter.
+        stride: Stride of the filter.
+        line: Memory for one line, for strides above 2.
+        to: Address of the result.
+        to_pitch: Distance between lines of the result.
+    """
     if stride == 1:
-        _each(padded, k, to, ((H - 1) * pitch + W + LANES - 1) // LANES, pitch)
+        vectors = ((H - 1) * pitch + W + LANES - 1) // LANES
+        _filter_stride_1(padded, k, to, vectors, pitch)
     elif stride == 2:
         vectors = ((W + 1) // 2 + LANES - 1) // LANES
         for y in range((H + 1) // 2):
-            _every_other(padded + 8 * y * pitch, k, to + 4 * y * to_pitch, vectors, pitch)
+            _filter_stride_2(padded + 8 * y * pitch, k, to + 4 * y * to_pitch, vectors, pitch)
     else:
         out = numba.carray(_jit.pointer(to, np.float32(0)), (H * to_pitch,))
         for y in range((H + stride - 1) // stride):
             start = padded + 4 * y * stride * pitch
-            _each(start, k, line.ctypes.data, (W + LANES - 1) // LANES, pitch)
+            _filter_stride_1(start, k, line.ctypes.data, (W + LANES - 1) // LANES, pitch)
             for x in range((W + stride - 1) // stride):
                 out[y * to_pitch + x] = line[x * stride]
 
 
+@_inline
+def _copy(row, first, number, to, at):
+    """Copy ``number`` elements from ``row[first]`` on to ``to[at]`` and on."""
+    for i in range(number):
+        to[at + i] = row[first + i]
+
+
+@_inline
+def _write_output(row, first, level, out):
+    """Copy a map that begins at ``row[first]`` to an output channel, which has no padding."""
+    for y in range(level[HEIGHT]):
+        for x in range(level[WIDTH]):
+            out[y * level[WIDTH] + x] = row[first + y * level[PITCH] + x]
+
+
+@_phase
+def _convolve_inputs(blocks, levels, stem, stem_taps, stem_bias, planes, x, sums, block):
+    """Convolve ``x`` into ``sums``, for a block of kind ``CONVOLUTION``.
+
+    Threads share out first the channels of ``x``, then groups of 8 nodes.
+    """
+    B, number = x.shape[0], blocks[block, PAST] - blocks[block, FIRST]
+    least = np.float32(0) if blocks[block, RELU] else np.float32(-np.inf)
+    level = levels[blocks[block, READS]]
+    channels, height, width, stride = stem[0], stem[1], stem[2], stem[3]
+    plane = (height + 2) * (width + 2)
+    for task in numba.prange(B * channels):
+        b, c = task // channels, task % channels
+        _frame(x[b, c], height, width, planes[np.int64(task) * plane :])
+    taps, bias = stem_taps[blocks[block, STEM] :], stem_bias[blocks[block, STEM] :]
+    for task in numba.prange((number + AT_ONCE - 1) // AT_ONCE):
+        for b in range(B):
+            at = np.int64(task) * AT_ONCE * level[SUM_LENGTH] + b * level[IMAGE]
+            _convolve(
+                planes.ctypes.data + 4 * b * channels * plane, channels, plane, width + 2, stride,
+                taps[task].ctypes.data, bias[task].ctypes.data, least, sums, level[LEAD] + at,
+                level[SUM_LENGTH], level[PITCH], level[HEIGHT], level[WIDTH],
+            )  # fmt: skip
+
+
+@_phase
+def _sum_by_tile(
+    blocks, levels, scale, shift, ptr, source, weight, mask, states, sums, block, threads
+):
+    """Sum messages into all nodes of a block of kind ``BY_TILE``, tile after tile.
+
+    Threads share out tiles, and parts of the nodes where there are few tiles.
+    """
+    first, past = blocks[block, FIRST], blocks[block, PAST]
+    raw = blocks[block, INSTANCE] != 0
+    least = np.float32(0) if blocks[block, RELU] else np.float32(-np.inf)
+    level = levels[blocks[block, READS]]
+    tiles = _tiles(level)
+    chunks = min(past - first, max(1, (4 * threads + tiles - 1) // tiles))
+    for task in numba.prange(tiles * chunks):
+        tile, chunk = task // chunks, task % chunks
+        for v in range(
+            first + chunk * (past - first) // chunks,
+            first + (chunk + 1) * (past - first) // chunks,
+        ):
+            _sum_tile(
+                tile, tiles, level, states, source, weight, ptr[v], ptr[v + 1], mask,
+                scale[v], shift[v], least, raw,
+                sums, level[LEAD] + (v - first) * level[SUM_LENGTH],
+            )  # fmt: skip
+
+
+@_phase
+def _finish_nodes(
+    blocks, eps, levels, nodes, scale, shift, filters, ptr, source, weight, mask,
+    x, states, sums, out, block, threads,
+):  # fmt: skip
+    """Compute the states of a block from ``x`` (``INPUT``), edges (``BY_NODE``) or ``sums``.
+
+    Threads share out the nodes. A thread needs one row of ``sums`` only if it sums node after node.
+    """
+    first, past, kind = blocks[block, FIRST], blocks[block, PAST], blocks[block, KIND]
+    instance = blocks[block, INSTANCE] != 0
+    least = np.float32(0) if blocks[block, RELU] else np.float32(-np.inf)
+    level, to_level = levels[blocks[block, READS]], levels[blocks[block, LEVEL]]
+    H, W, pitch = level[HEIGHT], level[WIDTH], level[PITCH]
+    pieces = min(max(past - first, 1), 1 if threads == 1 else 4 * threads)
+    for piece in numba.prange(pieces):
+        line = np.empty(W + 3 * LANES, dtype=np.float32)
+        spare = np.empty(to_level[IMAGE] + 3 * LANES, dtype=np.float32)
+        for v in range(
+            first + piece * (past - first) // pieces,
+            first + (piece + 1) * (past - first) // pieces,
+        ):
+            a, b, row = scale[v], shift[v], nodes[v, ROW]
+            sums_row = np.int64(piece) if kind == BY_NODE else v - first
+            start = level[LEAD] + sums_row * level[SUM_LENGTH]
+            if kind == BY_NODE:
+                for tile in range(_tiles(level)):
+                    _sum_tile(
+                        tile, _tiles(level), level, states, source, weight, ptr[v], ptr[v + 1],
+                        mask, a, b, least, instance, sums, start,
+                    )  # fmt: skip
+            for n in range(x.shape[0]):
+                at = start + n * level[IMAGE]
+                if kind == INPUT:
+                    channel = x[n, nodes[v, CHANNEL]]
+                    _transform(channel, W, level, instance, eps[block], a, b, least, sums[at:])
+                elif instance or kind == DENSE:
+                    _transform(
+                        sums[at:], pitch, level, instance, eps[block], a, b, least, sums[at:]
+                    )
+                to = to_level[BASE] + row * to_level[ROW_LENGTH] + n * to_level[IMAGE]
+                result, result_at = sums, at
+                if blocks[block, FILTERS]:
+                    result, result_at = (states, to) if row >= 0 else (spare, 0)
+                    _filter(
+                        sums.ctypes.data + 4 * (at - pitch - 1), pitch, H, W,
+                        filters.ctypes.data + 36 * v, blocks[block, STRIDE], line,
+                        result.ctypes.data + 4 * result_at, to_level[PITCH],
+                    )  # fmt: skip
+                elif row >= 0:
+                    _copy(sums, at, (H - 1) * pitch + W, states, to)
+                if nodes[v, OUTPUT] >= 0:
+                    _write_output(result, result_at, to_level, out[n, nodes[v, OUTPUT]])
+
+
 @_jit.Kernel
 def run(
-    blocks, eps, levels, nodes, scale, shift, filters, ptr, source, value, mask,
-    stem, stem_taps, stem_bias, planes, x, z, total, out, start, stop, threads,
+    blocks, eps, levels, nodes, scale, shift, filters, ptr, source, weight, mask,
+    stem, stem_taps, stem_bias, planes, x, states, sums, out, start, stop, threads,
 ):  # fmt: skip
-    """Let blocks ``start`` to ``stop - 1`` fire.
+    """Compute blocks ``start`` to ``stop - 1`` on ``threads`` threads.
 
-    ``x [B, C, H W]`` is what the graph is given, or what the convolution before it is given;
-    ``planes``, ``z`` and ``total`` are memory for that with a frame, for states and for what
-    filters read, ``out [B, outputs, H' W']`` what the graph gives.
+    The module's docstring explains the arrays. A block of kind ``DENSE`` must be the first, with
+    its sums in ``sums``.
     """
-    B = x.shape[0]
-    states, sums, taps = z.ctypes.data, total.ctypes.data, filters.ctypes.data
     for block in range(start, stop):
-        first, past = blocks[block, FIRST], blocks[block, PAST]
-        kind, instance = blocks[block, KIND], blocks[block, INSTANCE] != 0
-        has_filters, stride = blocks[block, FILTERS], blocks[block, STRIDE]
-        least = np.float32(0) if blocks[block, RELU] else np.float32(-np.inf)
-        reads, gives = blocks[block, READS], blocks[block, LEVEL]
-        h, w, pitch = levels[reads, HEIGHT], levels[reads, WIDTH], levels[reads, PITCH]
-        image, length = levels[reads, IMAGE], levels[reads, ROW_LENGTH]
-        sum_length, lead = levels[reads, SUM_LENGTH], levels[reads, LEAD]
-        if block == start or blocks[block - 1, READS] != reads:
-            end = lead + B * image - (pitch - w) * pitch
-            _clear(total, levels[reads, NODES], sum_length, lead, end)
-        vectors = levels[reads, VECTORS]
-        tiles = (vectors + TILE - 1) // TILE
-        from_states = states + 4 * levels[reads, BASE]
-        inside = mask.ctypes.data + 4 * levels[reads, MASK]
-        if kind == STEMMED:
-            channels, height, width, step = stem[0], stem[1], stem[2], stem[3]
-            plane = (height + 2) * (width + 2)
-            for task in numba.prange(B * channels):
-                b, c = task // channels, task % channels
-                _framed(x[b, c], height, width, planes[np.int64(task) * plane :])
-            taps_of, bias_of = stem_taps[blocks[block, STEM] :], stem_bias[blocks[block, STEM] :]
-            for task in numba.prange((past - first + AT_ONCE - 1) // AT_ONCE):
-                for b in range(B):
-                    _convolve(
-                        planes.ctypes.data + 4 * b * channels * plane, channels, plane, width + 2,
-                        step, taps_of[task].ctypes.data, bias_of[task].ctypes.data, least,
-                        total, lead + np.int64(task) * AT_ONCE * sum_length + b * image,
-                        sum_length, pitch, h, w,
-                    )  # fmt: skip
-        elif kind == BY_TILE:
-            chunks = min(past - first, max(1, (4 * threads + tiles - 1) // tiles))
-            for task in numba.prange(tiles * chunks):
-                tile, chunk = task // chunks, task % chunks
-                lo = first + chunk * (past - first) // chunks
-                hi = first + (chunk + 1) * (past - first) // chunks
-                for v in range(lo, hi):
-                    _tile(
-                        tile, tiles, vectors, from_states, source, value, ptr[v], ptr[v + 1],
-                        length, inside, scale[v], shift[v], least, instance,
-                        sums + 4 * (lead + (v - first) * sum_length),
-                    )  # fmt: skip
-        H, W, to_pitch = levels[gives, HEIGHT], levels[gives, WIDTH], levels[gives, PITCH]
-        to_image, to_length = levels[gives, IMAGE], levels[gives, ROW_LENGTH]
-        pieces = min(max(past - first, 1), 1 if threads == 1 else 4 * threads)
-        for piece in numba.prange(pieces):
-            line = np.empty(w + 3 * LANES, dtype=np.float32)
-            spare = np.empty(to_image + 3 * LANES, dtype=np.float32)
-            for v in range(
-                first + piece * (past - first) // pieces,
-                first + (piece + 1) * (past - first) // pieces,
-            ):
-                held_in = np.int64(piece) if kind == BY_NODE else v - first
-                row_of_sums = lead + held_in * sum_length
-                if kind == BY_NODE:
-                    for tile in range(tiles):
-                        _tile(
-                            tile, tiles, vectors, from_states, source, value, ptr[v], ptr[v + 1],
-                            length, inside, scale[v], shift[v], least, instance,
-                            sums + 4 * row_of_sums,
-                        )  # fmt: skip
-                for b in range(B):
-                    at = row_of_sums + b * image
-                    if instance or kind in (GIVEN, SUMMED):
-                        if kind == GIVEN:
-                            row, row_pitch = x[b, nodes[v, CHANNEL]], w
-                        else:
-                            row, row_pitch = total[at:], pitch
-                        scaled, shifted = scale[v], shift[v]
-                        if instance:
-                            scaled, shifted = _normalized(
-                                row, h, w, row_pitch, eps[block], scaled, shifted
-                            )
-                        _affine(
-                            row, row_pitch, total[at:], pitch, image, h, w, scaled, shifted, least
-                        )
-                    held, place = total, at
-                    if has_filters:
-                        if nodes[v, ROW] >= 0:
-                            held = z
-                            place = levels[gives, BASE] + nodes[v, ROW] * to_length + b * to_image
-                        else:
-                            held, place = spare, 0
-                        _filter(
-                            sums + 4 * (at - pitch - 1), pitch, h, w, taps + 36 * v, stride, line,
-                            held.ctypes.data + 4 * place, to_pitch,
-                        )  # fmt: skip
-                    elif nodes[v, ROW] >= 0:
-                        to = levels[gives, BASE] + nodes[v, ROW] * to_length + b * to_image
-                        for i in range((h - 1) * pitch + w):
-                            z[to + i] = total[at + i]
-                    if nodes[v, OUTPUT] >= 0:
-                        result = out[b, nodes[v, OUTPUT]]
-                        for y in range(H):
-                            for i in range(W):
-                                result[y * W + i] = held[place + y * to_pitch + i]
+        if block == start or blocks[block - 1, READS] != blocks[block, READS]:
+            _clear_padding(levels[blocks[block, READS]], x.shape[0], sums)
+        if blocks[block, KIND] == CONVOLUTION:
+            _convolve_inputs(blocks, levels, stem, stem_taps, stem_bias, planes, x, sums, block)
+        elif blocks[block, KIND] == BY_TILE:
+            _sum_by_tile(
+                blocks, levels, scale, shift, ptr, source, weight, mask, states, sums,
+                block, threads,
+            )  # fmt: skip
+        _finish_nodes(
+            blocks, eps, levels, nodes, scale, shift, filters, ptr, source, weight, mask,
+            x, states, sums, out, block, threads,
+        )  # fmt: skip

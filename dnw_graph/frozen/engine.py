@@ -48,7 +48,7 @@ class PartKernel:
     @property
     def is_dense(self) -> bool:
         """Whether the dense product is taken."""
-        return self.kind == kernels.SUMMED
+        return self.kind == kernels.DENSE
 
 
 class Engine:
@@ -333,7 +333,7 @@ class _Plan:
         self.eps = np.array([part.eps or 0 for part in parts], dtype=np.float64)
         first = 0
         for at, part in enumerate(parts):
-            kind = kernels.GIVEN if part.role == Role.INPUT else kernels.BY_TILE
+            kind = kernels.INPUT if part.role == Role.INPUT else kernels.BY_TILE
             stride = graph.strides[part.reads] if part.level > part.reads else 1
             does = kind, part.relu, part.filters, stride, part.eps is not None
             self.blocks[at] = first, first + len(part), *does, part.reads, part.level, 0
@@ -359,7 +359,7 @@ class _Plan:
             weight, groups = self.stem.weight.detach(), 0
             shift = _zeros(len(weight)) if self.stem.bias is None else self.stem.bias.detach()
             for block in self.blocks:
-                if block[kernels.KIND] == kernels.GIVEN:
+                if block[kernels.KIND] == kernels.INPUT:
                     nodes = slice(*block[[kernels.FIRST, kernels.PAST]].tolist())
                     channels = torch.from_numpy(self.nodes[nodes, kernels.CHANNEL])
                     scale = torch.from_numpy(self.scale[nodes])
@@ -368,7 +368,7 @@ class _Plan:
                     taps.append(k.unflatten(0, (-1, at_once)).mT.flatten())
                     b = shift[channels] * scale + torch.from_numpy(self.shift[nodes])
                     bias.append(F.pad(b, (0, more)))
-                    block[[kernels.KIND, kernels.STEM]] = kernels.STEMMED, groups
+                    block[[kernels.KIND, kernels.STEM]] = kernels.CONVOLUTION, groups
                     groups += len(bias[-1]) // at_once
         number = max(1, 9 * int(self.stem_shape[0]))
         self.stem_taps = torch.cat(taps).view(-1, number, at_once).numpy()
@@ -418,14 +418,14 @@ class _Plan:
                 continue
             matrix, rows = engine.matrix(at)
             seconds = {}
-            for kind in (kernels.BY_TILE, kernels.BY_NODE, kernels.SUMMED):
+            for kind in (kernels.BY_TILE, kernels.BY_NODE, kernels.DENSE):
                 self.blocks[at, kernels.KIND] = kind
-                self.dense = {at: (matrix, rows)} if kind == kernels.SUMMED else {}
+                self.dense = {at: (matrix, rows)} if kind == kernels.DENSE else {}
                 seconds[kind] = _seconds(partial(self._fire, x.numpy(), out, at, at + 1))
             kind = min(seconds, key=lambda kind: seconds[kind])
             self.blocks[at, kernels.KIND] = kind
             sparse = min(seconds[kernels.BY_TILE], seconds[kernels.BY_NODE])
-            dense = seconds[kernels.SUMMED]
+            dense = seconds[kernels.DENSE]
             part_kernels.append(PartKernel(at, part, kind, edges, matrix.numel(), sparse, dense))
         return part_kernels
 
