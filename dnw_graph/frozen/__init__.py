@@ -1,4 +1,4 @@
-"""A learned graph, frozen: small, and as fast as its multiply-adds say."""
+"""Freeze a trained network: keep what its outputs need, run it faster on a CPU, export it."""
 
 from dnw_graph.frozen.export import to_exported, to_onnx
 from dnw_graph.frozen.file import LAYERS, LayerKind, load_frozen, save_frozen

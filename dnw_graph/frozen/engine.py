@@ -1,5 +1,9 @@
-"""Runs frozen graphs on a CPU, by kernels or by dense products, whichever is faster."""
+"""Run frozen graphs on a CPU, by sparse kernels or dense products, depending on measured times.
 
+docs/kernels.md explains the design.
+"""
+
+import itertools
 import math
 import operator
 import threading
@@ -18,23 +22,23 @@ from dnw_graph.frozen import _kernels as kernels
 from dnw_graph.frozen.layout import Layout, Part
 from dnw_graph.topology import Role
 
-PIXELS_AT_ONCE = 1024  # images go through together up to so many pixels of a state
-PLANS = 64  # sizes of input that are remembered
-PLAN_BYTES = 2**28  # memory of their plans, but for the last one
+PIXELS_AT_ONCE = 1024  # images are computed together up to this many pixels of a state
+PLANS = 64  # most plans that an engine keeps
+PLAN_BYTES = 2**28  # most memory of the plans that it keeps, besides that of the last one used
 
 
 @dataclass(frozen=True)
 class PartKernel:
-    """How the inputs of a part are summed.
+    """How the messages into a part are summed.
 
     Attributes:
         at: Index of the part.
         part: The part.
-        kind: The kernel that is taken.
-        edges: Edges into it.
-        candidates: Pairs of a node before it and one of it.
-        sparse: Seconds by the sparse kernel.
-        dense: Seconds with sums by a dense product.
+        kind: The kernel in use: ``BY_TILE``, ``BY_NODE`` or ``DENSE``.
+        edges: Number of edges into it.
+        candidates: Number of entries of the dense matrix.
+        sparse: Measured seconds of the faster sparse kernel.
+        dense: Measured seconds of the dense product.
     """
 
     at: int
@@ -47,15 +51,15 @@ class PartKernel:
 
     @property
     def is_dense(self) -> bool:
-        """Whether the dense product is taken."""
+        """Whether the dense product is used."""
         return self.kind == kernels.DENSE
 
 
 class Engine:
-    """What runs a graph; holds memory for its states, for each size of input.
+    """Compute a frozen graph on a CPU, with a plan for each size of input.
 
-    Nodes that nothing reaches hold the same whatever the image. What they send is one more node
-    for each node that they feed.
+    Constant nodes are not computed for each image. All that they send to one node is summed once
+    per plan and stored as one more row of the states, with one edge of weight 1.
 
     Args:
         graph: The graph, on a CPU, in float32.
@@ -76,41 +80,41 @@ class Engine:
         live, constant = graph.reached[source], ~graph.reached[source] & graph.reached[target]
         sends = torch.zeros(graph.num_nodes, dtype=torch.bool, device="cpu")
         sends[source[live]] = True
-        #: Row of what a node sends among those of its level, -1 where it sends nothing. ``[V]``
+        #: Row of a node's state within its level ``[V]``; -1 if it sends to no node.
         self.row = torch.full((graph.num_nodes,), -1, device="cpu")
-        #: Nodes that constants feed, and the row of what these send to each, by level.
+        #: By level: nodes with edges from constant nodes, and the row of the sum of these.
         self.fed: list[tuple[Tensor, Tensor]] = []
         self.num_rows: list[int] = []
         edges, weights = [torch.stack([self.row[:0], self.row[:0]])], [graph.edge_weight[live]]
         fed = target[constant].unique()
-        #: Edges from constants to what is not constant, by the level that their maps have.
+        #: By level of their sources: edges from constant nodes to others.
         self.constant_edges: list[Tensor] = []
-        for each in range(len(graph.strides) + 1):
-            senders = (sends & (level == each)).nonzero().flatten()
-            here = fed[reads[fed] == each]
-            # These come first, so that the number of rows before any other is known.
-            rows = torch.arange(len(here), device="cpu")
-            self.row[senders] = torch.arange(len(senders), device="cpu") + len(here)
-            self.fed.append((here, rows))
-            self.constant_edges.append((constant & (reads[target] == each)).nonzero().flatten())
-            self.num_rows.append(len(senders) + len(here))
-            edges.append(torch.stack([rows, number[here]]))
-            weights.append(torch.ones(len(here), dtype=torch.float32, device="cpu"))
+        for index in range(len(graph.strides) + 1):
+            senders = (sends & (level == index)).nonzero().flatten()
+            receivers = fed[reads[fed] == index]
+            # Rows of constants come first in a level.
+            rows = torch.arange(len(receivers), device="cpu")
+            self.row[senders] = torch.arange(len(senders), device="cpu") + len(receivers)
+            self.fed.append((receivers, rows))
+            self.constant_edges.append((constant & (reads[target] == index)).nonzero().flatten())
+            self.num_rows.append(len(senders) + len(receivers))
+            edges.append(torch.stack([rows, number[receivers]]))
+            weights.append(torch.ones(len(receivers), dtype=torch.float32, device="cpu"))
         edges[0] = torch.stack([self.row[source[live]], number[target[live]]])
         rows, self.target = torch.cat(edges, 1)
         order = self.target.argsort(stable=True)
         self.source, self.target = rows[order].int().numpy(), self.target[order]
         self.weight = torch.cat(weights)[order].numpy()
-        every = torch.arange(len(self.nodes) + 1, device="cpu")
-        self.ptr = torch.searchsorted(self.target, every).numpy()
+        bounds = torch.arange(len(self.nodes) + 1, device="cpu")
+        self.ptr = torch.searchsorted(self.target, bounds).numpy()
 
     @property
     def num_edges(self) -> int:
-        """Number of edges that are gone through, those from what stands for constants included."""
+        """Number of edges of the kernels, including those from the sums of constants."""
         return len(self.weight)
 
     def multiply_adds(self, features: Sequence[int]) -> int:
-        """Return the multiply-adds for one input with maps of this size: edges and filters."""
+        """Return the multiply-adds of edges and filters for one input with maps of a size."""
         pixels = [math.prod(size) for size in self.graph.sizes(features)]
         total = first = 0
         for part in self.parts:
@@ -124,8 +128,8 @@ class Engine:
         """Return the states of the outputs.
 
         Args:
-            x: What the graph is given; see :class:`Layout` for shapes.
-            stem: A convolution that ``x`` goes through before; see :meth:`takes`.
+            x: Input of the graph, or of ``stem``; see :class:`Layout` for shapes.
+            stem: A convolution before the graph that :meth:`takes` accepts.
         """
         flat = x.detach().reshape(*x.shape[:2], -1).contiguous()
         with self._lock:
@@ -139,7 +143,7 @@ class Engine:
         return out.view(*out.shape[:2], *size)
 
     def takes(self, layer: nn.Module) -> bool:
-        """Return whether a layer is a convolution that can be computed with the graph behind it."""
+        """Return whether a layer is a convolution that can be passed as ``stem``."""
         return (
             type(layer) is nn.Conv2d
             and layer.kernel_size == (3, 3)
@@ -156,73 +160,76 @@ class Engine:
         )
 
     def part_kernels(self, x: Tensor) -> list[PartKernel]:
-        """Return how sums are formed for such an input ``[1, ...]``."""
+        """Return how messages are summed for an input ``[1, ...]``, for parts with edges."""
         with self._lock:
             return self._plan(x, 1).part_kernels
 
     def _plan(self, x: Tensor, batch: int, stem: nn.Conv2d | None = None) -> "_Plan":
+        """Return the plan for ``batch`` inputs of the size of ``x [1, ...]``."""
         key = (batch, *x.shape, id(stem), torch.get_num_threads())
         plan = self._plans.pop(key, None)
         if plan is None:
             with torch.inference_mode(False), torch.no_grad():
-                plan = _Plan(self, self._known(x), batch, stem)
+                plan = _Plan(self, self._constant_input(x), batch, stem)
             self._make_room()
-        self._plans[key] = plan  # the last one is the one that was used last
+        self._plans[key] = plan  # in order of their last use
         return plan
 
     def _make_room(self) -> None:
-        """Forget the plans that were used least recently, as far as they take too much memory."""
+        """Drop the least recently used plans while there are too many or they are too large."""
         total = sum(plan.nbytes for plan in self._plans.values())
         while self._plans and (len(self._plans) >= PLANS or total > PLAN_BYTES):
             total -= self._plans.pop(next(iter(self._plans))).nbytes
 
     def matrix(self, at: int) -> tuple[Tensor, slice]:
-        """Return the weights into a part as a dense matrix, and the rows of states it reads."""
+        """Return the weights into a part as a dense matrix, and the rows that it multiplies."""
         if at not in self._matrices:
             first = sum(len(part) for part in self.parts[:at])
             edges = slice(int(self.ptr[first]), int(self.ptr[first + len(self.parts[at])]))
             source = torch.from_numpy(self.source[edges]).long()
             rows = slice(int(source.min()), int(source.max()) + 1)
             matrix = _zeros(len(self.parts[at]), rows.stop - rows.start)
-            place = self.target[edges] - first, source - rows.start
-            matrix[place] = torch.from_numpy(self.weight[edges])
+            matrix[self.target[edges] - first, source - rows.start] = torch.from_numpy(
+                self.weight[edges]
+            )
             self._matrices[at] = matrix, rows
         return self._matrices[at]
 
     def known_kernels(self, positions: int) -> list[PartKernel] | None:
-        """Return how sums are best formed for about so many pixels, if that was measured.
+        """Return the fastest kernels for about this many pixels; None if they were not measured.
 
         Args:
-            positions: Pixels of the input, of all images that go through together.
+            positions: Pixels of a state of the first level, of all images of a plan.
         """
         return self._kernels_by_scale.get(self._scale(positions))
 
     def remember(self, positions: int, part_kernels: list[PartKernel]) -> None:
-        """Keep what was measured for :meth:`known_kernels`."""
+        """Keep measured kernels for :meth:`known_kernels`, and drop matrices that no plan uses."""
         self._kernels_by_scale[self._scale(positions)] = part_kernels
-        dense = {c.at for known in self._kernels_by_scale.values() for c in known if c.is_dense}
-        self._matrices = {at: found for at, found in self._matrices.items() if at in dense}
+        measured = itertools.chain.from_iterable(self._kernels_by_scale.values())
+        dense = {part_kernel.at for part_kernel in measured if part_kernel.is_dense}
+        self._matrices = {at: matrix for at, matrix in self._matrices.items() if at in dense}
 
     def _scale(self, positions: int) -> tuple[int, int]:
-        """Return the power of four that a number of pixels lies at, and the number of threads."""
+        """Return a number of pixels as a power of four, and the number of threads."""
         return positions.bit_length() // 2, torch.get_num_threads()
 
-    def _known(self, x: Tensor) -> Tensor:
-        """Return an input of which only channels that do not depend on images are kept."""
-        known, graph = _zeros(*x.shape), self.graph
-        constant = graph.inputs[~graph.reached[: len(graph.inputs)]]
-        known[:, constant] = x.detach().clone()[:, constant]
-        return known
+    def _constant_input(self, x: Tensor) -> Tensor:
+        """Return ``x`` with zeros in all channels but those of constant input nodes."""
+        constant_input, graph = _zeros(*x.shape), self.graph
+        channels = graph.inputs[~graph.reached[: len(graph.inputs)]]
+        constant_input[:, channels] = x.detach().clone()[:, channels]
+        return constant_input
 
 
 class _Plan:
-    """Memory and tables for inputs of one size.
+    """Memory and tables of the kernels, for inputs of one size and a number of images.
 
     Args:
         engine: The engine.
-        x: An input ``[1, ...]`` of zeros, but for channels that always hold the same.
+        x: An input ``[1, ...]``, 0 except in channels of constant input nodes.
         batch: Number of images.
-        stem: A convolution that inputs go through before.
+        stem: A convolution before the graph, if any.
     """
 
     def __init__(
@@ -230,65 +237,68 @@ class _Plan:
     ) -> None:
         graph = engine.graph
         self.engine, self.batch, self.stem = engine, batch, stem
-        given = _zeros(batch, x.shape[1], math.prod(x.shape[2:]))
+        zeros = _zeros(batch, x.shape[1], math.prod(x.shape[2:]))
         image = x.shape[1:]
         if stem is not None:
             x = stem(x)
         self.sizes = graph.sizes(_maps(x))
-        self._levels()
-        self._tables()
-        self._stem(image)
+        self._lay_out_levels()
+        self._make_tables()
+        self._lay_out_stem(image)
         self.outputs = len(graph.outputs), math.prod(self.sizes[-1])
         self.constant = (~graph.reached[graph.outputs]).nonzero().flatten()
         if not bool(graph.reached.all()):
-            self._constants(x)
+            self._fill_constants(x)
         self.dense: dict[int, tuple[Tensor, slice]] = {}
-        self._choose(given)
+        self._choose(zeros)
 
-    def _levels(self) -> None:
-        """Lay out memory for states and sums."""
+    def _lay_out_levels(self) -> None:
+        """Lay out memory for states and sums, and make the masks of padding."""
         engine, lanes = self.engine, kernels.LANES
         padding = int(any(part.filters for part in engine.graph.parts))
         self.levels = np.zeros((len(self.sizes), 11), dtype=np.int64)
         masks, sizes, lives = [], [], []
-        most = mask_base = 0
-        for each, (height, width) in enumerate(self.sizes):
+        sums_size = mask_base = 0
+        for level, (height, width) in enumerate(self.sizes):
             pitch = width + padding
             image = (height + padding) * pitch
             vectors = -(-(self.batch * image - padding * pitch) // lanes)
-            # Kernels write whole vectors: what they write too much falls behind the row.
-            length = (vectors + 1) * lanes
+            length = (vectors + 1) * lanes  # kernels write whole vectors, past the end of a map
             lead = -(-(pitch + 1) // lanes) * lanes  # padding before the first line
             sum_length = lead + length + -(-(pitch + 1) // lanes) * lanes + 2 * lanes
-            reads = [at for at, part in enumerate(engine.parts) if part.reads == each]
-            writes = [at for at, part in enumerate(engine.parts) if part.level == each]
-            nodes = max((len(engine.parts[at]) for at in reads), default=0)
+            readers = [part for part in engine.parts if part.reads == level]
+            nodes = max(map(len, readers), default=0)
             nodes = -(-nodes // kernels.AT_ONCE) * kernels.AT_ONCE
             row = height, width, pitch, image, vectors, length, 0
-            self.levels[each] = *row, sum_length, lead, nodes, mask_base
-            # What constants send stays, so it shares its memory with nothing.
-            forever = len(engine.fed[each][0]) > 0
-            alive = range(len(engine.parts)) if forever else (*writes, *reads)
-            lives.append((min(alive, default=0), max(alive, default=0)))
-            sizes.append(engine.num_rows[each] * length)
-            most = max(most, nodes * sum_length)
+            self.levels[level] = *row, sum_length, lead, nodes, mask_base
+            lives.append(self._life(level))
+            sizes.append(engine.num_rows[level] * length)
+            sums_size = max(sums_size, nodes * sum_length)
             mask_base += vectors * lanes
             inside = np.zeros((self.batch, height + padding, pitch), dtype=np.int32)
             inside[:, :height, :width] = -1
             masks.append(np.resize(np.append(inside, np.zeros(lanes, np.int32)), vectors * lanes))
         self.levels[:, kernels.BASE] = bases = _placed(sizes, lives)
-        self.z = _zeros(max(map(operator.add, bases, sizes)))
-        self.total = _zeros(most)
+        self.states = _zeros(max(map(operator.add, bases, sizes)))
+        self.sums = _zeros(sums_size)
         self.mask = np.concatenate(masks)
 
+    def _life(self, level: int) -> tuple[int, int]:
+        """Return the first and the last part during which the states of a level are in use."""
+        parts = self.engine.parts
+        if len(self.engine.fed[level][0]):  # constants stay from call to call
+            return 0, max(len(parts) - 1, 0)
+        users = [at for at, part in enumerate(parts) if level in (part.reads, part.level)]
+        return min(users, default=0), max(users, default=0)
+
     def _rows(self, level: int) -> Tensor:
-        """Return what nodes of a level send ``[rows, length]``."""
+        """Return the rows of states of a level ``[rows, length]``."""
         length, base = self.levels[level, [kernels.ROW_LENGTH, kernels.BASE]].tolist()
         number = self.engine.num_rows[level]
-        return self.z[base : base + number * length].view(number, length)
+        return self.states[base : base + number * length].view(number, length)
 
     def _images(self, rows: Tensor, level: int) -> Tensor:
-        """Return the maps in rows ``[rows, B, H, W]``."""
+        """Return a view of the maps in rows of a level ``[rows, B, H, W]``."""
         height, width, pitch, image = self.levels[level, : kernels.IMAGE + 1].tolist()
         size, strides = (len(rows), self.batch, height, width), (rows.stride(0), image, pitch, 1)
         return rows.as_strided(size, strides)
@@ -302,31 +312,35 @@ class _Plan:
         return out
 
     def _fire(self, x: np.ndarray, out: np.ndarray, start: int, stop: int) -> None:
+        """Compute parts ``start`` to ``stop - 1``, by kernels and the dense products between."""
         for at, (matrix, rows) in self.dense.items():
-            self._kernel(x, out, start, at)
+            self._run_kernel(x, out, start, at)
             self._multiply(at, matrix, rows)
             start = at
-        self._kernel(x, out, start, stop)
+        self._run_kernel(x, out, start, stop)
 
-    def _kernel(self, x: np.ndarray, out: np.ndarray, start: int, stop: int) -> None:
+    def _run_kernel(self, x: np.ndarray, out: np.ndarray, start: int, stop: int) -> None:
+        """Compute parts ``start`` to ``stop - 1`` by one call of the kernel, if there are any."""
         if start < stop:
             e = self.engine
             kernels.run(
                 *(self.blocks, self.eps, self.levels, self.nodes),
                 *(self.scale, self.shift, self.filters, e.ptr, e.source, e.weight, self.mask),
                 *(self.stem_shape, self.stem_taps, self.stem_bias, self.planes),
-                *(x, self.z.numpy(), self.total.numpy(), out, start, stop, _jit.threads()),
+                *(x, self.states.numpy(), self.sums.numpy(), out, start, stop, _jit.threads()),
             )
 
     def _multiply(self, at: int, matrix: Tensor, rows: slice) -> None:
+        """Write the sums into part number ``at``, as a dense product, to ``sums``."""
         reads = self.engine.parts[at].reads
         height, _, pitch, image = self.levels[reads, : kernels.IMAGE + 1].tolist()
         length, base = self.levels[reads, [kernels.SUM_LENGTH, kernels.LEAD]].tolist()
         size = len(matrix), (self.batch - 1) * image + height * pitch
         states = self._rows(reads)[rows, : size[1]]
-        torch.mm(matrix, states, out=self.total.as_strided(size, (length, 1), base))
+        torch.mm(matrix, states, out=self.sums.as_strided(size, (length, 1), base))
 
-    def _tables(self) -> None:
+    def _make_tables(self) -> None:
+        """Describe blocks and nodes to the kernels."""
         engine, graph = self.engine, self.engine.graph
         nodes, parts = engine.nodes, engine.parts
         self.blocks = np.zeros((len(parts), 10), dtype=np.int64)
@@ -335,12 +349,12 @@ class _Plan:
         for at, part in enumerate(parts):
             kind = kernels.INPUT if part.role == Role.INPUT else kernels.BY_TILE
             stride = graph.strides[part.reads] if part.level > part.reads else 1
-            does = kind, part.relu, part.filters, stride, part.eps is not None
-            self.blocks[at] = first, first + len(part), *does, part.reads, part.level, 0
+            formula = part.relu, part.filters, stride, part.eps is not None
+            self.blocks[at] = first, first + len(part), kind, *formula, part.reads, part.level, 0
             first += len(part)
         self.nodes = np.full((len(nodes), 3), -1, dtype=np.int64)
-        taken = nodes < len(graph.inputs)
-        self.nodes[taken.numpy(), kernels.CHANNEL] = graph.inputs[nodes[taken]].numpy()
+        is_input = nodes < len(graph.inputs)
+        self.nodes[is_input.numpy(), kernels.CHANNEL] = graph.inputs[nodes[is_input]].numpy()
         live = graph.reached[graph.outputs]
         channel = torch.full((graph.num_nodes,), -1, device="cpu")
         channel[graph.outputs[live]] = live.nonzero().flatten()
@@ -349,66 +363,80 @@ class _Plan:
         self.scale, self.shift = graph.scale[nodes].numpy(), graph.shift[nodes].numpy()
         self.filters = graph.filters[nodes].contiguous().numpy()
 
-    def _stem(self, image: Sequence[int]) -> None:
-        """Lay out the convolution before, some channels at once, with scale and shift folded in."""
+    def _lay_out_stem(self, image: Sequence[int]) -> None:
+        """Lay out the convolution before the graph for the kernels, and memory for its input.
+
+        Args:
+            image: Shape of its input ``[C, H, W]``.
+        """
         at_once, taps, bias = kernels.AT_ONCE, [_zeros(0)], [_zeros(0)]
-        self.stem_shape, frames = np.zeros(4, dtype=np.int64), 0
+        self.stem_shape, planes_size = np.zeros(4, dtype=np.int64), 0
         if self.stem is not None:
             self.stem_shape[:] = *image, self.stem.stride[0]
-            frames = self.batch * image[0] * (image[1] + 2) * (image[2] + 2)
-            weight, groups = self.stem.weight.detach(), 0
-            shift = _zeros(len(weight)) if self.stem.bias is None else self.stem.bias.detach()
+            planes_size = self.batch * image[0] * (image[1] + 2) * (image[2] + 2)
+            groups = 0
             for block in self.blocks:
                 if block[kernels.KIND] == kernels.INPUT:
-                    nodes = slice(*block[[kernels.FIRST, kernels.PAST]].tolist())
-                    channels = torch.from_numpy(self.nodes[nodes, kernels.CHANNEL])
-                    scale = torch.from_numpy(self.scale[nodes])
-                    more = -len(channels) % at_once
-                    k = F.pad(weight[channels].flatten(1) * scale[:, None], (0, 0, 0, more))
-                    taps.append(k.unflatten(0, (-1, at_once)).mT.flatten())
-                    b = shift[channels] * scale + torch.from_numpy(self.shift[nodes])
-                    bias.append(F.pad(b, (0, more)))
+                    block_taps, block_bias = self._folded_stem(self.stem, block)
+                    taps.append(block_taps)
+                    bias.append(block_bias)
                     block[[kernels.KIND, kernels.STEM]] = kernels.CONVOLUTION, groups
-                    groups += len(bias[-1]) // at_once
+                    groups += len(block_bias) // at_once
         number = max(1, 9 * int(self.stem_shape[0]))
         self.stem_taps = torch.cat(taps).view(-1, number, at_once).numpy()
         self.stem_bias = torch.cat(bias).view(-1, at_once).numpy()
         # Vectors are loaded past the end of the last line.
-        self.planes = np.zeros(frames + 4 * kernels.LANES, dtype=np.float32)
+        self.planes = np.zeros(planes_size + 4 * kernels.LANES, dtype=np.float32)
 
-    def _constants(self, x: Tensor) -> None:
-        """Fill what does not depend on images: what constant nodes send, and constant outputs."""
+    def _folded_stem(self, stem: nn.Conv2d, block: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return taps and bias of the channels that a block reads, with scale and shift folded in.
+
+        Taps are ``[groups, 9 C, AT_ONCE]``, flattened, and the bias ``[groups * AT_ONCE]``; absent
+        channels of the last group are 0.
+        """
+        weight = stem.weight.detach()
+        shift = _zeros(len(weight)) if stem.bias is None else stem.bias.detach()
+        nodes = slice(*block[[kernels.FIRST, kernels.PAST]].tolist())
+        channels = torch.from_numpy(self.nodes[nodes, kernels.CHANNEL])
+        scale = torch.from_numpy(self.scale[nodes])
+        missing = -len(channels) % kernels.AT_ONCE
+        taps = F.pad(weight[channels].flatten(1) * scale[:, None], (0, 0, 0, missing))
+        bias = shift[channels] * scale + torch.from_numpy(self.shift[nodes])
+        return taps.unflatten(0, (-1, kernels.AT_ONCE)).mT.flatten(), F.pad(bias, (0, missing))
+
+    def _fill_constants(self, x: Tensor) -> None:
+        """Compute what constant nodes send, into the states, and the constant outputs."""
         engine, graph = self.engine, self.engine.graph
         states = [s[0].reshape(s.shape[1], -1) for s in graph.states(x.detach())]
         source, target = graph.edge_index
-        known = _zeros(0)
+        level_states = _zeros(0)
         for level, (fed, rows) in enumerate(engine.fed):
-            here = [s for part, s in zip(graph.parts, states, strict=True) if part.level == level]
-            known = torch.cat(here) if here else known[:0]  # by place of the node in its level
+            blocks = [s for part, s in zip(graph.parts, states, strict=True) if part.level == level]
+            level_states = torch.cat(blocks) if blocks else level_states[:0]  # in order of places
             if not len(fed):
                 continue
             edges = engine.constant_edges[level]
-            sent = graph.edge_weight[edges, None] * known[graph.places[source[edges]]]
-            sums = _zeros(len(fed), known.shape[1])
-            sums.index_add_(0, torch.searchsorted(fed, target[edges]), sent)
+            messages = graph.edge_weight[edges, None] * level_states[graph.places[source[edges]]]
+            sums = _zeros(len(fed), level_states.shape[1])
+            sums.index_add_(0, torch.searchsorted(fed, target[edges]), messages)
             maps = self._images(self._rows(level), level)
             maps[rows] = sums.view(len(fed), 1, *maps.shape[2:])
-        self.constants = known[graph.places[graph.outputs[self.constant]]]
+        self.constants = level_states[graph.places[graph.outputs[self.constant]]]
 
     def _choose(self, x: Tensor) -> None:
-        """Form the sums of each part in the way that is fastest for inputs of about this size."""
+        """Choose the fastest kernel for each part, measured for inputs of about this size."""
         positions = self.batch * math.prod(self.sizes[0])
         part_kernels = self.engine.known_kernels(positions)
         if part_kernels is None:
-            part_kernels = self._measured(x)
+            part_kernels = self._measure(x)
             self.engine.remember(positions, part_kernels)
         self.part_kernels = part_kernels
         for part_kernel in part_kernels:
             self.blocks[part_kernel.at, kernels.KIND] = part_kernel.kind
-        self.dense = {c.at: self.engine.matrix(c.at) for c in part_kernels if c.is_dense}
+        self.dense = {p.at: self.engine.matrix(p.at) for p in part_kernels if p.is_dense}
 
-    def _measured(self, x: Tensor) -> list[PartKernel]:
-        """Time the sums of each part by every kernel, and return the fastest ones."""
+    def _measure(self, x: Tensor) -> list[PartKernel]:
+        """Time each part with each kernel, and return the fastest kernels."""
         engine, part_kernels = self.engine, []
         out = np.zeros((len(x), *self.outputs), dtype=np.float32)
         for at, part in enumerate(engine.parts):
@@ -431,36 +459,41 @@ class _Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory for states, sums and tables."""
+        """Bytes of its memory and tables."""
         arrays = self.mask, self.planes, self.stem_taps, self.filters
-        return self.z.nbytes + self.total.nbytes + sum(array.nbytes for array in arrays)
+        return self.states.nbytes + self.sums.nbytes + sum(array.nbytes for array in arrays)
 
 
 def _zeros(*shape: int) -> Tensor:
-    """Return zeros, whatever the default type and device."""
+    """Return zeros in float32 on the CPU, regardless of the default type and device."""
     return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
 
 def _placed(sizes: Sequence[int], lives: Sequence[tuple[int, int]]) -> list[int]:
-    """Return where to put things of some sizes so that those alive together do not overlap."""
+    """Return offsets for pieces of memory, such that pieces in use together do not overlap.
+
+    Args:
+        sizes: Size of each piece.
+        lives: First and last time at which each piece is in use.
+    """
     bases: dict[int, int] = {}
-    for each in sorted(range(len(sizes)), key=lambda each: -sizes[each]):
-        (born, died), base = lives[each], 0
+    for piece in sorted(range(len(sizes)), key=lambda piece: -sizes[piece]):
+        (born, died), base = lives[piece], 0
         for other in sorted(bases, key=lambda other: bases[other]):
             together = lives[other][0] <= died and born <= lives[other][1]
-            if together and base + sizes[each] > bases[other]:
+            if together and base + sizes[piece] > bases[other]:
                 base = max(base, bases[other] + sizes[other])
-        bases[each] = base
-    return [bases[each] for each in range(len(sizes))]
+        bases[piece] = base
+    return [bases[piece] for piece in range(len(sizes))]
 
 
 def _maps(x: Tensor) -> tuple[int, ...]:
-    """Return height and width of the maps of an input; other features lie in one row."""
+    """Return the height and width of an input's maps; features that are not maps are one line."""
     return tuple(x.shape[2:]) if x.dim() == 4 else (1, math.prod(x.shape[2:]))
 
 
 def _seconds(function: Callable[[], object], repeats: int = 3) -> float:
-    """Return the shortest time of some calls, after one that is not timed."""
+    """Return the shortest time of some calls in seconds, after a warm-up call."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -470,7 +503,7 @@ def _seconds(function: Callable[[], object], repeats: int = 3) -> float:
 
 
 def _live_parts(graph: Layout) -> tuple[list[Part], Tensor]:
-    """Return parts that hold nodes that something reaches, and the numbers of these nodes."""
+    """Return the parts without their constant nodes, and the numbers of the nodes left."""
     parts, nodes = [], []
     for part in graph.parts:
         live = graph.reached[part.first : part.past].nonzero().flatten() + part.first
@@ -481,7 +514,10 @@ def _live_parts(graph: Layout) -> tuple[list[Part], Tensor]:
 
 
 def usable(x: Tensor) -> bool:
-    """Return whether an engine takes such an input now: a batch of floats on a CPU, no gradient."""
+    """Return whether an engine can compute an input: float32 on a CPU, not empty, no gradient.
+
+    It cannot under autocast, while compiling, in a forked process, or without Numba's compiler.
+    """
     return (
         type(x) in (Tensor, torch.nn.Parameter)
         and x.device.type == "cpu"

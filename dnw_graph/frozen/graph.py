@@ -1,4 +1,4 @@
-"""A graph with its wiring decided, as a layer."""
+"""A frozen graph as a layer, which chooses between kernels and PyTorch's operations."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -10,7 +10,7 @@ from dnw_graph.frozen.layout import Layout, Part
 
 
 class FrozenGraph(Layout):
-    """A :class:`Layout` run by compiled kernels on a CPU, by PyTorch's layers elsewhere."""
+    """A :class:`Layout` computed by kernels on a CPU, and by PyTorch's operations elsewhere."""
 
     def __init__(self, parts: Sequence[Part], strides: Sequence[int], **tensors: Tensor) -> None:
         super().__init__(parts, strides, **tensors)
@@ -29,21 +29,24 @@ class FrozenGraph(Layout):
 
     @property
     def engine(self) -> Engine:
-        """What runs it on a CPU."""
+        """The engine that computes it on a CPU, built at the first access."""
         if self._engine is None:
             self._engine = Engine(self)
         return self._engine
 
     def counted(self, features: Sequence[int]) -> tuple[int, int]:
-        """Return multiply-adds and parameters for one input, whose channels have this size.
+        """Return multiply-adds and parameters for one input.
 
-        Nodes that do not depend on the input are not counted.
+        Multiply-adds of constant nodes, and their filters, are not counted.
+
+        Args:
+            features: Size of an input's channels.
         """
         filters = 9 * sum(len(part) for part in self.engine.parts if part.filters)
         return self.engine.multiply_adds(features), self.num_edges + filters
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the states of the outputs: by kernels on a CPU, else by plain layers."""
+        """Return the states of the outputs, by kernels if the input allows it."""
         self._check_input(x)
         if usable(x) and self.edge_weight.device == x.device:
             return self.engine(x)

@@ -1,4 +1,4 @@
-"""A graph with its wiring decided: what is left of it, as data, and evaluated by plain layers."""
+"""The data of a frozen graph, and its evaluation by PyTorch's operations."""
 
 import math
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ from dnw_graph.topology import Role
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Consecutive nodes that fire together, and which parts of a formula they compute.
+    """Consecutive nodes that fire together and compute the same terms of the formula.
 
     Attributes:
         first: Number of the first node.
-        past: One past that of the last.
-        role: Role of all of them.
-        norm: Whether there are a scale and a shift.
-        eps: Of instance norm; None where statistics are folded in.
-        relu: Whether there is a maximum with 0.
-        filters: Whether there is a 3x3 filter.
-        reads: Level of the inputs.
-        level: Level of the states: that, or the next, and then the filter has its stride.
+        past: Number of the last node, plus 1.
+        role: Role of the nodes.
+        norm: Whether they have a scale and a shift.
+        eps: ``eps`` of their instance norm; None if they have no norm or its statistics are folded.
+        relu: Whether they take the maximum with 0.
+        filters: Whether they have a 3x3 filter.
+        reads: Level of their inputs.
+        level: Level of their states: ``reads``, or the next level if the filter has a stride.
     """
 
     first: int
@@ -46,7 +46,7 @@ TENSORS = (
     *("edge_index", "edge_weight", "inputs", "outputs", "node"),
     *("scale", "shift", "filters", "reached"),
 )
-"""Names of what a graph is made of, besides its parts."""
+"""Names of the tensors of a graph."""
 
 
 class Layout(nn.Module):
@@ -55,25 +55,25 @@ class Layout(nn.Module):
     Nodes are numbered part by part, edges sorted by ``(target, source)``.
 
     Shapes:
-        - input ``[B, C, H, W]``, of which input nodes read the channels ``inputs``
+        - input ``[B, C, H, W]``; input nodes read its channels ``inputs``
         - output ``[B, outputs, H', W']``, of the last level
 
     Args:
-        parts: The nodes, in the order in which they fire; those of inputs first.
-        strides: Between levels: states of level ``l`` have the size of what the graph is given,
-            divided by the first ``l`` strides, each time rounded up.
-        edge_index: Edges ``[2, k]``, from parts to later ones that read their level.
+        parts: The nodes, in the order in which they fire; parts of inputs first.
+        strides: Strides between levels: states of level ``l`` have the size of the input divided by
+            the first ``l`` strides, rounded up each time.
+        edge_index: Edges ``[2, k]``, from nodes to those of later parts that read their level.
         edge_weight: Their weights ``[k]``.
         inputs: Channel that each input node reads.
         outputs: Node of each output channel.
-        node: What the nodes were called before ``[V]``.
-        scale: ``a [V]``; 1 where a part has no norm.
-        shift: ``b [V]``; 0 there.
-        filters: ``K [V, 3, 3]``; not read where a part has none.
-        reached: Whether what a node holds depends on the inputs ``[V]``.
+        node: Number of each node in the graph that was frozen ``[V]``.
+        scale: ``a [V]``; 1 for parts without a norm.
+        shift: ``b [V]``; 0 for parts without a norm.
+        filters: ``K [V, 3, 3]``; ignored for parts without a filter.
+        reached: Whether the state of a node depends on the inputs ``[V]``.
 
     Raises:
-        ValueError: Tensors that do not belong together.
+        ValueError: The parts, strides and tensors do not describe a graph.
     """
 
     edge_index: Tensor
@@ -93,9 +93,9 @@ class Layout(nn.Module):
         for name in TENSORS:
             self.register_buffer(name, tensors[name])
         self._check()
-        #: Place of each node among those of its level ``[V]``.
+        #: Index of each node among those of its level ``[V]``.
         self.register_buffer("places", self._places(), persistent=False)
-        #: How many channels an input must have, at least.
+        #: Least number of channels of an input.
         self.least_channels = int(self.inputs.max()) + 1 if len(self.inputs) else 0
         self._matrices: dict[int, Tensor] = {}
 
@@ -111,7 +111,7 @@ class Layout(nn.Module):
         self._matrices = {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what it is made of, besides its parts."""
+        """Return the tensors of the graph by name."""
         return {name: getattr(self, name) for name in TENSORS}
 
     @property
@@ -125,41 +125,42 @@ class Layout(nn.Module):
         return len(self.edge_weight)
 
     def plainly(self, x: Tensor) -> Tensor:
-        """Return the states of the outputs, by PyTorch's layers alone."""
+        """Return the states of the outputs, computed by PyTorch's operations alone."""
         last = len(self.strides)
         ends = [s for p, s in zip(self.parts, self.states(x), strict=True) if p.level == last]
         return torch.cat(ends, 1)[:, self.places[self.outputs]]
 
     def make_matrices(self) -> None:
-        """Make the matrices of :meth:`plainly`, which are constants of an exported program."""
+        """Build the dense matrices of :meth:`plainly`, so that an export has them as constants."""
         for at, part in enumerate(self.parts):
             if part.role != Role.INPUT:
                 self._matrix(at)
 
     def sizes(self, features: Sequence[int]) -> list[list[int]]:
-        """Return the size of the states of each level, given that of the input."""
+        """Return the size of the states of each level for an input of a size."""
         sizes = [list(features)]
         for stride in self.strides:
             sizes.append([-(-n // stride) for n in sizes[-1]])
         return sizes
 
     def of_parts(self, values: Sequence[int]) -> Tensor:
-        """Return a number of each part for each of its nodes ``[V]``, int64."""
+        """Repeat the value of each part for each of its nodes ``[V]``, int64."""
         sizes = torch.tensor([len(part) for part in self.parts], dtype=torch.int64, device="cpu")
         return torch.tensor(values, dtype=torch.int64, device="cpu").repeat_interleave(sizes)
 
     def _places(self) -> Tensor:
-        """Return the place of each node among those of its level ``[V]``."""
+        """Return the index of each node among those of its level ``[V]``."""
         level = self.of_parts([part.level for part in self.parts])
-        place = torch.zeros_like(level)
-        for each in level.unique():
-            place[level == each] = torch.arange(int((level == each).sum()), device="cpu")
-        return place
+        places = torch.zeros_like(level)
+        for number in level.unique():
+            places[level == number] = torch.arange(int((level == number).sum()), device="cpu")
+        return places
 
     def _check_input(self, x: Tensor) -> None:
+        """Raise ValueError if the graph cannot compute an input."""
         if x.dim() < 2 or x.shape[1] < self.least_channels:
             raise ValueError(
-                f"expected {self.least_channels} channels or more, got {list(x.shape)}"
+                f"expected input with {self.least_channels} channels or more, got {list(x.shape)}"
             )
         if x.dtype != self.edge_weight.dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(
@@ -167,15 +168,31 @@ class Layout(nn.Module):
                 f"convert it, or the frozen network with .to({x.dtype})"
             )
         if x.dim() != 4 and any(part.filters for part in self.parts):
-            raise ValueError(f"expected feature maps [B, C, H, W], got {list(x.shape)}")
+            raise ValueError(f"expected input of feature maps [B, C, H, W], got {list(x.shape)}")
 
     def _check(self) -> None:
-        size, edges = len(self.node), self.edge_weight.shape
+        """Raise ValueError if parts, strides and tensors do not describe a graph."""
+        self._check_types()
+        self._check_shapes()
+        self._check_input_parts()
+        self._check_numbers()
+        self._check_edges()
+        self._check_levels()
+        self._check_levels_of_edges()
+
+    def _check_types(self) -> None:
+        """Raise ValueError if a tensor has the wrong type."""
+        floats = ("edge_weight", "scale", "shift", "filters")
         for name, x in self.tensors().items():
-            known = name in ("edge_weight", "scale", "shift", "filters")
-            wanted = torch.float32 if known else torch.int64
-            if x.dtype != (torch.bool if name == "reached" else wanted):
-                raise ValueError(f"{name} must not be {x.dtype}")
+            dtype = torch.float32 if name in floats else torch.int64
+            if name == "reached":
+                dtype = torch.bool
+            if x.dtype != dtype:
+                raise ValueError(f"{name} must not be {x.dtype}: expected {dtype}")
+
+    def _check_shapes(self) -> None:
+        """Raise ValueError if parts leave out nodes or the tensors' shapes do not agree."""
+        size, edges = len(self.node), self.edge_weight.shape
         bounds = [part.first for part in self.parts] + [size]
         if bounds[0] or [part.past for part in self.parts] != bounds[1:]:
             raise ValueError("parts must follow one another, from the first node to the last")
@@ -191,25 +208,43 @@ class Layout(nn.Module):
             "reached": (size,),
         }
         for name, shape in shapes.items():
-            if getattr(self, name).shape != shape:
-                raise ValueError(f"{name} must be {list(shape)}")
+            x = getattr(self, name)
+            if x.shape != shape:
+                raise ValueError(f"{name} must be {list(shape)}, got {list(x.shape)}")
+
+    def _check_input_parts(self) -> None:
+        """Raise ValueError if parts of inputs do not come first, or channels are missing."""
         roles = [part.role for part in self.parts]
-        past_inputs = sum(len(p) for p in self.parts if p.role == Role.INPUT)
-        if Role.INPUT in roles[roles.count(Role.INPUT) :] or past_inputs != len(self.inputs):
-            raise ValueError("parts of inputs come first, and each input reads a channel")
-        part_of = self.of_parts(range(len(self.parts)))
-        for name, ids, most in (
+        if (
+            Role.INPUT in roles[roles.count(Role.INPUT) :]
+            or len(self.inputs) != self._num_input_nodes
+        ):
+            raise ValueError(
+                "parts of inputs must come first, and each input node must read a channel"
+            )
+
+    def _check_numbers(self) -> None:
+        """Raise ValueError if a tensor of numbers holds one out of range."""
+        size = len(self.node)
+        for name, ids, end in (
             ("edge_index", self.edge_index, size),
             ("outputs", self.outputs, size),
             ("inputs", self.inputs, 2**31),
         ):
-            if ids.dtype != torch.int64 or bool(((ids < 0) | (ids >= most)).any()):
-                raise ValueError(f"{name} must hold numbers from 0 to {most - 1}")
+            if bool(((ids < 0) | (ids >= end)).any()):
+                raise ValueError(f"{name} must hold numbers from 0 to {end - 1}")
+
+    def _check_edges(self) -> None:
+        """Raise ValueError if an edge leads backwards or to an input, or edges are not sorted."""
+        part_of = self.of_parts(range(len(self.parts)))
         source, target = self.edge_index
         if bool((part_of[source] >= part_of[target]).any()):
             raise ValueError("edges must lead from parts to later ones")
-        if bool((target.diff() < 0).any()) or bool((target < past_inputs).any()):
-            raise ValueError("edges must be sorted by target, and lead to no input")
+        if bool((target.diff() < 0).any()) or bool((target < self._num_input_nodes).any()):
+            raise ValueError("edges must be sorted by target, and must not lead to an input")
+
+    def _check_levels(self) -> None:
+        """Raise ValueError if strides or the levels of parts are not possible."""
         numbers = [*self.strides, *(n for part in self.parts for n in (part.reads, part.level))]
         if any(isinstance(n, bool) or not isinstance(n, int) for n in numbers):
             raise ValueError("strides and levels must be whole numbers")
@@ -217,11 +252,17 @@ class Layout(nn.Module):
             raise ValueError("strides between levels must be 2 or more")
         for part in self.parts:
             if part.level - part.reads not in (0, part.filters):
-                raise ValueError("a part leads to the level it reads, or with a filter to the next")
+                raise ValueError(
+                    "the level of a part must be the level that it reads, or with a filter the next"
+                )
             if not 0 <= part.reads <= part.level <= len(self.strides):
-                raise ValueError(f"levels are numbered from 0 to {len(self.strides)}")
+                raise ValueError(f"levels must be from 0 to {len(self.strides)}")
             if part.role == Role.INPUT and part.reads:
-                raise ValueError("inputs read the first level")
+                raise ValueError("inputs must read the first level")
+
+    def _check_levels_of_edges(self) -> None:
+        """Raise ValueError if an edge or an output has the wrong level."""
+        source, target = self.edge_index
         level = self.of_parts([part.level for part in self.parts])
         reads = self.of_parts([part.reads for part in self.parts])
         if bool((level[source] != reads[target]).any()):
@@ -229,23 +270,27 @@ class Layout(nn.Module):
         if bool((level[self.outputs] != len(self.strides)).any()):
             raise ValueError("outputs must be of the last level")
 
+    @property
+    def _num_input_nodes(self) -> int:
+        return sum(len(part) for part in self.parts if part.role == Role.INPUT)
+
     def states(self, x: Tensor) -> list[Tensor]:
-        """Return the states of each part ``[B, nodes, *features]``."""
+        """Return the states of each part ``[B, nodes, *features]``, by PyTorch's operations."""
         sizes, states = self.sizes(x.shape[2:]), []
-        known = [[x.new_zeros(x.shape[0], 0, *size)] for size in sizes]  # states of each level
+        by_level = [[x.new_zeros(x.shape[0], 0, *size)] for size in sizes]
         for at, part in enumerate(self.parts):
             if part.role == Role.INPUT:
-                into = x[:, self.inputs[part.first : part.past]]
+                inputs = x[:, self.inputs[part.first : part.past]]
             else:
-                size, before = sizes[part.reads], torch.cat(known[part.reads], 1)
-                flat = before.reshape(x.shape[0], before.shape[1], math.prod(size))
-                into = (self._matrix(at) @ flat).reshape(x.shape[0], len(part), *size)
-            states.append(self.fire(part, into))
-            known[part.level].append(states[-1])
+                size, earlier = sizes[part.reads], torch.cat(by_level[part.reads], 1)
+                flat = earlier.reshape(x.shape[0], earlier.shape[1], math.prod(size))
+                inputs = (self._matrix(at) @ flat).reshape(x.shape[0], len(part), *size)
+            states.append(self.fire(part, inputs))
+            by_level[part.level].append(states[-1])
         return states
 
     def fire(self, part: Part, into: Tensor) -> Tensor:
-        """Return ``Z`` of a part for ``I [B, nodes, *features]``."""
+        """Return the states ``Z`` of a part for its inputs ``I [B, nodes, *features]``."""
         nodes = slice(part.first, part.past)
         if part.eps is not None:
             into = F.instance_norm(into, eps=part.eps)
@@ -261,17 +306,19 @@ class Layout(nn.Module):
         return into
 
     def _matrix(self, at: int) -> Tensor:
-        """Return the weights into a part ``[nodes, nodes before it of the level it reads]``."""
-        if torch.is_inference_mode_enabled():  # what it keeps may be asked for gradients later
+        """Return the weights into a part ``[nodes, earlier nodes of the level it reads]``, kept."""
+        if (
+            torch.is_inference_mode_enabled()
+        ):  # a tensor kept from inference mode allows no gradients later
             with torch.inference_mode(False), torch.no_grad():
                 return self._matrix(at)
         weight = self._matrices.get(at)
         if weight is None or weight.device != self.edge_weight.device:
             part = self.parts[at]
             source, target = self.edge_index
-            into = (target >= part.first) & (target < part.past)
-            before = sum(len(p) for p in self.parts[:at] if p.level == part.reads)
-            weight = self.edge_weight.new_zeros(len(part), before)
-            weight[target[into] - part.first, self.places[source[into]]] = self.edge_weight[into]
+            edges = (target >= part.first) & (target < part.past)
+            columns = sum(len(p) for p in self.parts[:at] if p.level == part.reads)
+            weight = self.edge_weight.new_zeros(len(part), columns)
+            weight[target[edges] - part.first, self.places[source[edges]]] = self.edge_weight[edges]
             self._matrices[at] = weight
         return weight

@@ -402,11 +402,11 @@ def test_files_made_by_others_are_checked(tmp_path: Path) -> None:
         ([{**described, "strides": [0]}], {}, "strides between levels must be 2 or more"),
         ([{**described, "strides": ["a"]}], {}, "must be whole numbers"),
         ([{**described, "strides": [2]}], {}, "outputs must be of the last level"),
-        ([{**described, "parts": [{**parts[0], "level": 1}, *parts[1:]]}], {}, "levels are numb"),
+        ([{**described, "parts": [{**parts[0], "level": 1}, *parts[1:]]}], {}, "levels must be"),
         (
             [{**described, "parts": [{**parts[0], "reads": 1}, *parts[1:]]}],
             {},
-            "leads to the level",
+            "level of a part must be",
         ),
         ([{**described, "parts": parts[:-1]}], {}, "parts must follow one another"),
         ([{**described, "parts": parts[::-1]}], {}, "parts must follow one another"),
