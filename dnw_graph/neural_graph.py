@@ -22,6 +22,7 @@ from dnw_graph.schedule import (
     Schedule,
     checked_lengths,
 )
+from dnw_graph.schedule._checks import check_input_shape, check_state
 from dnw_graph.topology import Role, Topology
 from dnw_graph.wiring import RULES, CandidateModule, EdgeSelector, Rule, Wiring
 
@@ -307,16 +308,9 @@ class NeuralGraph(CandidateModule):
                 f"schedule {SCHEDULES.name_of(self.schedule)} does not take a state: states are "
                 'for discrete time, schedule="discrete(...)"'
             )
-        expected = self.initial_state(x).states
-        fits = isinstance(state, GraphState) and state.states.shape == expected.shape
-        if not fits or state.states.dtype != expected.dtype:
-            got = repr(state)[:60]
-            if isinstance(state, GraphState):
-                got = f"{list(state.states.shape)} of {state.states.dtype}"
-            raise ValueError(
-                f"expected a state returned by an earlier call, with states {list(expected.shape)} "
-                f"of {expected.dtype}, got {got}; begin with graph.initial_state(x)"
-            )
+        features = x.shape[2 + self.schedule.takes_sequence :]
+        shape = [x.shape[0], self.topology.num_nodes, *features]
+        check_state(state, GraphState, shape, x.dtype)
         states, node = state.states.transpose(0, 1), self.grouping.node
         if node is not None:
             states = states[node.to(states.device)]
@@ -428,12 +422,8 @@ class NeuralGraph(CandidateModule):
                 f"expected input of the weights' type {self.weight.dtype}, got {x.dtype}; "
                 f"convert the input{other}"
             )
+        check_input_shape(self.schedule, expected, x)
         axis = 2 if self.schedule.takes_sequence else 1
-        if x.dim() <= axis or x.shape[axis] != expected or (axis == 2 and not x.shape[1]):
-            shape = f"[B, {'T, ' * (axis - 1)}{expected}, ...]"
-            raise ValueError(
-                f"expected input {shape}, one channel per input node, got {list(x.shape)}"
-            )
         if x.dim() == axis + 3 and min(x.shape[axis + 1 :]) < self.stride:
             raise ValueError(
                 f"feature maps of {x.shape[-2]}x{x.shape[-1]} pixels are too small for stride "

@@ -1,4 +1,4 @@
-"""Frozen graphs in discrete time that take or return sequences: one step, over and over."""
+"""Frozen graphs in discrete time that take or return sequences."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,21 +11,23 @@ from dnw_graph.frozen.unroll import Unrolled, compact, formula_of, numbers_of
 from dnw_graph.neural_graph import GraphState, NeuralGraph
 from dnw_graph.node import Formula
 from dnw_graph.schedule import Discrete, checked_lengths
+from dnw_graph.schedule._checks import check_input_shape, check_state
 from dnw_graph.topology import Role
 from dnw_graph.topology._order import reached
 
 
 class FrozenRecurrent(nn.Module):
-    """A graph in discrete time as its step, a static graph from states and a frame to new states.
+    """A frozen graph in discrete time that applies its step repeatedly.
 
-    It is called as the graph is, with ``state`` and ``lengths`` too. Nodes from which no output is
-    reached, in any number of steps, are not computed; in a state that is returned they hold 0.
+    The step is a static frozen graph, from a frame and states to new states. The module takes the
+    same arguments as the graph, including ``state`` and ``lengths``. Nodes that lead to no output
+    in any number of steps are not computed; in a returned state they are 0.
 
     Args:
-        graph: The graph in time; it stays as it is.
+        graph: The graph; it is not changed.
 
     Raises:
-        ValueError: A node function that cannot be frozen, or that depends on the time.
+        ValueError: A node function cannot be frozen, or depends on the time.
     """
 
     nodes: Tensor
@@ -42,15 +44,15 @@ class FrozenRecurrent(nn.Module):
         wiring = graph.wiring()
         edge_index = wiring.edge_index.cpu()[:, wiring.edge_weight.cpu() != 0]
         needed = reached(edge_index.flip(0), self.num_nodes, topology.outputs.unique())
-        place = needed.cumsum(0) - 1
-        #: The nodes whose states are computed, ascending.
+        index = needed.cumsum(0) - 1
+        #: Nodes whose states are computed, ascending.
         self.register_buffer("nodes", needed.nonzero().flatten(), persistent=False)
         read = needed[topology.inputs].nonzero().flatten()
-        #: Channels that are read, and which of the nodes above read them.
+        #: Channels that input nodes read, and the indices in ``nodes`` of these input nodes.
         self.register_buffer("channels", read, persistent=False)
-        self.register_buffer("inputs", place[topology.inputs[read]], persistent=False)
-        #: Which of them are outputs, by channel.
-        self.register_buffer("outputs", place[topology.outputs], persistent=False)
+        self.register_buffer("inputs", index[topology.inputs[read]], persistent=False)
+        #: Indices in ``nodes`` of the outputs, by channel.
+        self.register_buffer("outputs", index[topology.outputs], persistent=False)
         self.step = _step(graph, needed)
         self.start = _start(graph, topology.inputs[read])
 
@@ -63,26 +65,27 @@ class FrozenRecurrent(nn.Module):
         frames = list(x.unbind(1)) if schedule.takes_sequence else [x]
         if lengths is not None:
             lengths = checked_lengths(schedule, x, lengths)
-            alive = [(lengths > t).view(-1, *[1] * (x.dim() - 2)) for t in range(len(frames))]
-            frames = [torch.where(a, f, 0) for a, f in zip(alive, frames, strict=True)]
-        nothing = torch.zeros_like(frames[0])
+            masks = [(lengths > t).view(-1, *[1] * (x.dim() - 2)) for t in range(len(frames))]
+            frames = [torch.where(mask, f, 0) for mask, f in zip(masks, frames, strict=True)]
+        no_frame = torch.zeros_like(frames[0])
         if state is None:
-            z = self._first(frames[0])
-            flows = frames[1:] if schedule.input == "new" else []
+            z = self._first_states(frames[0])
+            step_frames = frames[1:] if schedule.input == "new" else []
             if schedule.input == "held":
-                flows = [x] * schedule.steps
+                step_frames = [x] * schedule.steps
             steps = schedule.steps
         else:
             z = state.states[:, self.nodes]
             if schedule.input == "start":
                 z = z.clone()
                 z[:, self.inputs] = x[:, self.channels]
-            flows = frames if schedule.input != "start" else []
+            step_frames = frames if schedule.input != "start" else []
             steps = len(frames) if schedule.input == "new" else schedule.steps
-            flows = [x] * steps if schedule.input == "held" else flows
+            step_frames = [x] * steps if schedule.input == "held" else step_frames
         outputs = []
         for step in range(steps):
-            new = self.step(torch.cat([flows[step] if step < len(flows) else nothing, z], 1))
+            frame = step_frames[step] if step < len(step_frames) else no_frame
+            new = self.step(torch.cat([frame, z], 1))
             if state is not None and lengths is not None:
                 new = torch.where((lengths > step).view(-1, *[1] * (z.dim() - 1)), new, z)
             z = new
@@ -95,73 +98,66 @@ class FrozenRecurrent(nn.Module):
         return y, GraphState(states.index_copy(1, self.nodes, z), state.step + steps)
 
     def _check(self, x: Tensor, state: GraphState | None) -> None:
-        """Raise where the graph itself would."""
-        at = 2 if self.schedule.takes_sequence else 1
-        if x.dim() <= at or x.shape[at] != self.num_inputs or (at == 2 and not x.shape[1]):
-            shape = f"[B, {'T, ' * (at - 1)}{self.num_inputs}, ...]"
-            raise ValueError(f"expected input {shape}, got {list(x.shape)}")
-        if state is None:
-            if at == 2 and x.shape[1] > self.schedule.steps + 1:
-                raise ValueError(
-                    f"a sequence of {x.shape[1]} does not flow in within {self.schedule.steps} "
-                    f"steps; give {self.schedule.steps + 1} frames or fewer, or a state"
-                )
-            return
-        expected = [x.shape[0], self.num_nodes, *x.shape[at + 1 :]]
-        if not isinstance(state, GraphState) or list(state.states.shape) != expected:
+        """Raise ValueError if an input or a state does not fit the graph."""
+        schedule = self.schedule
+        check_input_shape(schedule, self.num_inputs, x)
+        if state is not None:
+            features = x.shape[2 + schedule.takes_sequence :]
+            check_state(state, GraphState, [x.shape[0], self.num_nodes, *features])
+        elif schedule.takes_sequence and x.shape[1] > schedule.steps + 1:
             raise ValueError(
-                f"expected a state as a call returns it, with states {expected}; begin with "
-                "initial_state(x)"
+                f"a sequence of {x.shape[1]} does not flow in within {schedule.steps} steps; pass "
+                f"{schedule.steps + 1} frames or fewer, or a state"
             )
 
     def initial_state(self, x: Tensor) -> GraphState:
-        """Return the state before anything flowed in; see :meth:`NeuralGraph.initial_state`."""
+        """Return the state before the first step, 0 everywhere, for inputs like ``x``."""
         features = x.shape[2 + self.schedule.takes_sequence :]
         return GraphState(x.new_zeros(x.shape[0], self.num_nodes, *features), 0)
 
-    def _first(self, frame: Tensor) -> Tensor:
-        """Return the states at the start: those of the inputs, and 0 elsewhere."""
-        given = frame[:, self.channels] if self.schedule.input == "start" else self.start(frame)
+    def _first_states(self, frame: Tensor) -> Tensor:
+        """Return the states at time 0: those of the inputs, and 0 for other nodes."""
+        states = frame[:, self.channels] if self.schedule.input == "start" else self.start(frame)
         z = frame.new_zeros(frame.shape[0], len(self.nodes), *frame.shape[2:])
-        return z.index_copy(1, self.inputs, given)
+        return z.index_copy(1, self.inputs, states)
 
 
 def _step(graph: NeuralGraph, needed: Tensor) -> FrozenGraph:
-    """Return a graph from a frame and the states of needed nodes to the new states of these."""
+    """Return a graph from a frame and the states of the needed nodes to their new states."""
     topology, number = graph.grouping.topology, graph.topology.num_nodes
     original = graph.grouping.original(torch.arange(number, device="cpu"))
     wiring = graph.wiring().regrouped(graph.grouping)
     weight = wiring.edge_weight.detach().float().cpu()
     edge_index = wiring.edge_index.cpu()[:, weight != 0]
     unrolled = Unrolled()
-    # What a block sends reads channels behind those of the frame; nodes tell them apart by number.
+    # Channels of the states follow those of the frame: nodes that read them are shifted by number.
     frames, before, after = (torch.full((number,), -1, device="cpu") for _ in range(3))
     for block in topology.blocks:
-        own = slice(block.nodes.start, block.nodes.stop)
+        nodes = slice(block.nodes.start, block.nodes.stop)
         if block.role == Role.INPUT:
-            frames[own] = numbers_of(unrolled, block, Role.INPUT, Formula())
-        shifted = replace(block, nodes=range(number + own.start, number + own.stop))
+            frames[nodes] = numbers_of(unrolled, block, Role.INPUT, Formula())
+        shifted = replace(block, nodes=range(number + nodes.start, number + nodes.stop))
         message = _of_any_time(graph, graph.messages[block.index])
-        before[own] = numbers_of(unrolled, shifted, Role.INPUT, message)
+        before[nodes] = numbers_of(unrolled, shifted, Role.INPUT, message)
     for block in topology.blocks:
-        own = slice(block.nodes.start, block.nodes.stop)
+        nodes = slice(block.nodes.start, block.nodes.stop)
         formula = _of_any_time(graph, graph.nodes[block.index])
-        after[own] = numbers_of(unrolled, block, Role.OUTPUT, formula)
+        after[nodes] = numbers_of(unrolled, block, Role.OUTPUT, formula)
     unrolled.edges.append(
         (torch.stack([before[edge_index[0]], after[edge_index[1]]]), weight[weight != 0])
     )
-    fed = topology.inputs
-    ones = torch.ones(len(fed), dtype=torch.float32, device="cpu")
-    unrolled.edges.append((torch.stack([frames[fed], after[fed]]), ones))
+    inputs = topology.inputs
+    ones = torch.ones(len(inputs), dtype=torch.float32, device="cpu")
+    unrolled.edges.append((torch.stack([frames[inputs], after[inputs]]), ones))
     channel = torch.zeros(2 * number, dtype=torch.int64, device="cpu")
-    channel[fed] = torch.arange(len(fed), device="cpu")
-    channel[number:] = len(fed) + (needed.cumsum(0) - 1)[original]
-    place = original.argsort()  # numbers in the grouping, by number in the topology
-    return compact(unrolled, channel, after[place[needed.nonzero().flatten()]])
+    channel[inputs] = torch.arange(len(inputs), device="cpu")
+    channel[number:] = len(inputs) + (needed.cumsum(0) - 1)[original]
+    grouped = original.argsort()  # numbers in the grouping, by number in the topology
+    return compact(unrolled, channel, after[grouped[needed.nonzero().flatten()]])
 
 
 def _start(graph: NeuralGraph, inputs: Tensor) -> FrozenGraph:
-    """Return a graph from a frame to the states of some inputs that it flows into."""
+    """Return a graph from a frame to the states at time 0 of some input nodes."""
     topology = graph.grouping.topology
     unrolled = Unrolled()
     frames, after = (torch.full((topology.num_nodes,), -1, device="cpu") for _ in range(2))
@@ -171,22 +167,22 @@ def _start(graph: NeuralGraph, inputs: Tensor) -> FrozenGraph:
             formula = Formula()
             if role == Role.OUTPUT:
                 formula = _of_any_time(graph, graph.nodes[block.index])
-            own = slice(block.nodes.start, block.nodes.stop)
-            numbers[own] = numbers_of(unrolled, block, role, formula)
-    fed = topology.inputs
-    ones = torch.ones(len(fed), dtype=torch.float32, device="cpu")
-    unrolled.edges.append((torch.stack([frames[fed], after[fed]]), ones))
+            nodes = slice(block.nodes.start, block.nodes.stop)
+            numbers[nodes] = numbers_of(unrolled, block, role, formula)
+    sources = topology.inputs
+    ones = torch.ones(len(sources), dtype=torch.float32, device="cpu")
+    unrolled.edges.append((torch.stack([frames[sources], after[sources]]), ones))
     channel = torch.zeros(topology.num_nodes, dtype=torch.int64, device="cpu")
-    channel[fed] = torch.arange(len(fed), device="cpu")
-    place = graph.grouping.original(torch.arange(topology.num_nodes, device="cpu")).argsort()
-    return compact(unrolled, channel, after[place[inputs]])
+    channel[sources] = torch.arange(len(sources), device="cpu")
+    grouped = graph.grouping.original(torch.arange(topology.num_nodes, device="cpu")).argsort()
+    return compact(unrolled, channel, after[grouped[inputs]])
 
 
 def _of_any_time(graph: NeuralGraph, module: nn.Module) -> Formula:
-    """Return the formula of a function that is the same at all times.
+    """Return the formula of a node or message function that does not depend on the time.
 
     Raises:
-        ValueError: It is not.
+        ValueError: It depends on the time, has a stride, or has no formula.
     """
     assert isinstance(graph.schedule, Discrete)
     first = formula_of(module, 0.0)
@@ -201,5 +197,5 @@ def _of_any_time(graph: NeuralGraph, module: nn.Module) -> Formula:
                     "graph that takes or returns sequences"
                 )
     if first.stride != 1:
-        raise ValueError("freeze() takes no strides in discrete time")
+        raise ValueError(f"freeze() takes no strides in discrete time, got {first.stride}")
     return first

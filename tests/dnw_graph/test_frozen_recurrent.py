@@ -94,7 +94,7 @@ def test_one_step_is_exported_and_networks_take_it() -> None:
 def test_errors(tmp_path: Any) -> None:
     graph = made(Topology.recurrent(2, 9, 3), SCHEDULES[1], NODES[0])
     frozen, x = freeze(graph), torch.randn(2, 5, 2)
-    with pytest.raises(ValueError, match="give an example"):
+    with pytest.raises(ValueError, match="pass an example"):
         frozen.report()
     with pytest.raises(ValueError, match="FrozenRecurrent"):
         save_frozen(frozen, tmp_path / "x.safetensors")
