@@ -1,4 +1,4 @@
-"""Frozen networks for others to run: ONNX, and PyTorch's exported programs."""
+"""Export frozen networks to ONNX and to PyTorch's exported programs."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ from dnw_graph.frozen.graph import FrozenGraph
 from dnw_graph.frozen.model import FrozenModel
 from dnw_graph.neural_graph import NeuralGraph
 
-TOLERANCE = 1e-4  # largest difference from the network itself, relative to its largest output
+TOLERANCE = 1e-4  # largest difference from the frozen network, relative to its largest output
 
 
 def to_exported(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
@@ -23,17 +23,18 @@ def to_exported(model: nn.Module, example: Tensor) -> torch.export.ExportedProgr
 
     Args:
         model: What :func:`freeze` or :func:`freeze_graphs` returned.
-        example: An input ``[B, ...]``; all but the number of images will be as here.
+        example: An input ``[B, ...]``; the program takes inputs of this shape for any ``B``.
 
     Raises:
-        ValueError: The program computes something else.
+        ValueError: The network has graphs that are not frozen, or the program's outputs differ from
+            those of the network.
     """
     if any(isinstance(module, NeuralGraph) for module in model.modules()):
         raise ValueError(
-            "the network has graphs that are not frozen: give freeze(model), or "
+            "the network has graphs that are not frozen: pass freeze(model), or "
             "freeze_graphs(model)"
         )
-    example = torch.cat([example[:1]] * 2)  # of one image, its number would not be free
+    example = torch.cat([example[:1]] * 2)  # a batch of one would become a constant
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, FrozenGraph):
@@ -41,11 +42,11 @@ def to_exported(model: nn.Module, example: Tensor) -> torch.export.ExportedProgr
         if isinstance(model, FrozenModel):
             whole: nn.Module = model
             batch: Any = torch.export.Dim("batch")
-        else:  # a submodule called "graph" must not be at the top, and shapes may be bounded
+        else:  # no submodule "graph" is allowed at the top; AUTO allows bounded batches
             whole, batch = nn.Sequential(model), torch.export.Dim.AUTO
         program = torch.export.export(whole, (example,), dynamic_shapes=({0: batch},))
         module = program.module()
-        _check(model, lambda x: module(x), example, "torch.export")
+        _check_outputs(model, lambda x: module(x), example, "torch.export")
     return program
 
 
@@ -60,22 +61,38 @@ def to_onnx(
     Args:
         model: As for :func:`to_exported`.
         example: As for :func:`to_exported`.
-        path: The file.
-        notes: Kept in it as properties.
+        path: The file to write.
+        notes: Metadata properties for the file.
 
     Raises:
-        ValueError: ONNX Runtime computes something else with it; nothing is written then.
-        ModuleNotFoundError: onnx, onnxscript or onnxruntime are missing.
+        ValueError: As for :func:`to_exported`, or ONNX Runtime's outputs differ from those of the
+            network; no file is written then.
+        ModuleNotFoundError: onnx, onnxscript or onnxruntime is missing.
     """
     for name in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(name) is None:
             raise ModuleNotFoundError(f'{name} is missing: pip install "dnw-graph[export]"')
     import onnxruntime
 
-    program = to_exported(model, example)
+    content = _onnx_content(to_exported(model, example), example, notes or {})
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def run(x: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+
+    _check_outputs(model, run, example, "ONNX Runtime")
+    temporary = Path(f"{os.fspath(path)}.part")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def _onnx_content(
+    program: torch.export.ExportedProgram, example: Tensor, notes: Mapping[str, str]
+) -> bytes:
+    """Return a program as the content of an ONNX file."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what the exporter itself uses
-        made = torch.onnx.export(
+        warnings.simplefilter("ignore")  # the exporter warns of its own code
+        onnx_program = torch.onnx.export(
             program,
             (torch.cat([example[:1]] * 2),),
             input_names=["images"],
@@ -83,45 +100,44 @@ def to_onnx(
             dynamo=True,
             verbose=False,
         )
-    assert made is not None
-    proto = made.model_proto
+    assert onnx_program is not None
+    proto = onnx_program.model_proto
     _name_batch(proto)
-    for key, value in (notes or {}).items():
+    for key, value in notes.items():
         proto.metadata_props.add(key=key, value=value)
-    content = proto.SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-
-    def run(x: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
-
-    _check(model, run, example, "ONNX Runtime")
-    temporary = Path(f"{os.fspath(path)}.part")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    content: bytes = proto.SerializeToString()
+    return content
 
 
 def _name_batch(proto: Any) -> None:
-    """Call the axis of images "batch" throughout a model; the exporter makes up a name."""
+    """Rename the axis of images to "batch" throughout a model; the exporter generates a name."""
     graph = proto.graph
-    made_up = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    generated = graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*graph.input, *graph.output, *graph.value_info):
         for size in value.type.tensor_type.shape.dim:
-            if size.dim_param == made_up:
+            if size.dim_param == generated:
                 size.dim_param = "batch"
 
 
-def _check(model: nn.Module, other: object, example: Tensor, name: str) -> None:
-    """Raise where something else computes something else, for other numbers of images."""
-    assert callable(other)
+def _check_outputs(model: nn.Module, exported: object, example: Tensor, name: str) -> None:
+    """Raise ValueError if an exported network's outputs differ from those of the network.
+
+    Args:
+        model: The network.
+        exported: The exported network, a function of inputs.
+        example: An input; random ones of its shape are compared, for batches of 1 and 3.
+        name: Name of what runs the exported network, for the message.
+    """
+    assert callable(exported)
     generator = np.random.default_rng(0)
     for images in (1, 3):
         shape = (images, *example.shape[1:])
         x = torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
         with torch.no_grad():
-            expected, got = model(x), other(x)
-        apart = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-        if not apart <= TOLERANCE:
+            expected, got = model(x), exported(x)
+        error = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+        if not error <= TOLERANCE:
             raise ValueError(
-                f"what was exported computes something else by {name}: it differs by {apart:.1e} "
-                f"of the largest output, more than {TOLERANCE}"
+                f"outputs of the exported network in {name} differ from those of the network by "
+                f"{error:.1e} of the largest output, more than {TOLERANCE}"
             )

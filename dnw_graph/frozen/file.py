@@ -1,4 +1,4 @@
-"""Frozen networks as one file: weights, wirings, and how the layers follow one another."""
+"""Save frozen networks to one file and load them: weights, edges, and the order of layers."""
 
 import dataclasses
 import hashlib
@@ -20,19 +20,19 @@ from dnw_graph.frozen.model import FrozenModel
 from dnw_graph.topology import Role
 
 FORMAT = "dnw-graph frozen 1"
-MOST = 2**20  # no option of a layer is larger
+MOST = 2**20  # largest absolute value of a layer's option
 WORDS = ("zeros", "reflect", "replicate", "circular", "same", "valid")
 
 
 class LayerKind(NamedTuple):
-    """A layer that a file may hold: its class, and the attributes that it is built from again."""
+    """A layer that a file may hold: its class, and the attributes that are passed to rebuild it."""
 
     build: type[nn.Module]
     options: tuple[str, ...] = ()
 
 
 LAYERS: Registry[LayerKind] = Registry("layer")
-"""Layers that a file may hold, by name; no other code is ever run."""
+"""Layers that a file may hold, by name; loading a file runs no other code."""
 
 for _kind in (
     LayerKind(
@@ -67,16 +67,19 @@ def save_frozen(
 
     Args:
         model: The network.
-        path: The file.
-        notes: What is to be known of it, as text by name; its own unless given.
+        path: The file to write.
+        notes: Text by name to store with it, such as the names of classes; ``model.notes`` unless
+            passed.
 
     Raises:
-        ValueError: A layer that a file cannot hold; the message lists those that it can.
+        TypeError: ``model`` is not a :class:`FrozenModel`.
+        ValueError: A file cannot hold one of the layers (the message lists those that it can), or
+            ``path`` is a folder.
     """
     if not isinstance(model, FrozenModel):
         raise TypeError(
-            f"a file holds what freeze() returns, got {type(model).__name__}; keep what "
-            "freeze_graphs() returns by torch.save, or export it"
+            f"expected a FrozenModel, as freeze() returns, got {type(model).__name__}; save what "
+            "freeze_graphs() returns with torch.save, or export it"
         )
     layers = [_described(layer) for layer in model]
     tensors = {name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
@@ -84,7 +87,7 @@ def save_frozen(
     metadata = {"format": FORMAT, "model": text, "sha256": _digest(text, tensors)}
     content = save({name: x.clone() for name, x in tensors.items()}, metadata)
     if Path(path).is_dir():
-        raise ValueError(f"{os.fspath(path)} is a folder: name a file")
+        raise ValueError(f"{os.fspath(path)} is a folder: pass the path of a file")
     temporary = Path(f"{os.fspath(path)}.part")
     try:
         temporary.write_bytes(content)
@@ -94,38 +97,38 @@ def save_frozen(
 
 
 def load_frozen(path: str | os.PathLike[str]) -> FrozenModel:
-    """Read what :func:`save_frozen` wrote; nothing in the file is executed.
+    """Load a network that :func:`save_frozen` wrote; nothing in the file is executed.
 
     Returns:
         The network, on the CPU.
 
     Raises:
-        ValueError: A file of something else, or a damaged one.
-        FileNotFoundError: No such file.
+        ValueError: The file is damaged, or does not hold a frozen network.
+        FileNotFoundError: The file does not exist.
     """
     content = Path(path).read_bytes()
     try:
         metadata, tensors = _metadata(content), load(content)
         if metadata.get("format") != FORMAT:
-            raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
+            raise ValueError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}")
         text = str(metadata.get("model"))
         if metadata.get("sha256") != _digest(text, tensors):
-            raise ValueError("its checksum is wrong")
-        described = json.loads(text)
-        model = _rebuilt(described["layers"], tensors)
-        model.notes = {str(key): str(value) for key, value in described["notes"].items()}
+            raise ValueError("its checksum does not match its content")
+        description = json.loads(text)
+        model = _rebuild(description["layers"], tensors)
+        model.notes = {str(key): str(value) for key, value in description["notes"].items()}
         return model
     except (
         *(SafetensorError, ValueError, TypeError, KeyError, IndexError, AttributeError),
         *(RuntimeError, OverflowError, RecursionError),
     ) as error:
         raise ValueError(
-            f"{os.fspath(path)} is no frozen network of this version, or it is damaged: {error}"
+            f"{os.fspath(path)} is not a frozen network of this version, or it is damaged: {error}"
         ) from error
 
 
 def _metadata(content: bytes) -> dict[str, Any]:
-    """Return what a safetensors file says of itself."""
+    """Return the metadata of a safetensors file."""
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or length > len(content) - 8:
         raise ValueError("it ends too early")
@@ -135,6 +138,7 @@ def _metadata(content: bytes) -> dict[str, Any]:
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 checksum of a description and tensors."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         x = tensors[name]
@@ -144,6 +148,7 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _described(layer: nn.Module) -> dict[str, Any]:
+    """Return a layer's name and options, or a graph's parts and strides, for a file."""
     if isinstance(layer, FrozenGraph):
         parts = [dataclasses.asdict(part) for part in layer.parts]
         return {"layer": "FrozenGraph", "parts": parts, "strides": layer.strides}
@@ -159,36 +164,50 @@ def _described(layer: nn.Module) -> dict[str, Any]:
     return {"layer": name, "options": options}
 
 
-def _rebuilt(layers: list[dict[str, Any]], tensors: dict[str, Tensor]) -> FrozenModel:
-    found = []
-    for at, described in enumerate(layers):
-        own = {k.removeprefix(f"{at}."): x for k, x in tensors.items() if k.startswith(f"{at}.")}
-        found.append(_layer(described, own))
-    unknown = tensors.keys() - FrozenModel(*found).state_dict().keys()
+def _rebuild(descriptions: list[dict[str, Any]], tensors: dict[str, Tensor]) -> FrozenModel:
+    """Return a network of layers as :func:`_described` returns them, with tensors by name."""
+    layers = []
+    for at, description in enumerate(descriptions):
+        prefix = f"{at}."
+        layer_tensors = {
+            name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)
+        }
+        layers.append(_rebuild_layer(description, layer_tensors))
+    unknown = tensors.keys() - FrozenModel(*layers).state_dict().keys()
     if unknown:
-        raise ValueError(f"it has tensors of no layer: {', '.join(sorted(unknown))}")
-    return FrozenModel(*found).eval().requires_grad_(False)
+        raise ValueError(f"it has tensors that belong to no layer: {', '.join(sorted(unknown))}")
+    return FrozenModel(*layers).eval().requires_grad_(False)
 
 
-def _layer(described: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
-    name = described["layer"]
+def _rebuild_layer(description: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
+    """Return one layer with its tensors.
+
+    Raises:
+        ValueError: An option or tensor does not fit the layer.
+    """
+    name = description["layer"]
     if name == "FrozenGraph":
-        parts = [Part(**{**part, "role": Role(part["role"])}) for part in described["parts"]]
+        parts = [Part(**{**part, "role": Role(part["role"])}) for part in description["parts"]]
         if tensors.keys() != set(TENSORS):
-            raise ValueError(f"a graph has the tensors {', '.join(TENSORS)}")
-        return FrozenGraph(parts, tuple(described["strides"]), **tensors)
+            raise ValueError(
+                f"a graph has the tensors {', '.join(TENSORS)}, got {', '.join(sorted(tensors))}"
+            )
+        return FrozenGraph(parts, tuple(description["strides"]), **tensors)
     options = {
         key: tuple(value) if isinstance(value, list) else value
-        for key, value in described["options"].items()
+        for key, value in description["options"].items()
     }
     for key, value in options.items():
         for number in value if isinstance(value, tuple) else (value,):
-            known = isinstance(number, int | float | None) and abs(number or 0) <= MOST
-            if not known and number not in WORDS:
-                raise ValueError(f"{key} of a layer {name} is {value!r}")
-    with torch.device("meta"):  # sizes that do not fit the tensors take no memory
+            is_small = isinstance(number, int | float | None) and abs(number or 0) <= MOST
+            if not is_small and number not in WORDS:
+                raise ValueError(
+                    f"{key} of a layer {name} is {value!r}: expected numbers up to {MOST}, or one "
+                    f"of {', '.join(WORDS)}"
+                )
+    with torch.device("meta"):  # no memory for sizes that do not fit the tensors
         layer = LAYERS[name].build(**options)
     layer.load_state_dict(tensors, assign=True)
     if any(x.is_floating_point() and x.dtype != torch.float32 for x in tensors.values()):
-        raise ValueError(f"weights of a layer {name} are not float32")
+        raise ValueError(f"weights of a layer {name} must be float32")
     return layer

@@ -1,4 +1,4 @@
-"""What a frozen network costs, counted and measured."""
+"""Count and measure what a frozen network costs."""
 
 import statistics
 import time
@@ -14,15 +14,15 @@ from dnw_graph.topology import Role
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What one layer of a frozen network costs for one image.
+    """Cost of one layer of a frozen network for one image.
 
     Attributes:
-        name: What it is.
-        output: Shape of what it gives.
+        name: Class of the layer.
+        output: Shape of its output, without the batch.
         macs: Multiply-adds.
-        parameters: Weights of edges, filters, convolutions and linear layers.
-        milliseconds: Median of what it took.
-        remark: Of a graph, what is left of it and how its sums are formed.
+        parameters: Number of weights of edges, filters, convolutions and linear layers.
+        milliseconds: Median time of a call.
+        remark: For a graph, its numbers of nodes and edges, and how its sums are formed.
     """
 
     name: str
@@ -35,13 +35,13 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What a frozen network costs for one image; printed, it is a table.
+    """Cost of a frozen network for one image; ``str`` returns a table.
 
     Attributes:
-        layers: Its layers.
-        milliseconds: Median of what the whole took.
+        layers: Cost of each layer.
+        milliseconds: Median time of a call of the whole network.
         bytes: Size of its tensors.
-        threads: Number of threads that it took.
+        threads: Number of threads.
     """
 
     layers: tuple[LayerReport, ...]
@@ -51,12 +51,12 @@ class Report:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds; what other work calls FLOPs is twice this."""
+        """Multiply-adds; FLOPs, where each counts as two operations, are twice this."""
         return sum(layer.macs for layer in self.layers)
 
     @property
     def parameters(self) -> int:
-        """Weights of edges, filters, convolutions and linear layers."""
+        """Number of weights of edges, filters, convolutions and linear layers."""
         return sum(layer.parameters for layer in self.layers)
 
     def __str__(self) -> str:
@@ -75,7 +75,7 @@ class Report:
 
 
 class Count(NamedTuple):
-    """What one layer costs, and what it returned."""
+    """Multiply-adds and parameters of one layer, with its input and output."""
 
     macs: int
     parameters: int
@@ -86,26 +86,30 @@ class Count(NamedTuple):
 def counts(layers: nn.Sequential, example: Tensor) -> list[Count]:
     """Count the multiply-adds and parameters of each layer of a frozen network.
 
-    As :func:`dnw_graph.cost` counts those of the network itself: edges, however they are summed,
-    and of the layers behind a graph the channels that depend on the input.
+    They are counted as :func:`dnw_graph.cost` does: edges count once regardless of the kernel, and
+    layers behind a graph count only channels that depend on the input.
+
+    Args:
+        layers: The network.
+        example: One input ``[1, ...]``.
     """
-    found, x = [], example
+    costs, x = [], example
     live = torch.ones(x.shape[1], dtype=torch.bool, device="cpu")
     for layer in layers:
         out = layer.plainly(x) if isinstance(layer, FrozenGraph) else layer(x)
-        found.append(Count(*_counted(layer, x, out, live), x, out))
+        costs.append(Count(*_counted(layer, x, out, live), x, out))
         if isinstance(layer, FrozenGraph):
             live = layer.reached[layer.outputs]
         elif out.shape[1] != len(live) or isinstance(layer, nn.Conv2d | nn.Linear):
             live = torch.ones(out.shape[1], dtype=torch.bool, device="cpu")
         x = out
-    return found
+    return costs
 
 
 @torch.no_grad()
 def report(layers: nn.Sequential, example: Tensor, repeats: int = 20) -> Report:
-    """Run a frozen network on one input ``[1, ...]``, and return what it costs."""
-    whole, entries = _milliseconds(layers, example, repeats), []
+    """Run a frozen network on one input ``[1, ...]`` repeatedly, and return its cost."""
+    milliseconds, entries = _milliseconds(layers, example, repeats), []
     for layer, count in zip(layers, counts(layers, example), strict=True):
         entries.append(
             LayerReport(
@@ -118,10 +122,11 @@ def report(layers: nn.Sequential, example: Tensor, repeats: int = 20) -> Report:
             )
         )
     size = sum(t.numel() * t.element_size() for t in layers.state_dict().values())
-    return Report(tuple(entries), whole, size, torch.get_num_threads())
+    return Report(tuple(entries), milliseconds, size, torch.get_num_threads())
 
 
 def _milliseconds(layer: nn.Module, x: Tensor, repeats: int) -> float:
+    """Return the median time of a call, after a warm-up call."""
     times = []
     with torch.no_grad():
         layer(x)
@@ -133,7 +138,7 @@ def _milliseconds(layer: nn.Module, x: Tensor, repeats: int) -> float:
 
 
 def _counted(layer: nn.Module, x: Tensor, out: Tensor, live: Tensor) -> tuple[int, int]:
-    """Return multiply-adds and parameters, where some channels of ``x`` are live."""
+    """Return multiply-adds and parameters of a layer; ``live`` marks the channels that count."""
     if isinstance(layer, FrozenGraph):
         return layer.counted(x.shape[2:])
     weight, pixels = getattr(layer, "weight", None), out.shape[2:].numel()
@@ -147,6 +152,7 @@ def _counted(layer: nn.Module, x: Tensor, out: Tensor, live: Tensor) -> tuple[in
 
 
 def _remark(graph: FrozenGraph, x: Tensor) -> str:
+    """Return the numbers of nodes, edges and kernels of a graph as text."""
     part_kernels = graph.engine.part_kernels(x)
     dense = sum(part_kernel.is_dense for part_kernel in part_kernels)
     hidden = sum(len(p) for p in graph.parts if p.role == Role.HIDDEN)

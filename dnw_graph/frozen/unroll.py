@@ -1,4 +1,4 @@
-"""What is left of a graph: a node a firing, if a path leads from it to an output."""
+"""Unroll graphs in time and remove nodes that no output needs."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,11 +16,11 @@ from dnw_graph.topology import Block, Role
 from dnw_graph.topology._order import reached
 
 Edges = tuple[Tensor, Tensor]
-"""Sources and targets ``[2, n]``, and weights ``[n]``."""
+"""Sources and targets ``[2, n]`` of edges, and their weights ``[n]``."""
 
 
 class _Layer(NamedTuple):
-    """Nodes that fire together, all of one block: in discrete time there is one for each step."""
+    """The nodes of a block at one step; a static graph has one layer per block."""
 
     block: Block
     role: Role
@@ -28,10 +28,10 @@ class _Layer(NamedTuple):
 
 
 class Unrolled:
-    """A graph in which every node fires once.
+    """A graph under construction in which each node fires once.
 
-    Nodes are numbered layer by layer, as these are added. A layer is given by a block, a role and a
-    formula.
+    A layer consists of a block, a role and a formula. Nodes are numbered in the order in which
+    layers are added.
     """
 
     def __init__(self) -> None:
@@ -40,33 +40,33 @@ class Unrolled:
         self.size = 0
 
     def add(self, *layer: Any) -> int:
-        """Add a layer, given as :class:`_Layer` is; return the number of its first node."""
+        """Add a layer (a block, a role and a formula), and return the number of its first node."""
         self.layers.append(_Layer(*layer))
         self.size += len(self.layers[-1].block.nodes)
         return self.size - len(self.layers[-1].block.nodes)
 
 
 def unroll(graph: NeuralGraph, wanted: Tensor) -> FrozenGraph:
-    """Freeze a graph.
+    """Freeze a static graph, or one in discrete time without sequences.
 
     Args:
-        graph: The graph; it stays as it is.
-        wanted: Which channels of its output are read ``[outputs]``, boolean.
+        graph: The graph; it is not changed.
+        wanted: Mask of the output channels to keep ``[outputs]``.
 
     Returns:
-        What is left; every node counts as reached.
+        The frozen graph without nodes that lead to no output; all of its nodes count as reached.
 
     Raises:
-        ValueError: A schedule or a node function that cannot be frozen.
+        ValueError: The schedule or a node function cannot be frozen.
     """
     topology, wiring = graph.grouping.topology, graph.wiring().regrouped(graph.grouping)
     edge_index, weight = wiring.edge_index.cpu(), wiring.edge_weight.detach().float().cpu()
     edges = edge_index[:, weight != 0], weight[weight != 0]
     unrolled, schedule = Unrolled(), graph.schedule
     if isinstance(schedule, Static):
-        last = _once(graph, unrolled, edges)
+        last = _add_blocks(graph, unrolled, edges)
     elif isinstance(schedule, Discrete) and not schedule.takes_sequence | schedule.gives_sequence:
-        last = _in_steps(graph, schedule, unrolled, edges)
+        last = _add_steps(graph, schedule, unrolled, edges)
     else:
         raise ValueError(
             "freeze() takes graphs that are static or in discrete time, got schedule "
@@ -79,8 +79,12 @@ def unroll(graph: NeuralGraph, wanted: Tensor) -> FrozenGraph:
     return frozen
 
 
-def _once(graph: NeuralGraph, unrolled: Unrolled, edges: Edges) -> Tensor:
-    """Add each block; return the number of each node there ``[V]``."""
+def _add_blocks(graph: NeuralGraph, unrolled: Unrolled, edges: Edges) -> Tensor:
+    """Add the blocks of a static graph, and return the number of each node in ``unrolled`` ``[V]``.
+
+    Raises:
+        ValueError: A node or message function cannot be frozen.
+    """
     sending = graph.topology.block[edges[0][0]].unique().tolist()
     for block in graph.topology.blocks:
         formula = formula_of(graph.nodes[block.index], 0.0)
@@ -88,77 +92,87 @@ def _once(graph: NeuralGraph, unrolled: Unrolled, edges: Edges) -> Tensor:
         if block.role != Role.OUTPUT:
             formula = chained(formula, message)
         elif block.index in sending and not _is_identity(message):
-            raise ValueError("freeze() takes no output that sends other than its state")
+            raise ValueError(
+                "freeze() takes no message function on outputs, which must send their states"
+            )
         unrolled.add(block, block.role, formula)
     unrolled.edges.append(edges)
     return torch.arange(graph.topology.num_nodes, device="cpu")
 
 
-def _in_steps(graph: NeuralGraph, schedule: Discrete, unrolled: Unrolled, edges: Edges) -> Tensor:
-    """Add what all blocks send at each step; return the number of each node at the last ``[V]``."""
+def _add_steps(graph: NeuralGraph, schedule: Discrete, unrolled: Unrolled, edges: Edges) -> Tensor:
+    """Add all blocks for each step, and return the number of each node at the last step ``[V]``.
+
+    Raises:
+        ValueError: A node or message function cannot be frozen, or has a stride.
+    """
     topology, (edge_index, weight) = graph.grouping.topology, edges
     blocks = topology.blocks
     held = schedule.input == "held"
-    given = torch.full((topology.num_nodes,), -1, device="cpu")
-    last = torch.arange(topology.num_nodes, device="cpu")
+    held_inputs = torch.full((topology.num_nodes,), -1, device="cpu")
+    current = torch.arange(topology.num_nodes, device="cpu")
     for block in blocks:
         if held and block.role == Role.INPUT:
-            given[_range(block)] = numbers_of(unrolled, block, Role.INPUT, Formula())
+            held_inputs[_slice(block)] = numbers_of(unrolled, block, Role.INPUT, Formula())
     sending = set(topology.block[edge_index[0]].tolist())
     for step in range(schedule.steps + 1):
-        before, last = last, torch.empty_like(last)
+        previous, current = current, torch.empty_like(current)
         for block in blocks:
-            formula, role = Formula(), Role.HIDDEN
-            if step or (held and block.role == Role.INPUT):
-                formula = formula_of(graph.nodes[block.index], float(max(step - 1, 0)))
-            if step < schedule.steps and block.index in sending:
-                formula = chained(formula, formula_of(graph.messages[block.index], float(step)))
-            elif step == schedule.steps and block.role == Role.OUTPUT:
-                role = Role.OUTPUT
-            if formula.stride != 1:
-                raise ValueError("freeze() takes no strides in discrete time")
-            if not step and not held and block.role == Role.INPUT:
-                role = Role.INPUT
-            last[_range(block)] = numbers_of(unrolled, block, role, formula)
+            role, formula = _step_layer(graph, schedule, block, step, block.index in sending)
+            current[_slice(block)] = numbers_of(unrolled, block, role, formula)
         if step:
             unrolled.edges.append(
-                (torch.stack([before[edge_index[0]], last[edge_index[1]]]), weight)
+                (torch.stack([previous[edge_index[0]], current[edge_index[1]]]), weight)
             )
         if held:
-            fed = (given >= 0).nonzero().flatten()
-            unrolled.edges.append(
-                (
-                    torch.stack([given[fed], last[fed]]),
-                    torch.ones(len(fed), dtype=torch.float32, device="cpu"),
-                )
-            )
-    return last
+            nodes = (held_inputs >= 0).nonzero().flatten()
+            ones = torch.ones(len(nodes), dtype=torch.float32, device="cpu")
+            unrolled.edges.append((torch.stack([held_inputs[nodes], current[nodes]]), ones))
+    return current
 
 
-def _range(block: Block) -> slice:
+def _step_layer(
+    graph: NeuralGraph, schedule: Discrete, block: Block, step: int, sends: bool
+) -> tuple[Role, Formula]:
+    """Return the role and the formula of a block at a step, 0 for the start."""
+    held = schedule.input == "held"
+    role, formula = Role.HIDDEN, Formula()
+    if step or (held and block.role == Role.INPUT):
+        formula = formula_of(graph.nodes[block.index], float(max(step - 1, 0)))
+    if step < schedule.steps and sends:
+        formula = chained(formula, formula_of(graph.messages[block.index], float(step)))
+    elif step == schedule.steps and block.role == Role.OUTPUT:
+        role = Role.OUTPUT
+    if formula.stride != 1:
+        raise ValueError(f"freeze() takes no strides in discrete time, got {formula.stride}")
+    if not step and not held and block.role == Role.INPUT:
+        role = Role.INPUT
+    return role, formula
+
+
+def _slice(block: Block) -> slice:
     return slice(block.nodes.start, block.nodes.stop)
 
 
 def numbers_of(unrolled: Unrolled, *layer: Any) -> Tensor:
-    """Add a layer, and return the numbers of its nodes."""
+    """Add a layer (a block, a role and a formula), and return the numbers of its nodes."""
     first = unrolled.add(*layer)
     return torch.arange(first, unrolled.size, device="cpu")
 
 
 def formula_of(module: Any, t: float) -> Formula:
-    """Return what a node or message function computes in evaluation.
+    """Return the formula of a node or message function at time ``t``, in evaluation.
 
     Raises:
-        ValueError: It does not say.
+        ValueError: It has no method ``formula(t)`` that returns one.
     """
     formula = module.formula(t) if hasattr(module, "formula") else None
     if not isinstance(formula, Formula):
-        own = module.function if isinstance(module, WithoutTime) else module
+        function = module.function if isinstance(module, WithoutTime) else module
         raise ValueError(
-            f"freeze() does not know the node function {type(own).__name__}: it knows scale, "
-            "shift, norm, ReLU and 3x3 filter; a function that is made of these says so by a "
-            "method formula(t) that returns a dnw_graph.node.Formula, and a graph with any other "
-            "stays as it is"
+            f"freeze() does not support the node function {type(function).__name__}: expected a "
+            "method formula(t) that returns a dnw_graph.node.Formula of scale, shift, norm, ReLU "
+            "and 3x3 filter; a graph with any other node function cannot be frozen"
         )
     return formula
 
@@ -172,53 +186,65 @@ def _filters(formula: Formula) -> bool:
 
 
 def chained(first: Formula, then: Formula) -> Formula:
-    """Return one formula for two, of which the second sees what the first gives."""
+    """Return one formula for two, the second of which is applied to the result of the first.
+
+    Raises:
+        ValueError: No formula computes both.
+    """
     if _is_identity(then):
         return first
     if _is_identity(first):
         return then
     if _filters(first) or then.scale is not None or then.eps is not None:
         raise ValueError(
-            "freeze() does not know this message: after a node function with a filter it takes "
-            "identity only, and no norm after any"
+            "freeze() does not support this message function: it must be the identity after a node "
+            "function with a filter, and must not have a scale or norm after any other"
         )
     relu = first.relu or then.relu
     return replace(first, relu=relu, filters=then.filters, stride=then.stride)
 
 
 def compact(unrolled: Unrolled, channel: Tensor, ends: Tensor) -> FrozenGraph:
-    """Number what is needed anew: layers of inputs first, edges by target and source."""
+    """Return a frozen graph of the nodes that lead to an output.
+
+    Layers of inputs come first. Edges are sorted by target and source.
+
+    Args:
+        unrolled: Layers and edges.
+        channel: Input channel of each node of the graph, read for input nodes ``[V]``.
+        ends: Numbers in ``unrolled`` of the outputs.
+    """
     edge_index = torch.cat([index for index, _ in unrolled.edges], 1)
     weight = torch.cat([weight for _, weight in unrolled.edges])
     needed = reached(edge_index.flip(0), unrolled.size, ends.unique())
     number = torch.full((unrolled.size,), -1, device="cpu")
-    order: list[Tensor] = []
+    originals: list[Tensor] = []  # nodes of each part, by number in the graph
     parts: list[Part] = []
-    tensors: list[tuple[Tensor, ...]] = []
+    rows: list[tuple[Tensor, ...]] = []
     for nodes, layer in sorted(_numbered(unrolled), key=lambda pair: pair[1].role != Role.INPUT):
-        kept = nodes[needed[nodes]]
-        if not len(kept):
+        needed_nodes = nodes[needed[nodes]]
+        if not len(needed_nodes):
             continue
-        first = parts[-1].past if parts else 0
-        number[kept] = torch.arange(first, first + len(kept), device="cpu")
-        order.append(kept - nodes[0] + layer.block.nodes.start)
-        parts.append(_part(layer, first, len(kept)))
-        tensors.append(_rows(layer.formula, kept - nodes[0]))
-    strides = [layer.formula.stride for layer in unrolled.layers if layer.role == Role.INPUT]
-    stride = max(strides)
+        part = _part(layer, parts[-1].past if parts else 0, len(needed_nodes))
+        number[needed_nodes] = torch.arange(part.first, part.past, device="cpu")
+        originals.append(needed_nodes - nodes[0] + layer.block.nodes.start)
+        parts.append(part)
+        rows.append(_rows(layer.formula, needed_nodes - nodes[0]))
+    stride = max(layer.formula.stride for layer in unrolled.layers if layer.role == Role.INPUT)
     live = needed[edge_index[0]] & needed[edge_index[1]]
     source, target = number[edge_index[:, live]]
     by_target = (target * max(unrolled.size, 1) + source).argsort()
-    node = torch.cat(order) if order else torch.empty(0, dtype=torch.int64, device="cpu")
-    inputs = [channel[part] for part, p in zip(order, parts, strict=True) if p.role == Role.INPUT]
-    none = (_zeros(0), _zeros(0), _zeros(0, 3, 3))
-    scale, shift, filters = (torch.cat(rows) for rows in zip(none, *tensors, strict=True))
+    none = torch.empty(0, dtype=torch.int64, device="cpu")
+    inputs = [channel[n] for n, p in zip(originals, parts, strict=True) if p.role == Role.INPUT]
+    empty = (_zeros(0), _zeros(0), _zeros(0, 3, 3))
+    scale, shift, filters = (torch.cat(tensors) for tensors in zip(empty, *rows, strict=True))
+    node = torch.cat(originals or [none])
     return FrozenGraph(
         [_levelled(part, stride) for part in parts],
         (stride,) * (stride > 1),
         edge_index=torch.stack([source, target])[:, by_target],
         edge_weight=weight[live][by_target],
-        inputs=torch.cat(inputs) if inputs else node[:0],
+        inputs=torch.cat(inputs or [none]),
         outputs=number[ends],
         node=node,
         scale=scale,
@@ -229,11 +255,12 @@ def compact(unrolled: Unrolled, channel: Tensor, ends: Tensor) -> FrozenGraph:
 
 
 def _zeros(*shape: int) -> Tensor:
-    """Return zeros, whatever the default type and device."""
+    """Return zeros in float32 on the CPU, regardless of the default type and device."""
     return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
 
 def _numbered(unrolled: Unrolled) -> Iterator[tuple[Tensor, _Layer]]:
+    """Yield the numbers of the nodes of each layer, with the layer."""
     first = 0
     for layer in unrolled.layers:
         yield torch.arange(first, first + len(layer.block.nodes), device="cpu"), layer
@@ -241,6 +268,7 @@ def _numbered(unrolled: Unrolled) -> Iterator[tuple[Tensor, _Layer]]:
 
 
 def _part(layer: _Layer, first: int, size: int) -> Part:
+    """Return a part of ``size`` nodes of a layer, the first of which has number ``first``."""
     formula = layer.formula
     return Part(
         first=first,
@@ -254,18 +282,17 @@ def _part(layer: _Layer, first: int, size: int) -> Part:
 
 
 def _levelled(part: Part, stride: int) -> Part:
-    """Return a part with its levels: inputs lead to the second where there is a stride."""
+    """Return a part with its levels: with a stride, only inputs read level 0."""
     level = int(stride > 1)
     return replace(part, reads=0 if part.role == Role.INPUT else level, level=level)
 
 
-def _rows(formula: Formula, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return scale, shift and filters of some nodes of a layer."""
-    ones, zeros = _zeros(len(kept)) + 1, _zeros(len(kept))
-    filters = _zeros(len(kept), 3, 3)
-    given = [formula.scale, formula.shift, formula.filters]
+def _rows(formula: Formula, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return scale, shift and filters of some nodes of a layer, by index in the layer."""
+    tensors = formula.scale, formula.shift, formula.filters
+    defaults = _zeros(len(nodes)) + 1, _zeros(len(nodes)), _zeros(len(nodes), 3, 3)
     scale, shift, filters = (
-        default if tensor is None else tensor.detach().float().cpu()[kept]
-        for tensor, default in zip(given, (ones, zeros, filters), strict=True)
+        default if tensor is None else tensor.detach().float().cpu()[nodes]
+        for tensor, default in zip(tensors, defaults, strict=True)
     )
     return scale, shift, filters

@@ -83,7 +83,7 @@ def test_a_frozen_copy_computes_the_same(
     assert relative_error(frozen(*inputs), model(*inputs)) < 1e-5
     assert not any(isinstance(module, NeuralGraph) for module in frozen.modules())
     assert len({id(m) for m in frozen.modules() if isinstance(m, FrozenModel)}) == number
-    with pytest.raises(ValueError, match="a frozen model is not trained"):
+    with pytest.raises(ValueError, match="a frozen model cannot be trained"):
         frozen.train()
 
 
@@ -109,7 +109,7 @@ def test_frozen_copies_are_exported(
 
 
 def test_errors_name_what_is_in_the_way() -> None:
-    with pytest.raises(ValueError, match=r"freeze_graphs\(\) freezes each graph where it stands"):
+    with pytest.raises(ValueError, match=r"freeze_graphs\(\) freezes each graph in its place"):
         freeze(Residual())
     with pytest.raises(ValueError, match=r"freeze_graphs\(\) found no NeuralGraph"):
         freeze_graphs(nn.Sequential(nn.Linear(2, 2)))

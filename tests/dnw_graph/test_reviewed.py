@@ -49,7 +49,7 @@ def test_functions_of_inputs_alone_are_frozen(node: type[nn.Module]) -> None:
 def test_what_cannot_be_frozen_is_named(node: str) -> None:
     graph = NeuralGraph(LAYERS, rule="complete", node=node)
     name = {"gelu": "Gelu", "tanh": "Tanh"}.get(node, "ELU")
-    with pytest.raises(ValueError, match=f"does not know the node function {name}: it knows scale"):
+    with pytest.raises(ValueError, match=f"does not support the node function {name}: expected"):
         freeze(graph)
 
 
@@ -149,11 +149,11 @@ def test_channels_are_given_to_all_or_none() -> None:
 
 def test_errors_say_what_to_do() -> None:
     graph = NeuralGraph(LAYERS, rule="complete", node="relu")
-    with pytest.raises(ValueError, match=r"graphs that are not frozen: give freeze\(model\)"):
+    with pytest.raises(ValueError, match=r"graphs that are not frozen: pass freeze\(model\)"):
         frozen.to_onnx(graph, torch.randn(2, 4), "never.onnx")
     with pytest.raises(ValueError, match=r"type torch.float32, got torch.float64"):
         freeze(graph)(torch.randn(2, 4).double())
-    with pytest.raises(TypeError, match=r"a file holds what freeze\(\) returns"):
+    with pytest.raises(TypeError, match=r"expected a FrozenModel, as freeze\(\) returns"):
         save_frozen(freeze_graphs(nn.Sequential(graph)), "never.safetensors")
     with pytest.raises(TypeError, match=r"hidden must be a whole number of nodes, got 3\.5"):
         Topology.recurrent(2, 3.5, 1)
