@@ -82,24 +82,24 @@ class Engine:
         sends[source[live]] = True
         #: Row of a node's state within its level ``[V]``; -1 if it sends to no node.
         self.row = torch.full((graph.num_nodes,), -1, device="cpu")
-        #: By level: nodes with edges from constant nodes, and the row of the sum of these.
+        #: By level: live nodes with edges from constant nodes, and the rows of what these send.
         self.fed: list[tuple[Tensor, Tensor]] = []
         self.num_rows: list[int] = []
         edges, weights = [torch.stack([self.row[:0], self.row[:0]])], [graph.edge_weight[live]]
-        fed = target[constant].unique()
-        #: By level of their sources: edges from constant nodes to others.
+        receivers = target[constant].unique()
+        #: By level of their sources: edges from constant nodes to live ones.
         self.constant_edges: list[Tensor] = []
         for index in range(len(graph.strides) + 1):
             senders = (sends & (level == index)).nonzero().flatten()
-            receivers = fed[reads[fed] == index]
+            level_receivers = receivers[reads[receivers] == index]
             # Rows of constants come first in a level.
-            rows = torch.arange(len(receivers), device="cpu")
-            self.row[senders] = torch.arange(len(senders), device="cpu") + len(receivers)
-            self.fed.append((receivers, rows))
+            rows = torch.arange(len(level_receivers), device="cpu")
+            self.row[senders] = torch.arange(len(senders), device="cpu") + len(rows)
+            self.fed.append((level_receivers, rows))
             self.constant_edges.append((constant & (reads[target] == index)).nonzero().flatten())
-            self.num_rows.append(len(senders) + len(receivers))
-            edges.append(torch.stack([rows, number[receivers]]))
-            weights.append(torch.ones(len(receivers), dtype=torch.float32, device="cpu"))
+            self.num_rows.append(len(senders) + len(rows))
+            edges.append(torch.stack([rows, number[level_receivers]]))
+            weights.append(torch.ones(len(rows), dtype=torch.float32, device="cpu"))
         edges[0] = torch.stack([self.row[source[live]], number[target[live]]])
         rows, self.target = torch.cat(edges, 1)
         order = self.target.argsort(stable=True)
@@ -410,17 +410,17 @@ class _Plan:
         states = [s[0].reshape(s.shape[1], -1) for s in graph.states(x.detach())]
         source, target = graph.edge_index
         level_states = _zeros(0)
-        for level, (fed, rows) in enumerate(engine.fed):
+        for level, (receivers, rows) in enumerate(engine.fed):
             blocks = [s for part, s in zip(graph.parts, states, strict=True) if part.level == level]
             level_states = torch.cat(blocks) if blocks else level_states[:0]  # in order of places
-            if not len(fed):
+            if not len(receivers):
                 continue
             edges = engine.constant_edges[level]
             messages = graph.edge_weight[edges, None] * level_states[graph.places[source[edges]]]
-            sums = _zeros(len(fed), level_states.shape[1])
-            sums.index_add_(0, torch.searchsorted(fed, target[edges]), messages)
+            sums = _zeros(len(receivers), level_states.shape[1])
+            sums.index_add_(0, torch.searchsorted(receivers, target[edges]), messages)
             maps = self._images(self._rows(level), level)
-            maps[rows] = sums.view(len(fed), 1, *maps.shape[2:])
+            maps[rows] = sums.view(len(receivers), 1, *maps.shape[2:])
         self.constants = level_states[graph.places[graph.outputs[self.constant]]]
 
     def _choose(self, x: Tensor) -> None:

@@ -307,9 +307,8 @@ class Layout(nn.Module):
 
     def _matrix(self, at: int) -> Tensor:
         """Return the weights into a part ``[nodes, earlier nodes of the level it reads]``, kept."""
-        if (
-            torch.is_inference_mode_enabled()
-        ):  # a tensor kept from inference mode allows no gradients later
+        # A tensor made in inference mode would allow no gradients later.
+        if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
                 return self._matrix(at)
         weight = self._matrices.get(at)

@@ -60,7 +60,7 @@ class FrozenModel(nn.Sequential):
             lengths: Lengths of the sequences, as for :meth:`NeuralGraph.forward`; for the same.
 
         Raises:
-            ValueError: The network takes no state and lengths.
+            ValueError: A state or lengths were passed, but the network does not take them.
         """
         if state is not None or lengths is not None:
             if len(self) != 1 or not isinstance(self[0], FrozenRecurrent):

@@ -193,9 +193,9 @@ def _of_any_time(graph: NeuralGraph, module: nn.Module) -> Formula:
             same = torch.equal(value, other) if isinstance(value, Tensor) else value == other
             if not same:
                 raise ValueError(
-                    f"freeze() takes no {type(module).__name__} that depends on the time in a "
-                    "graph that takes or returns sequences"
+                    f"freeze() does not support a {type(module).__name__} that depends on the time "
+                    "in a graph that takes or returns sequences"
                 )
     if first.stride != 1:
-        raise ValueError(f"freeze() takes no strides in discrete time, got {first.stride}")
+        raise ValueError(f"freeze() does not support strides in discrete time, got {first.stride}")
     return first

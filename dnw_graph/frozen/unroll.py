@@ -92,9 +92,7 @@ def _add_blocks(graph: NeuralGraph, unrolled: Unrolled, edges: Edges) -> Tensor:
         if block.role != Role.OUTPUT:
             formula = chained(formula, message)
         elif block.index in sending and not _is_identity(message):
-            raise ValueError(
-                "freeze() takes no message function on outputs, which must send their states"
-            )
+            raise ValueError("freeze() does not support a message function on outputs")
         unrolled.add(block, block.role, formula)
     unrolled.edges.append(edges)
     return torch.arange(graph.topology.num_nodes, device="cpu")
@@ -144,7 +142,9 @@ def _step_layer(
     elif step == schedule.steps and block.role == Role.OUTPUT:
         role = Role.OUTPUT
     if formula.stride != 1:
-        raise ValueError(f"freeze() takes no strides in discrete time, got {formula.stride}")
+        raise ValueError(
+            f"freeze() does not support strides in discrete time, got {formula.stride}"
+        )
     if not step and not held and block.role == Role.INPUT:
         role = Role.INPUT
     return role, formula

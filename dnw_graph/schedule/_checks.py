@@ -18,7 +18,7 @@ def check_input_shape(schedule: Schedule, num_inputs: int, x: Tensor) -> None:
 
 
 def check_state(
-    state: Any, kind: type, shape: Sequence[int], dtype: torch.dtype | None = None
+    state: Any, kind: type[Any], shape: Sequence[int], dtype: torch.dtype | None = None
 ) -> None:
     """Raise ValueError unless a state is as expected.
 

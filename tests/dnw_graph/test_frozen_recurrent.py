@@ -107,5 +107,7 @@ def test_errors(tmp_path: Any) -> None:
     )
     with torch.no_grad():
         moving.nodes[0].norm[1].bias.fill_(1)
-    with pytest.raises(ValueError, match="takes no NormReluConv that depends on the time"):
+    with pytest.raises(
+        ValueError, match="does not support a NormReluConv that depends on the time"
+    ):
         freeze(moving)
