@@ -1,4 +1,4 @@
-"""Networks built from neural graphs, made by name with :func:`create_model`."""
+"""Networks built from neural graphs; :func:`create_model` builds them by name."""
 
 from models import mbv1, mbv1_dnw, resnet, tiny
 from models.allenai import load_allenai

@@ -1,4 +1,4 @@
-"""MobileNetV1 (Howard et al. 2017), the network whose wiring DNW learns anew."""
+"""MobileNetV1 (Howard et al. 2017), the network whose wiring DNW replaces by a learned one."""
 
 import math
 from collections import OrderedDict
@@ -29,12 +29,12 @@ STEM = 32
 
 @dataclass(frozen=True, kw_only=True)
 class MobileNetV1Config(ModelConfig):
-    """What MobileNetV1 is built from, besides what every model is.
+    """Options of MobileNetV1, in addition to those of every model.
 
     Attributes:
         width: Width multiplier ``d``.
-        norm_eps: Added to variances by normalisation. The default is MobileNetV1's own; that of
-            PyTorch and of the published implementation of DNW is 1e-5 (docs/training.md).
+        norm_eps: Value that normalisation adds to variances. The default is MobileNetV1's; PyTorch
+            and the published implementation of DNW use 1e-5 (docs/training.md).
         stem_stride: Stride of the first convolution; ``"auto"`` is 1 for images of at most 64
             pixels and 2 for larger ones.
     """
@@ -55,14 +55,14 @@ class MobileNetV1Config(ModelConfig):
 
     @property
     def stride(self) -> int:
-        """The stem's stride in pixels."""
+        """Stride of the stem, in pixels."""
         if self.stem_stride == "auto":
             return 1 if self.image_size <= 64 else 2
         return self.stem_stride
 
     @property
     def exact_width(self) -> Fraction:
-        """The width multiplier as it was written, without binary rounding."""
+        """The width multiplier as a decimal fraction, without binary rounding."""
         return Fraction(str(self.width))
 
 

@@ -1,4 +1,4 @@
-"""MobileNetV1-DNW: one graph a resolution over the nodes of MobileNetV1 (section 2.4)."""
+"""MobileNetV1-DNW: one graph per resolution over the nodes of MobileNetV1 (section 2.4)."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Stage(NamedTuple):
     blocks: int
 
     def topology(self) -> Topology:
-        """Return its candidates: any block may feed any later one; the last is the output."""
+        """Return the candidate edges: from each block to all later ones; the last is the output."""
         return Topology.layered([self.inputs, *[self.width] * self.blocks])
 
     @property
@@ -36,7 +36,7 @@ class Stage(NamedTuple):
         return self.width * (self.inputs * self.blocks + hidden)
 
     def num_edges(self, d: Fraction) -> int:
-        """Return the edges MobileNetV1 has there at width ``d``: ``(I C + (L - 1) C^2) d^2``."""
+        """Return the edges of MobileNetV1 in this stage: ``(I C + (L - 1) C^2) d^2``."""
         edges = self.inputs * self.width + (self.blocks - 1) * self.width**2
         return math.ceil(edges * d**2)
 
@@ -52,11 +52,12 @@ STAGES = (
 
 @dataclass(frozen=True, kw_only=True)
 class MobileNetV1GraphConfig(MobileNetV1Config):
-    """What MobileNetV1 with a wiring is built from, besides what MobileNetV1 is.
+    """Options of MobileNetV1 with a wiring, in addition to those of MobileNetV1.
 
     Attributes:
-        width: Width multiplier ``d``; of a graph it sets the number of real edges only.
-        num_edges: Real edges of each graph, that of a classifier included, in place of the width's.
+        width: Width multiplier ``d``; in a graph it sets only the number of real edges.
+        num_edges: Number of real edges of each graph, including a classifier's, instead of the
+            numbers that follow from the width.
         backend: How messages are summed; see :class:`dnw_graph.NeuralGraph`.
     """
 
@@ -71,10 +72,10 @@ class MobileNetV1GraphConfig(MobileNetV1Config):
 
 @dataclass(frozen=True, kw_only=True)
 class MobileNetV1DNWConfig(MobileNetV1GraphConfig):
-    """What MobileNetV1-DNW is built from, besides that.
+    """Options of MobileNetV1-DNW, in addition to those of MobileNetV1 with a wiring.
 
     Attributes:
-        rule: How edges are chosen, if need be with arguments, ``"rigl(every=50)"``; see
+        rule: How edges are chosen, optionally with arguments, as in ``"rigl(every=50)"``; see
             docs/rules.md.
     """
 
@@ -82,12 +83,13 @@ class MobileNetV1DNWConfig(MobileNetV1GraphConfig):
 
 
 class MobileNetV1DNW(nn.Module):
-    """Stem, graphs, head: 3x3 convolution; one graph a resolution; norm, ReLU, pool, classifier.
+    """A 3x3 convolution, one graph per resolution, then norm, ReLU, pool and classifier.
 
     Args:
         config: Width, classes, image size, stem, backend.
         rule: How edges are chosen.
-        small: Whether the classifier is a graph too, with ``d`` of its edges and no bias.
+        small: Whether the classifier is a graph too, with a share ``d`` of its candidate edges
+            real and no bias.
         stages: The graphs.
 
     Shapes:
@@ -142,16 +144,17 @@ class MobileNetV1DNW(nn.Module):
 
     @staticmethod
     def _check_budgets(stages: Sequence[Stage], num_edges: Sequence[int], width: float) -> None:
+        """Raise ValueError if a graph has fewer candidate edges than its budget."""
         for number, (stage, k) in enumerate(zip(stages, num_edges, strict=False)):
-            most = stage.num_candidates
-            if k > most:
+            limit = stage.num_candidates
+            if k > limit:
                 raise ValueError(
-                    f"width {width} asks for {k:,} edges in graph {number}, which has {most:,} "
-                    "candidates; give a smaller one, or the rule complete"
+                    f"width {width} needs {k:,} edges in graph {number}, which has {limit:,} "
+                    "candidates; use a smaller width, or the rule complete"
                 )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``[B, num_classes]`` of images ``[B, 3, H, W]``."""
+        """Return logits ``[B, num_classes]`` for images ``[B, 3, H, W]``."""
         x = self.relu(self.norm(self.graphs(self.stem(x))))
         logits: Tensor = self.classifier(self.flatten(self.pool(x)))
         return logits
@@ -159,7 +162,7 @@ class MobileNetV1DNW(nn.Module):
 
 @register_model("mbv1_dnw", MobileNetV1DNWConfig)
 def mbv1_dnw(config: MobileNetV1DNWConfig) -> nn.Module:
-    """Build MobileNetV1-DNW; its wiring is learned unless ``rule`` says otherwise."""
+    """Build MobileNetV1-DNW, whose wiring is learned by default."""
     return MobileNetV1DNW(config, config.rule)
 
 
@@ -171,11 +174,11 @@ def mbv1_dnw_small(config: MobileNetV1DNWConfig) -> nn.Module:
 
 @register_model("mbv1_random", MobileNetV1GraphConfig)
 def mbv1_random(config: MobileNetV1GraphConfig) -> nn.Module:
-    """Build the same network with a wiring drawn at random."""
+    """Build MobileNetV1-DNW with a random wiring."""
     return MobileNetV1DNW(config, "random")
 
 
 @register_model("mbv1_complete", MobileNetV1GraphConfig)
 def mbv1_complete(config: MobileNetV1GraphConfig) -> nn.Module:
-    """Build the same network with every candidate edge real, whatever the width."""
+    """Build MobileNetV1-DNW with every candidate edge real, regardless of the width."""
     return MobileNetV1DNW(config, "complete")

@@ -1,4 +1,4 @@
-"""The registry of models, and what they can all be told."""
+"""The registry of models, and the options that all models share."""
 
 import dataclasses
 import difflib
@@ -14,7 +14,7 @@ from dnw_graph._registry import Registry
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What a model is built from; families of models add options of their own to these.
+    """Options of every model; subclasses add the options of a family of models.
 
     Attributes:
         num_classes: Number of classes.
@@ -24,7 +24,7 @@ class ModelConfig:
     num_classes: int = 1000
     image_size: int = 224
 
-    #: Options by which the paper trains the model on CIFAR-10, where they are not Table 2's.
+    #: Options with which the paper trains the model on CIFAR-10, if they differ from Table 2's.
     cifar10: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
@@ -35,7 +35,7 @@ class ModelConfig:
 
 
 def check_norm_eps(norm_eps: float) -> None:
-    """Raise where what normalisation adds to variances is out of range."""
+    """Raise ValueError if ``norm_eps`` is not a finite number above 0."""
     if not 0 < norm_eps < math.inf:
         raise ValueError(f"norm_eps must be a finite number above 0, got {norm_eps}")
 
@@ -59,11 +59,11 @@ def register_model(
     """Return a decorator that registers a function from a configuration to a network.
 
     Args:
-        name: What the model is called from then on.
-        config: What it is built from: :class:`ModelConfig`, or a subclass with more options.
+        name: Name of the model.
+        config: Its configuration: :class:`ModelConfig`, or a subclass with more options.
 
     Raises:
-        ValueError: The name is taken.
+        ValueError: If the name is taken.
     """
 
     def add(build: ModelBuilder[Config]) -> ModelBuilder[Config]:
@@ -79,10 +79,10 @@ def list_models() -> list[str]:
 
 
 def model_options(name: str) -> dict[str, Any]:
-    """Return what a model can be told, with what it is unless told.
+    """Return the options of a model with their defaults.
 
     Raises:
-        ValueError: An unknown name.
+        ValueError: If the name is unknown.
     """
     return {field.name: field.default for field in dataclasses.fields(_MODELS[name].config)}
 
@@ -91,7 +91,7 @@ def model_config(name: str) -> type[ModelConfig]:
     """Return the class of a model's configuration.
 
     Raises:
-        ValueError: An unknown name.
+        ValueError: If the name is unknown.
     """
     return _MODELS[name].config
 
@@ -101,21 +101,21 @@ def create_model(name: str, **options: Any) -> nn.Module:
 
     Args:
         name: One of :func:`list_models`.
-        options: Those of :func:`model_options`.
+        options: Options of the model, as listed by :func:`model_options`.
 
     Returns:
         A network from images ``[B, 3, H, W]`` to logits ``[B, num_classes]``.
 
     Raises:
-        ValueError: An unknown name or option, or an option outside its range.
+        ValueError: If the name or an option is unknown, or an option is out of range.
     """
-    known = model_options(name)
+    defaults = model_options(name)
     for option in options:
-        if option not in known:
-            close = difflib.get_close_matches(option, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+        if option not in defaults:
+            matches = difflib.get_close_matches(option, defaults, n=1)
+            hint = f"; did you mean {matches[0]!r}?" if matches else ""
             raise ValueError(
-                f"{name} takes no option {option!r}{hint} (it takes: {', '.join(known)})"
+                f"{name} takes no option {option!r}{hint} (it takes: {', '.join(defaults)})"
             )
     build, config = _MODELS[name]
     return build(config(**options))

@@ -1,4 +1,4 @@
-"""torchvision's ResNets, dense and with every layer a graph (section 3.4)."""
+"""torchvision's ResNets, dense or with every layer as a graph (section 3.4)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from models.registry import ModelConfig, register_model
 
 @dataclass(frozen=True, kw_only=True)
 class SparseResNetConfig(ModelConfig):
-    """What a sparse ResNet is built from, besides what every model is.
+    """Options of a sparse ResNet, in addition to those of every model.
 
     Attributes:
-        density: Share of the weights of each layer that are real, 0.1 unless given or the rule
-            says; biases and normalisation are dense.
+        density: Share of the weights of each layer that are real. If None, the rule's default or
+            0.1. Biases and normalisation are dense.
         first_layer_dense: Whether all weights of the first convolution are real.
-        rule: How real weights are chosen, if need be with arguments, ``"rigl(every=50)"``; see
-            docs/rules.md.
+        rule: How real weights are chosen, optionally with arguments, as in ``"rigl(every=50)"``;
+            see docs/rules.md.
     """
 
     density: float | None = None
@@ -28,6 +28,8 @@ class SparseResNetConfig(ModelConfig):
 
 
 def _register(name: str, resnet: Callable[..., nn.Module]) -> None:
+    """Register a ResNet under ``name``, and its sparse version under ``<name>_dnw``."""
+
     @register_model(name)
     def dense(config: ModelConfig) -> nn.Module:
         return resnet(num_classes=config.num_classes)

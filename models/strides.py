@@ -1,17 +1,17 @@
-"""Whether an image has pixels enough for a network's strides."""
+"""A check that images are large enough for a network's strides."""
 
 from collections.abc import Sequence
 
 
 def check_strides(image_size: int, strides: Sequence[int]) -> None:
-    """Raise where the feature maps run out of pixels.
+    """Raise ValueError if an image is too small for a sequence of strides.
 
     Args:
         image_size: Height and width of the images, in pixels.
-        strides: Of the layers that have one, in order.
+        strides: Strides of the layers, in order.
 
     Raises:
-        ValueError: Naming the smallest image that is large enough.
+        ValueError: If the image is too small; the message names the smallest size that is not.
     """
     least = 1  # pixels before the last stride, then before the one before it, ...
     for stride in reversed(strides):

@@ -1,4 +1,4 @@
-"""The tiny classifiers of Table 1: one graph, static, in discrete or in continuous time."""
+"""The tiny classifiers of Table 1: one graph that is static, or in discrete or continuous time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ LAYERS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class TinyConfig(ModelConfig):
-    """What a tiny classifier is built from, besides what every model is.
+    """Options of a tiny classifier, in addition to those of every model.
 
     Attributes:
-        rule: How edges are chosen, if need be with arguments, ``"rigl(every=50)"``; see
+        rule: How edges are chosen, optionally with arguments, as in ``"rigl(every=50)"``; see
             docs/rules.md.
-        norm_eps: Added to variances by the nodes' normalisation.
+        norm_eps: Value that the nodes' normalisation adds to variances.
         backend: How messages are summed; see :class:`dnw_graph.NeuralGraph`.
-        schedule: When nodes fire, if otherwise than the name says: ``"discrete(steps=3)"``; see
-            docs/time.md.
+        schedule: When nodes fire, as in ``"discrete(steps=3)"``; see docs/time.md. If None, the
+            schedule that the model is named after.
     """
 
     rule: str | Rule | type[Rule] = "dnw"
@@ -51,19 +51,19 @@ class TinyConfig(ModelConfig):
 
 
 class CentrePool(nn.Module):
-    """The mean of four pixels near the centre: of ``n`` rows and columns, ``n/2 - 2, n/2 - 1``."""
+    """Averages four pixels near the centre, in rows and columns ``n/2 - 2`` and ``n/2 - 1``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``[B, C]`` of maps ``[B, C, H, W]``, ``H`` and ``W`` 2 or more."""
+        """Return means ``[B, C]`` of maps ``[B, C, H, W]``; ``H`` and ``W`` must be 2 or more."""
         rows, columns = (slice(max(size // 2 - 2, 0), size // 2) for size in x.shape[2:])
         return x[:, :, rows, columns].mean((2, 3))
 
 
-frozen.LAYERS.register("CentrePool")(frozen.LayerKind(CentrePool))  # frozen networks may hold it
+frozen.LAYERS.register("CentrePool")(frozen.LayerKind(CentrePool))  # needed to freeze the network
 
 
 class TinyClassifier(nn.Module):
-    """Stem to a quarter of the resolution; a graph of 800 nodes and 32,000 edges; classifier.
+    """A stem to a quarter of the resolution, a graph of 800 nodes and 32,000 edges, a classifier.
 
     Args:
         config: Classes, image size.
@@ -91,7 +91,7 @@ class TinyClassifier(nn.Module):
         self.classifier = nn.Linear(outputs, config.num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``[B, num_classes]`` of images ``[B, 3, H, W]``."""
+        """Return logits ``[B, num_classes]`` for images ``[B, 3, H, W]``."""
         logits: Tensor = self.classifier(self.pool(self.graph(self.stem(x))))
         return logits
 
@@ -100,8 +100,9 @@ class TinyClassifier(nn.Module):
 def tiny_static(config: TinyConfig) -> nn.Module:
     """Build the static classifier: inputs, four blocks of 167 nodes, outputs.
 
-    Its longest path has five edges, as many as the discrete one has steps. The static network of
-    the published implementation is cyclic within its last block, and has no acyclic equal.
+    Its longest path has five edges, equal to the number of steps of the discrete classifier. The
+    static network of the published implementation is cyclic within its last block, so there is no
+    acyclic equivalent.
     """
     width = (NODES - INPUTS - OUTPUTS) // (LAYERS - 1)
     graph = NeuralGraph(
@@ -139,13 +140,15 @@ def in_time(
     sizes: tuple[int, int, int] = (INPUTS, NODES - INPUTS - OUTPUTS, OUTPUTS),
     num_edges: int = EDGES,
 ) -> NeuralGraph:
-    """Return the graph of a classifier in time, in which any node may feed any, itself included.
+    """Return the graph of a classifier in time, whose candidate edges are all pairs of nodes.
+
+    A node may also have an edge to itself.
 
     Args:
         config: Rule, eps, backend.
-        name: Of the classifier.
+        name: Name of the classifier.
         sizes: Numbers of inputs, hidden nodes and outputs.
-        num_edges: The budget.
+        num_edges: Budget k, the number of real edges.
     """
     norm = partial(Norm, norm="instance", eps=config.norm_eps)
     return NeuralGraph(

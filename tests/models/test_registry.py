@@ -54,7 +54,7 @@ def test_the_stem_strides_over_large_images_only(image_size: int, stride: int) -
         ("mbv1_dnw", {"backend": "sprase"}, r"unknown backend 'sprase'; did you mean 'sparse'"),
         ("mbv1_random", {"rule": "dnw"}, r"mbv1_random takes no option 'rule' \(it takes: num_c"),
         ("mbv1_dnw", {"stem_stride": 10**5}, r"use 800001 pixels or more"),
-        ("mbv1_dnw", {"width": 3}, r"width 3 asks for .* graph 0, which has 2,048 candidates"),
+        ("mbv1_dnw", {"width": 3}, r"width 3 needs .* graph 0, which has 2,048 candidates"),
         ("mbv1_dnw", {"norm_eps": 0.0}, r"norm_eps must be a finite number above 0, got 0.0"),
         ("tiny_static", {"norm_eps": float("inf")}, r"norm_eps must be a finite number above 0"),
         ("mbv1_dnw", {"num_classes": 0}, r"num_classes must be 1 or more"),

@@ -89,7 +89,7 @@ def test_every_kind_can_be_imported_measured_and_trained_on(
     [
         ("nothing.pt", {}, r"there is no checkpoint .*nothing.pt"),
         ("small.pt", {"prune-rate": 0.4}, r"of other sizes than mbv1_dnw has; models.load_allenai"),
-        ("best.pt", {"kind": "discrete"}, r"no checkpoint of kind 'discrete'"),
+        ("best.pt", {"kind": "discrete"}, r"not a checkpoint of kind 'discrete'"),
         ("best.pt", {"data": "nowhere"}, r"--data nowhere: there is no such folder"),
         ("best.pt", {"data": "digits"}, r"knows \d classes, but digits has 10"),
         ("list.pt", {}, r"it has no tensors by name under \"model\""),

@@ -243,7 +243,7 @@ def test_init_takes_the_network_and_not_the_classifier(finished: Path, tmp_path:
         ),
         ({"warmup_epochs": 2}, r"warmup_epochs must be 0 or more, and fewer than epochs"),
         ({"label_smoothing": 1.0}, r"label_smoothing must be a share, 0 or more and below 1"),
-        ({"graph": "mbv1_dnw", "width": 100.0}, r"width 100.0 asks for .* edges in graph 0"),
+        ({"graph": "mbv1_dnw", "width": 100.0}, r"width 100.0 needs .* edges in graph 0"),
     ],
 )
 def test_errors_come_before_anything_is_written(
