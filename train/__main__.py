@@ -1,7 +1,7 @@
 """All commands under one name: ``dnw-graph imagenet …`` is ``python -m train.imagenet …``.
 
-``python -m`` looks into the current folder first, and finds a ``train.py`` or ``models`` there; the
-console command ``dnw-graph`` does not.
+``python -m`` searches the current folder first, so it may import a ``train.py`` or ``models`` from
+there; the console command ``dnw-graph`` does not.
 """
 
 import runpy
@@ -18,16 +18,16 @@ COMMANDS = {
     "report": "write an HTML file about runs",
     "export": "write a trained network to ONNX, torch.export or safetensors",
     "tables": "reproduce the tables of the paper",
-    "import_allenai": "make a run of a checkpoint of the published implementation",
+    "import_allenai": "make a run folder from a checkpoint of the published implementation",
 }
-"""Modules of ``train`` that are commands, and what they do."""
+"""Modules of ``train`` that are commands, with their descriptions."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command that the first argument names.
+    """Run the command named by the first argument.
 
     Args:
-        args: Its name, and its own arguments. If None, those of the command line.
+        args: The command's name and its arguments. If None, those of the command line.
     """
     args = sys.argv[1:] if args is None else list(args)
     name = args[0].replace("-", "_") if args else ""

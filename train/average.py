@@ -8,19 +8,19 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """Return a copy that follows a network: ``w' <- decay w' + (1 - decay) w`` at each update.
+    """Return a moving average of a network: ``w' <- decay w' + (1 - decay) w`` at each update.
 
-    Statistics of normalisation follow likewise; what rules remember (edges, steps) is copied.
+    Normalisation statistics are averaged too; the state of rules (edges, steps) is copied.
 
     Args:
         model: The network.
-        decay: Share that stays.
+        decay: Share of the average that is kept at each update.
     """
 
-    def follow(theirs: Sequence[Tensor], ours: Sequence[Tensor], _: object) -> None:
-        if theirs[0].is_floating_point():
-            torch._foreach_lerp_(list(theirs), list(ours), 1 - decay)
+    def update(averages: Sequence[Tensor], values: Sequence[Tensor], _: object) -> None:
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(list(averages), list(values), 1 - decay)
         else:
-            torch._foreach_copy_(list(theirs), list(ours))
+            torch._foreach_copy_(list(averages), list(values))
 
-    return AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)

@@ -1,12 +1,11 @@
-"""Checkpoints: everything that the rest of a run depends on, whole or not at all.
+"""Checkpoints: everything that the rest of a run depends on.
 
 ::
 
-    checkpoints/0000012000-3f1c9a50d2b7e864.pt    steps done, and the SHA-256 of what the file holds
+    checkpoints/0000012000-3f1c9a50d2b7e864.pt    steps done, and the SHA-256 of the content
 
-A checkpoint is written under another name and renamed, and the two newest are kept, so that there
-is one to go on from whatever happens while another is written. They are read without executing
-code.
+A checkpoint is written under a temporary name and then renamed, and the two newest are kept, so a
+run can be resumed even if writing one fails. Checkpoints are read without executing code.
 """
 
 import hashlib
@@ -22,7 +21,7 @@ from train.files import atomically
 
 FOLDER = "checkpoints"
 KEPT = 2
-"""Checkpoints that are kept."""
+"""Number of checkpoints to keep."""
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ class Checkpoints:
         self.path = Path(run) / FOLDER
 
     def __bool__(self) -> bool:
-        """Whether there are any."""
+        """Return whether there are any checkpoints."""
         return bool(self._newest_first())
 
     def save(self, state: Mapping[str, Any], step: int) -> None:
@@ -46,51 +45,53 @@ class Checkpoints:
 
         Args:
             state: Tensors and plain values.
-            step: Steps of the optimizer done.
+            step: Number of optimizer steps done.
 
         Raises:
-            OSError: It could not be written; those before it are still there.
+            OSError: If it could not be written; earlier checkpoints remain.
         """
         self.path.mkdir(exist_ok=True)
-        buffer = io.BytesIO()  # what is hashed is what was meant, not what a disk made of it
+        buffer = io.BytesIO()  # the hash is of the data in memory, so it detects writing errors
         torch.save(dict(state), buffer)
         data = buffer.getbuffer()
         path = self.path / f"{step:010d}-{_checksum(data)}.pt"
         atomically(path, lambda to: to.write_bytes(data))
-        before = [old for old in self._newest_first() if _step(old) < step]
-        for old in set(self._newest_first()) - {path, *before[: KEPT - 1]}:
-            old.unlink()  # also those of a future that this run went back from
-        for half in self.path.glob(".*.half"):  # of processes that were killed while they wrote
-            half.unlink()
+        earlier = [old for old in self._newest_first() if _step(old) < step]
+        for old in set(self._newest_first()) - {path, *earlier[: KEPT - 1]}:
+            old.unlink()  # including later steps, if the run was resumed from an earlier one
+        for partial in self.path.glob(".*.half"):  # of processes that were killed while writing
+            partial.unlink()
 
     def load(self) -> dict[str, Any]:
-        """Return the newest state that is not damaged, and say so where that is not the newest.
+        """Return the newest undamaged state, and log a warning for each newer damaged one.
 
         Raises:
-            ValueError: There is none.
+            ValueError: If there is none.
         """
-        found = self._newest_first()
-        if not found:
+        paths = self._newest_first()
+        if not paths:
             raise ValueError(
-                f"{self.path.parent} has nothing to resume: it stopped before its first "
-                f"checkpoint, or {self.path} was emptied; {self._other_way()}"
+                f"{self.path.parent} cannot be resumed: it stopped before its first checkpoint, or "
+                f"{self.path} was emptied; {self._alternative()}"
             )
         reasons = []
-        for path in found:
+        for path in paths:
             try:
                 state = _read(path)
             except (ValueError, OSError) as error:
                 reasons.append(str(error))
                 continue
             for reason in reasons:
-                _log.warning("%s; going on from the checkpoint before, %s", reason, path.name)
+                _log.warning("%s; resuming from the earlier checkpoint %s", reason, path.name)
             return state
-        told = "; ".join(reasons)
-        raise ValueError(f"{self.path.parent} cannot be resumed: {told}; {self._other_way()}")
+        raise ValueError(
+            f"{self.path.parent} cannot be resumed: {'; '.join(reasons)}; {self._alternative()}"
+        )
 
-    def _other_way(self) -> str:
+    def _alternative(self) -> str:
+        """Return what a user can do instead of resuming, for error messages."""
         if (self.path.parent / "last.safetensors").exists():
-            return f"a new run may start from its network with --init {self.path.parent}"
+            return f"start a new run from its network with --init {self.path.parent}"
         return "start it again with --overwrite"
 
     def _newest_first(self) -> list[Path]:
@@ -108,12 +109,12 @@ def _checksum(data: bytes | memoryview) -> str:
 def _read(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     if _checksum(data) != path.stem.partition("-")[2]:
-        raise ValueError(f"{path} is damaged: it is not what its checksum says")
+        raise ValueError(f"{path} is damaged: its content does not match its checksum")
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever PyTorch makes of a file that is not its own
+    except Exception as error:  # PyTorch raises many types of errors for invalid files
         raise ValueError(
-            f"{path} is not read: it holds more than the tensors and plain values that are read "
-            "without executing code"
+            f"{path} cannot be read: it contains more than tensors and plain values, and only "
+            "these are read, because that executes no code"
         ) from error
     return state

@@ -1,7 +1,7 @@
 """Train a network on CIFAR-10, as in Tables 1 and 2 of the paper.
 
-The defaults are its protocol: 160 epochs, batches of 128, a learning rate of 0.1 that falls along a
-cosine; for the tiny classifiers, batches of 512 and a learning rate that falls in steps. CIFAR-10
+The defaults follow the paper: 160 epochs, batches of 128, a learning rate that falls from 0.1 along
+a cosine; for the tiny classifiers, batches of 512 and a learning rate that falls in steps. CIFAR-10
 is downloaded to data/cifar10 unless --data DIR holds train/<class>/* and test/<class>/*:
 
     python -m train.cifar10 --graph mbv1_dnw
@@ -21,7 +21,7 @@ DEFAULTS = Options(
 
 
 def defaults(graph: str) -> Options:
-    """Return the paper's options for a model."""
+    """Return the options with which the paper trains a model."""
     return DEFAULTS.replace(**model_config(graph).cifar10)
 
 

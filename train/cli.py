@@ -1,4 +1,4 @@
-"""Turns flags and recipes into options, and errors into one line."""
+"""Parse flags and recipes into options, and print errors as one line."""
 
 import argparse
 import io
@@ -24,38 +24,41 @@ def parse_options(
     description: str,
     defaults: Callable[[str], Options] = lambda _: Options(),
 ) -> Options:
-    """Return the options that flags give; they override ``--recipe FILE``, and it ``--resume RUN``.
+    """Return the options set by flags, by ``--recipe FILE`` and by ``--resume RUN``.
+
+    Flags override recipes, and recipes override the options of the resumed run.
 
     Args:
         args: The flags.
-        prog: What the command is called.
-        description: What it does, for ``--help``.
-        defaults: Returns the options of a model where nothing else is said.
+        prog: Name of the command.
+        description: Description of the command, for ``--help``.
+        defaults: Returns the default options of a model.
 
     Raises:
-        ValueError: A recipe that cannot be read, or has an unknown key; not a run folder.
-        SystemExit: Unknown or malformed flags, after printing why; or ``--help``.
+        ValueError: If a recipe cannot be read or has an unknown key, or ``--resume`` does not name
+            a run folder.
+        SystemExit: For unknown or malformed flags, after printing why; or for ``--help``.
     """
     first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", type=Path, action="append", default=[])
     first.add_argument("--resume")
     first.add_argument("--graph")
-    found, rest = first.parse_known_args(args)
-    rest += [] if found.graph is None else [f"--graph={found.graph}"]
-    recipes = [(path, read_recipe(path)) for path in map(_find_recipe, found.recipe)]
+    early, rest = first.parse_known_args(args)
+    rest += [] if early.graph is None else [f"--graph={early.graph}"]
+    recipes = [(path, read_recipe(path)) for path in map(_find_recipe, early.recipe)]
     resume = [values.pop("resume") for _, values in recipes if "resume" in values]
-    resume += [found.resume] if found.resume is not None else []
+    resume += [early.resume] if early.resume is not None else []
     graphs = [values["graph"] for _, values in recipes if "graph" in values]
-    graphs += [] if found.graph is None else [found.graph]
+    graphs += [] if early.graph is None else [early.graph]
     graph = graphs[-1] if graphs else Options().network.graph
     options = defaults(graph) if graph in list_models() else Options()
     if resume:
-        options = options.replace(resume=resume[-1])  # says so if it is empty
+        options = options.replace(resume=resume[-1])  # raises ValueError if it is empty
         options = RunFolder(resume[-1]).load_config().options.replace(resume=resume[-1])
 
     description += (
-        f"\n\nModels: {', '.join(list_models())}.\n\n--recipe FILE reads options from YAML, or "
-        "names a recipe of train/recipes; flags override it."
+        f"\n\nModels: {', '.join(list_models())}.\n\n--recipe FILE reads options from a YAML file "
+        "or from a recipe of train/recipes, by name; flags override it."
     )
 
     def parse(flags: Sequence[str]) -> Options:
@@ -72,29 +75,29 @@ def parse_options(
         try:
             options = parse(as_flags(values))
         except SystemExit as error:
-            raise ValueError(f"recipe {path} has the mistake above") from error
+            raise ValueError(f"recipe {path} has the error above") from error
     return parse(rest)
 
 
 def _find_recipe(path: Path) -> Path:
-    """Return one of the recipes that come along if its name is given, else the path."""
-    ours = Path(__file__).parent / "recipes" / f"{path}.yaml"
-    return ours if ours.is_file() and not path.exists() else path
+    """Return the path of a built-in recipe if this is the name of one, else the path itself."""
+    builtin = Path(__file__).parent / "recipes" / f"{path}.yaml"
+    return builtin if builtin.is_file() and not path.exists() else path
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """Return a YAML recipe ``{option: value}``.
 
     Raises:
-        ValueError: No such file, not a mapping, or a key that is no option; the message shows the
-            nearest one.
+        ValueError: If there is no such file, it is not a mapping, or a key is not an option; the
+            message suggests the nearest option.
     """
     try:
         values = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        ours = sorted(p.stem for p in (Path(__file__).parent / "recipes").glob("*.yaml"))
+        builtin = sorted(p.stem for p in (Path(__file__).parent / "recipes").glob("*.yaml"))
         raise ValueError(
-            f"there is no recipe {path}; those that come along: {', '.join(ours)}"
+            f"there is no recipe {path}; the built-in ones are: {', '.join(builtin)}"
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"recipe {path} cannot be read as YAML: {error}") from error
@@ -108,16 +111,16 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def load_recipe(name: str) -> Options:
-    """Return the options of a recipe that comes along.
+    """Return the options of a built-in recipe.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: If there is no recipe of that name.
     """
     return parse_options([f"--recipe={name}"], "", "")
 
 
 def as_flags(values: dict[str, Any]) -> list[str]:
-    """Return options as flags, so that both are checked and converted by the same rules."""
+    """Return options as flags, so that recipes and flags are checked and converted alike."""
     flags = []
     for name, value in values.items():
         flag = name.replace("_", "-")
@@ -129,7 +132,7 @@ def as_flags(values: dict[str, Any]) -> list[str]:
 
 
 def as_text(name: str, value: Any) -> str:
-    """Return a result as people read it: shares of images as percentages, digits in groups."""
+    """Return a result as readable text: accuracies as percentages, digits in groups."""
     if "top" in name:
         return f"{value:.2%}"
     if isinstance(value, float):
@@ -138,20 +141,20 @@ def as_text(name: str, value: Any) -> str:
 
 
 _FIRST = os.environ.get("RANK", "") in ("", "0")
-"""Whether this is the first of the processes that torchrun started, or the only one."""
+"""Whether this is the first process that torchrun started, or the only process."""
 
 
 def run_command(command: Callable[[], Any]) -> None:
-    """Run a command; print an error that a user can mend as one line, and exit with status 2."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be valid text
+    """Run a command; print errors that a user can fix as one line, and exit with status 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may not be valid text
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command()
-    except BrokenPipeError:  # what reads the output has seen enough
+    except BrokenPipeError:  # the reader of the output was closed
         sys.stderr.close()
         sys.exit(0)
     except ConnectionError as error:
-        if _FIRST:  # the others are gone because of the first, which has said why
+        if _FIRST:  # the other processes would repeat the message
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except (ValueError, OSError) as error:
@@ -160,10 +163,10 @@ def run_command(command: Callable[[], Any]) -> None:
     except torch.OutOfMemoryError as error:
         print(f"error: out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(2)
-    except Interrupted as stopped:
+    except Interrupted as interrupt:
         if _FIRST:
-            print(stopped, file=sys.stderr)
-        sys.exit(128 + stopped.signal)
+            print(interrupt, file=sys.stderr)
+        sys.exit(128 + interrupt.signal)
     except KeyboardInterrupt:
         print("stopped by SIGINT", file=sys.stderr)
         sys.exit(130)

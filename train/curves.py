@@ -1,4 +1,4 @@
-"""Metrics for programs that draw curves: TensorBoard, and Weights & Biases if asked for."""
+"""Log metrics to TensorBoard, and optionally to Weights & Biases."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -12,14 +12,14 @@ from train.run import RunConfig
 
 
 class Curves:
-    """Writes the metrics of each epoch, from the first that it is given.
+    """Logs the metrics of each epoch.
 
     Args:
         folder: The run folder.
-        config: What is trained.
+        config: The configuration of the run.
 
     Attributes:
-        run_id: Of the run at Weights & Biases; set it to continue that one.
+        run_id: ID of the run at Weights & Biases; set it to continue a run.
     """
 
     def __init__(self, folder: Path, config: RunConfig) -> None:
@@ -29,7 +29,7 @@ class Curves:
         self._wandb: Any = None
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Write the metrics of an epoch; those that were written of later ones are dropped."""
+        """Log the metrics of an epoch; the first call drops those logged for later epochs."""
         if self._board is None:
             self._board = SummaryWriter(self._folder / "tensorboard", purge_step=row["epoch"] - 1)
             if self._config.options.run.wandb:
@@ -42,7 +42,7 @@ class Curves:
             self._wandb.log_metrics(dict(row), step=row["epoch"])
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write pending metrics, and close the loggers."""
         if self._board is not None:
             self._board.close()
         if self._wandb is not None:
@@ -50,7 +50,7 @@ class Curves:
 
 
 def check_curves(options: Options) -> None:
-    """Raise a ``ValueError`` where what is asked for is not installed."""
+    """Raise ValueError if ``--wandb`` is set but Weights & Biases is not installed."""
     if options.run.wandb and find_spec("wandb") is None:
         raise ValueError(
             "--wandb needs Weights & Biases, which is not installed: pip install wandb"
@@ -58,7 +58,8 @@ def check_curves(options: Options) -> None:
 
 
 def _wandb(folder: Path, config: RunConfig, run_id: str | None) -> Any:
-    from lightning.pytorch.loggers import WandbLogger  # takes seconds
+    """Return a logger for Weights & Biases that starts a run, or continues one."""
+    from lightning.pytorch.loggers import WandbLogger  # takes seconds to import
 
     logger = WandbLogger(
         project=config.options.run.wandb,

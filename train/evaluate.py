@@ -22,23 +22,25 @@ def evaluate(
 
     Args:
         run: The run folder.
-        data: Other images of the same classes, as for training; the run's own unless given.
+        data: Other images of the same classes, as for training. If None, the images of the run.
         weights: ``"last"``, ``"best"`` or ``"initial"``.
         device: As for training.
 
     Raises:
-        ValueError: Not a run folder, no data (only ``val`` or ``test`` is looked at), other
-            classes, or a device that is not there.
+        ValueError: If this is not a run folder, there are no images (only ``val`` or ``test`` is
+            needed), the classes differ, or the device does not exist.
     """
     folder = RunFolder(run)
     config = folder.load_config()
     fabric = make_fabric(device, config.options.run.precision)
     model = fabric.setup(folder.load_model(weights))
-    given = config.options.data
+    data_options = config.options.data
     if data is not None:
         shards = data if are_shards(data) else None
-        given = replace(given, data=data, validation_images=None, validation_data=shards)
-    source = open_source(training=False, classes=config.classes, **given.source())
+        data_options = replace(
+            data_options, data=data, validation_images=None, validation_data=shards
+        )
+    source = open_source(training=False, classes=config.classes, **data_options.source())
     check_classes(folder, config.classes, source.classes)
     batches = make_batches(source, config, fabric.device)
     normalize = Normalize(config).to(fabric.device)
@@ -52,11 +54,11 @@ class Arguments:
     run: Annotated[str, tyro.conf.Positional]
     """Run folder."""
     data: str | None = None
-    """Folder of images of the same classes, or "digits"; the run's own unless given."""
+    """Folder of images of the same classes, or "digits"; by default, the images of the run."""
     weights: Weights = "last"
     """Which weights of the run."""
     device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
+    """cpu, cuda, cuda:N, or auto (a GPU if there is one)."""
 
 
 def main() -> None:

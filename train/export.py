@@ -1,8 +1,8 @@
-"""Write a trained network for others to run: ``python -m train.export RUN --to onnx``.
+"""Export a trained network: ``python -m train.export RUN --to onnx``.
 
-Graphs are frozen first: nodes that no output needs are gone, and normalisation is folded in. What
-is written takes images ``[B, 3, H, W]`` of the run's size, as 32-bit floats of mean 0 and deviation
-1; means, deviations and class names are in the file.
+Graphs are frozen first: nodes that no output needs are removed, and normalisation is folded into
+the weights. The exported network takes images ``[B, 3, H, W]`` of the run's size, as 32-bit floats
+normalised to mean 0 and standard deviation 1; means, deviations and class names are in the file.
 """
 
 import io
@@ -25,18 +25,18 @@ SUFFIXES: dict[Kind, str] = {"onnx": "onnx", "torch": "pt2", "safetensors": "fro
 
 
 def export(run: str, to: Kind, out: str | None = None, weights: Weights = "last") -> Path:
-    """Write a run's network, and return the path of the file.
+    """Write a run's network to a file, and return its path.
 
     Args:
         run: The run folder.
         to: ``"onnx"``; ``"torch"``, a program that ``torch.export.load`` reads; or
             ``"safetensors"``, which :func:`dnw_graph.load_frozen` reads.
-        out: The file; beside the weights unless given.
+        out: Path of the file. If None, a file beside the weights.
         weights: ``"last"``, ``"best"`` or ``"initial"``.
 
     Raises:
-        ValueError: Not a run folder, a network that cannot be frozen, or a file that computes
-            something else than the network.
+        ValueError: If this is not a run folder, the network cannot be frozen, or the exported
+            network computes something else.
     """
     folder = RunFolder(run)
     config = folder.load_config()
@@ -48,16 +48,16 @@ def export(run: str, to: Kind, out: str | None = None, weights: Weights = "last"
         to_onnx(model, example, path, notes(config))
     elif to == "torch":
         files = {f"{name}.txt": text for name, text in notes(config).items()}
-        whole = io.BytesIO()  # a disk that is full would end the process while it is written to
-        torch.export.save(to_exported(model, example), whole, extra_files=files)
-        atomically(path, lambda half: half.write_bytes(whole.getbuffer()))
+        buffer = io.BytesIO()  # a disk that is full would end the process while it is written to
+        torch.export.save(to_exported(model, example), buffer, extra_files=files)
+        atomically(path, lambda partial: partial.write_bytes(buffer.getbuffer()))
     else:
         save_frozen(model, path, notes(config))
     return path
 
 
 def notes(config: RunConfig) -> dict[str, str]:
-    """Return what whoever runs a network has to know, as text."""
+    """Return class names, image size and normalisation as text, to store in an exported file."""
     return {
         "classes": json.dumps(config.classes),
         "mean": json.dumps(config.mean),
@@ -67,7 +67,7 @@ def notes(config: RunConfig) -> dict[str, str]:
 
 
 def report(run: str, weights: Weights = "last") -> Report:
-    """Return what a run's network costs when it is frozen."""
+    """Return the cost of a run's network when it is frozen."""
     folder = RunFolder(run)
     model: FrozenModel = freeze(folder.load_model(weights))
     return model.report(folder.load_config().options.data.image_size)
@@ -75,23 +75,23 @@ def report(run: str, weights: Weights = "last") -> Report:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Write a trained network for others to run."""
+    """Export a trained network."""
 
     run: Annotated[str, tyro.conf.Positional]
     """Run folder."""
     to: Kind
-    """onnx; torch, which torch.export.load reads; or safetensors, for dnw_graph.load_frozen."""
+    """onnx; torch, for torch.export.load; or safetensors, for dnw_graph.load_frozen."""
     out: str | None = None
-    """The file; beside the weights unless given."""
+    """File to write; by default, a file beside the weights."""
     weights: Weights = "last"
     """Which weights of the run."""
 
 
 def main() -> None:
     """Run the command."""
-    given = tyro.cli(Arguments, prog="python -m train.export", description=__doc__)
-    path = export(**vars(given))
-    print(report(given.run, given.weights))
+    arguments = tyro.cli(Arguments, prog="python -m train.export", description=__doc__)
+    path = export(**vars(arguments))
+    print(report(arguments.run, arguments.weights))
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Write files so that they are either complete or absent."""
 
 import os
 import shutil
@@ -9,37 +9,41 @@ from safetensors import SafetensorError
 
 
 def atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name, then rename it: whatever happens, no half is left.
+    """Write a file under a temporary name, then rename it, so it is never partially written.
+
+    Args:
+        path: The file.
+        write: Writes the content to the path it is called with.
 
     Raises:
-        OSError: It could not be written; what was there before still is.
+        OSError: If it could not be written; the previous content remains.
     """
-    half = path.with_name(f".{path.name}.half")
+    partial = path.with_name(f".{path.name}.half")
     try:
-        half.touch()
-        mode = half.stat().st_mode  # some writers make files that nobody else may read
-        write(half)
-        half.chmod(mode)
-        with half.open("rb+") as file:
+        partial.touch()
+        mode = partial.stat().st_mode  # some writers create files that only their owner may read
+        write(partial)
+        partial.chmod(mode)
+        with partial.open("rb+") as file:
             os.fsync(file.fileno())
-        half.replace(path)
-        _keep_name(path.parent)
-    except (OSError, SafetensorError, RuntimeError) as error:  # how writers say what a disk said
+        partial.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, SafetensorError, RuntimeError) as error:  # writers raise these for disk errors
         free = shutil.disk_usage(path.parent).free
         raise OSError(
             f"{path} could not be written ({str(error).splitlines()[0]}; {free / 1e6:,.0f} MB are "
-            "free there); what it held before is still there"
+            "free there); its previous content is still there"
         ) from error
     finally:
-        half.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
-def _keep_name(folder: Path) -> None:
-    """Let a new name outlive a power failure, where the system can be asked to."""
+def _sync_folder(folder: Path) -> None:
+    """Make the entries of a folder survive a power failure, on systems that support it."""
     if os.name != "posix":
         return
-    opened = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     finally:
-        os.close(opened)
+        os.close(descriptor)

@@ -1,6 +1,6 @@
 """Train a network on ImageNet, or on any folder of images by class.
 
-The defaults are the protocol of the paper for ImageNet. To see it work in a minute:
+The defaults follow the paper's protocol for ImageNet. For a short trial run:
 
     python -m train.imagenet --data digits --image-size 32 --batch-size 64 --lr 0.05 --epochs 3
 """
@@ -18,26 +18,27 @@ from train.run import RunFolder
 
 
 def train(options: Options) -> dict[str, Any]:
-    """Train, and return what ``summary.json`` holds.
+    """Train a network, and return the content of ``summary.json``.
 
     Raises:
-        ValueError: Whatever keeps the run from starting: options, data, device, folders.
+        ValueError: If options, data, device or folders keep the run from starting.
     """
     return Training(options).fit()
 
 
 def resume(run: str | Path, **changes: Any) -> dict[str, Any]:
-    """Continue a run with its own options to the end, and return what ``summary.json`` holds.
+    """Continue a run to its end with the same options, and return the content of ``summary.json``.
 
     Args:
         run: The run folder.
-        changes: ``data``, ``workers`` or ``device``, where these are others than before.
+        changes: New values of ``data``, ``workers`` or ``device``.
 
     Raises:
-        ValueError: Not a run folder, other changes, or other images.
+        ValueError: If this is not a run folder, an option may not be changed, or the images
+            differ.
     """
-    own = RunFolder(run).load_config().options
-    return train(Options.from_flat({**changes, "resume": str(run)}, own))
+    options = RunFolder(run).load_config().options
+    return train(Options.from_flat({**changes, "resume": str(run)}, options))
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -51,13 +52,13 @@ def run_training(
     description: str,
     defaults: Callable[[str], Options],
 ) -> None:
-    """Train as flags say, and print the summary.
+    """Train a network with the options set by flags, and print the summary.
 
     Args:
-        args: The flags; those of the command line unless given.
-        prog: What the command is called.
-        description: What it does.
-        defaults: Returns the options of a model where flags say nothing.
+        args: The flags. If None, those of the command line.
+        prog: Name of the command.
+        description: Description of the command.
+        defaults: Returns the default options of a model.
     """
     args = sys.argv[1:] if args is None else args
     options = parse_options(args, prog, description.strip(), defaults)

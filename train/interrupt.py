@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first asks a run to save and stop, the second ends it at once."""
+"""SIGTERM and SIGINT: the first signal makes a run save and stop, the second ends it at once."""
 
 import multiprocessing
 import os
@@ -9,15 +9,15 @@ import time
 from contextlib import ExitStack, suppress
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_END = b"\0"  # no signal
+_END = b"\0"  # not the number of a signal
 
 
 class Interrupted(Exception):
-    """A run stopped because a signal asked it to, after saving what it had done.
+    """A run was stopped by a signal, after it saved its state.
 
     Attributes:
-        signal: Which one.
-        message: What is kept, and how to go on.
+        signal: Number of the signal.
+        message: What was saved, and how to continue.
     """
 
     def __init__(self, number: int, message: str) -> None:
@@ -29,18 +29,18 @@ class Interrupted(Exception):
 
 
 class Interrupts:
-    """Notes signals instead of ending the process, within a ``with``.
+    """Context manager that records signals instead of ending the process.
 
-    A thread does so, since Python's own handlers wait for the end of whatever is being computed.
-    Signals are passed on to whoever else waits for them, such as handlers of an asyncio event loop.
-    Outside the main thread, where Python handles no signals, it does nothing.
+    A thread does this, since Python's own handlers run only when the current computation ends.
+    Signals are forwarded to other listeners, such as the handlers of an asyncio event loop. Outside
+    the main thread, where Python handles no signals, it does nothing.
 
     Args:
-        patient: Whether a second signal is waited out too: what starts the processes of a run, as
-            torchrun does, passes on signals that these may have had already.
+        patient: Whether a second signal does not end the process either: torchrun forwards signals
+            to its processes, which may have received them already.
 
     Attributes:
-        received: The first signal, 0 where there was none.
+        received: The first signal, 0 if there was none.
     """
 
     def __init__(self, patient: bool = False) -> None:
@@ -61,47 +61,52 @@ class Interrupts:
 
     @property
     def busy(self) -> bool:
-        """Whether something within another ``with`` of these is still to notice a signal."""
+        """Whether this is entered more than once, so that a run may still react to a signal."""
         return self._depth > 1
 
     def _listen(self) -> ExitStack:
-        """Let the thread hear of signals, and return what undoes it."""
-        ours, theirs = socket.socketpair()
-        theirs.setblocking(False)
-        other = signal.set_wakeup_fd(theirs.fileno())
-        thread = threading.Thread(target=self._note_all, args=(ours, other), daemon=True)
+        """Start the thread that receives signals, and return a stack that undoes this."""
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        previous = signal.set_wakeup_fd(writer.fileno())
+        thread = threading.Thread(target=self._record_all, args=(reader, previous), daemon=True)
         thread.start()
         undo = ExitStack()
-        undo.callback(ours.close)
-        undo.callback(theirs.close)
+        undo.callback(reader.close)
+        undo.callback(writer.close)
         undo.callback(thread.join)
-        undo.callback(theirs.send, _END)  # its closing would not do: forked processes hold it too
-        undo.callback(signal.set_wakeup_fd, other)
+        undo.callback(writer.send, _END)  # closing is not enough: forked processes hold it open
+        undo.callback(signal.set_wakeup_fd, previous)
         for number in SIGNALS:
             undo.callback(signal.signal, number, signal.signal(number, lambda *_: None))
         return undo
 
-    def _note_all(self, signals: socket.socket, other: int) -> None:
-        """Note signals until the end, and write each to the file descriptor ``other``, if any."""
-        while (heard := signals.recv(1)) not in (_END, b""):
-            number = heard[0]
-            if other >= 0:
-                with suppress(OSError):  # closed, or full of signals that nobody reads
-                    os.write(other, heard)
+    def _record_all(self, signals: socket.socket, previous: int) -> None:
+        """Record signals until the end, and forward each to a file descriptor.
+
+        Args:
+            signals: Socket to which Python writes the numbers of signals.
+            previous: File descriptor that received them before; -1 if there was none.
+        """
+        while (byte := signals.recv(1)) not in (_END, b""):
+            number = byte[0]
+            if previous >= 0:
+                with suppress(OSError):  # closed, or its buffer is full
+                    os.write(previous, byte)
             if number in SIGNALS and not self.received:
                 self.received = number
                 if not self._patient:
                     name = signal.Signals(number).name
-                    told = f"\n{name}: saving after this step; once more ends it now\n"
-                    os.write(2, told.encode())
+                    message = f"\n{name}: saving after this step; a second signal ends it now\n"
+                    os.write(2, message.encode())
             elif number in SIGNALS and not self._patient:
                 os._exit(128 + number)
 
 
 def stop_with_parent() -> Interrupts:
-    """Return what notes signals for the rest of this process, which ends when its parent does.
+    """Record signals for the rest of this process, and end it when its parent process ends.
 
-    For processes that :mod:`multiprocessing` started. What is being trained is saved first.
+    For processes that :mod:`multiprocessing` started. A run in progress is saved first.
     """
     parent, interrupts = multiprocessing.parent_process(), Interrupts(patient=True)
     assert parent is not None

@@ -1,4 +1,4 @@
-"""A network, its optimizer, and one step of them."""
+"""A network with its optimizer, and one training step."""
 
 from itertools import islice
 from typing import Any
@@ -18,27 +18,27 @@ from train.setup import make_schedule
 from train.step import Gradients, Step, seed_step, why_not_finite
 
 LOOK_EVERY = 10
-"""Steps between looks at what a GPU computed, for which it has to be waited for."""
+"""Steps between checks of the results of a GPU, since each check waits for the GPU."""
 
 
 class NotFiniteError(ValueError):
-    """A loss, a gradient or a weight is not finite; the message says which, and when."""
+    """A loss, a gradient or a weight is not finite; the message names it and the step."""
 
 
 class Learner:
-    """What learns in a training run.
+    """A network, its optimizer, learning rate schedule and moving average in a training run.
 
     Args:
-        config: What is trained, how.
+        config: The configuration of the run.
         model: The network.
-        fabric: Launched.
-        processes: Those that train it.
-        steps_per_epoch: Of the training.
+        fabric: Lightning Fabric, already launched.
+        processes: The processes of the run.
+        steps_per_epoch: Training steps per epoch.
 
     Attributes:
-        plain_model: The network itself, without what is wrapped around it.
-        steps: Steps of the optimizer done.
-        lr: Learning rate of the last of them.
+        plain_model: The network without wrappers.
+        steps: Number of optimizer steps done.
+        lr: Learning rate of the last step.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Learner:
             on_gpu = fabric.device.type == "cuda"
             self.run = torch.compile(model, mode="reduce-overhead" if on_gpu else "default")
         wrapped: Any = fabric.setup_module(self.run)
-        # Where shares of images differ, others may be done with theirs: no process waits here.
+        # Processes may have different numbers of images, so evaluation must not synchronise them.
         self.evaluated: Any = self.run if processes.size > 1 else wrapped
         attach(model, self.optimizer, total_steps=fit.epochs * steps_per_epoch, restart=True)
         self.schedule = make_schedule(self.optimizer, fit, steps_per_epoch)
@@ -76,14 +76,15 @@ class Learner:
         self._first_bad = torch.full((), -1, device=fabric.device)
 
     def step(self, images: Tensor, labels: Tensor) -> Step:
-        """Do one step of the optimizer, and return what came of it.
+        """Do one optimizer step, and return its results.
 
         Args:
             images: This process' part of the batch ``[B, 3, H, W]``, uint8, on the device.
             labels: Their labels ``[B]``.
 
         Raises:
-            NotFiniteError: On a CPU before weights change; on a GPU every few steps.
+            NotFiniteError: If the loss or the gradient is not finite. Checked before the weights
+                change on a CPU, and every few steps on a GPU.
         """
         self.lr = self.optimizer.param_groups[0]["lr"]
         seed_step(self.seed, self.steps, self.processes.rank)
@@ -93,66 +94,68 @@ class Learner:
         finite = step.loss.isfinite() & step.grad_norm.isfinite()
         self._first_bad = torch.where((self._first_bad < 0) & ~finite, self.steps, self._first_bad)
         if self.fabric.device.type == "cpu" or self.steps % LOOK_EVERY == 0:
-            self._look(step, images)
+            self._check_finite(step, images)
         self.optimizer.step()
         self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.plain_model)
         return step
 
-    def _look(self, step: Step, images: Tensor) -> None:
-        bad = int(self._first_bad)
-        if bad >= 0:
-            why = why_not_finite(self.plain_model, self.normalize(images), step)
-            told = f"the loss is {float(step.loss):.3g}"
+    def _check_finite(self, step: Step, images: Tensor) -> None:
+        """Raise NotFiniteError if a step so far had a loss or a gradient that is not finite."""
+        first_bad = int(self._first_bad)
+        if first_bad >= 0:
+            reason = why_not_finite(self.plain_model, self.normalize(images), step)
+            problem = f"the loss is {float(step.loss):.3g}"
             if step.loss.isfinite():
-                told = f"the norm of the gradient is {float(step.grad_norm):.3g}"
-            raise NotFiniteError(f"{told} {self._when(bad)}: {why}")
+                problem = f"the norm of the gradient is {float(step.grad_norm):.3g}"
+            raise NotFiniteError(f"{problem} {self._when(first_bad)}: {reason}")
 
     def _when(self, step: int) -> str:
-        epoch, within = divmod(step - 1, self.per_epoch)
+        """Return epoch, step and learning rate as text, for error messages."""
+        epoch, step_in_epoch = divmod(step - 1, self.per_epoch)
         return (
-            f"in epoch {epoch + 1} at step {within + 1} ({step} in all), at a learning rate of "
-            f"{self.lr:.3g}"
+            f"in epoch {epoch + 1} at step {step_in_epoch + 1} ({step} in total), at a learning "
+            f"rate of {self.lr:.3g}"
         )
 
     def check_weights(self) -> None:
-        """Raise a :class:`NotFiniteError` where weights are not to be kept."""
+        """Raise NotFiniteError if a weight is not finite."""
         for name, parameter in self.plain_model.named_parameters():
             if not bool(parameter.isfinite().all()):
                 raise NotFiniteError(f"the weights {name} are not finite {self._when(self.steps)}")
 
     def measure(self, batches: Any) -> dict[str, float]:
-        """Return loss, top-1 and top-5 on images, and those of the average as ``ema_…``.
+        """Return loss, top-1 and top-5 on images, and those of the moving average as ``ema_…``.
 
         Args:
-            batches: Returns images and labels each time it is called.
+            batches: Function that returns an iterable of images and labels.
 
         Raises:
-            NotFiniteError: A loss that is not finite.
+            NotFiniteError: If the loss is not finite.
         """
         networks = {"": self.evaluated}
         if self.average is not None:
             networks["ema_"] = self.average.module
-        found: dict[str, float] = {}
+        results: dict[str, float] = {}
         for prefix, network in networks.items():
             self.processes.share_statistics(network)
             with self.fabric.autocast():
-                measured = evaluate(network, self.normalize, batches(), self.num_classes)
-            found |= {f"{prefix}{name}": value for name, value in measured.items()}
-        if not torch.tensor(found["loss"]).isfinite():
+                metrics = evaluate(network, self.normalize, batches(), self.num_classes)
+            results |= {f"{prefix}{name}": value for name, value in metrics.items()}
+        if not torch.tensor(results["loss"]).isfinite():
             raise NotFiniteError(
-                f"the loss on the validation images is {found['loss']} {self._when(self.steps)}"
+                f"the loss on the validation images is {results['loss']} {self._when(self.steps)}"
             )
-        return found
+        return results
 
     def recalibrate(self, batches: Batches | ResidentBatches, epoch: int, number: int) -> None:
-        """Take normalisation statistics anew, over some batches, of the network as it is now.
+        """Recompute the normalisation statistics of the current network over some batches.
 
         Args:
             batches: The images.
-            epoch: Whose order of images is used: one that nothing was trained on.
-            number: Of batches.
+            epoch: Epoch whose order of images is used, one that was not trained on.
+            number: Number of batches; 0 leaves the statistics unchanged.
         """
         kind = nn.modules.batchnorm._BatchNorm
         norms = [m for m in self.plain_model.modules() if isinstance(m, kind)]
@@ -162,7 +165,7 @@ class Learner:
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # the mean of all batches alike
+            norm.momentum = None  # average all batches equally
             norm.train()
         with torch.no_grad(), self.fabric.autocast():
             for images, _ in islice(batches.train(epoch), number):
@@ -172,7 +175,7 @@ class Learner:
         self.plain_model.train()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the next steps depend on."""
+        """Return the state that the next steps depend on."""
         state = {
             "model": self.plain_model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -183,7 +186,7 @@ class Learner:
         return state if self.average is None else {**state, "average": self.average.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was called."""
+        """Restore a state returned by :meth:`state_dict`."""
         self.plain_model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

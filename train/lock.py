@@ -1,4 +1,4 @@
-"""One process trains in a run folder: a lock that ends with its process."""
+"""A lock on a run folder that ends with its process, so only one process trains in it."""
 
 import errno
 import json
@@ -17,19 +17,19 @@ if sys.platform != "win32":
     import fcntl
 
 LOCK, OWNER = "lock", "owner.json"
-"""Files in a run folder: what is locked, and who has locked it."""
+"""Files in a run folder: the locked file, and a description of the owner of the lock."""
 
 _open_files: dict[str, int] = {}
-"""Lock files that this process has open, by path: to close one would end every lock on it."""
+"""Lock files that this process has open, by path; closing one would end all locks on it."""
 
 
 class RunLock:
-    """The right to write to a run folder.
+    """An exclusive lock on a run folder.
 
     The operating system holds the lock for a process and ends it with that process, also on network
-    file systems. A file beside it names the owner. Where a file system has no locks, or lost one
-    because a machine could not be reached, two processes may own the folder one after the other;
-    :meth:`check` then tells the first.
+    file systems. A file beside it names the owner. If a file system has no locks, or lost one
+    because a machine could not be reached, a second process may take over the folder;
+    :meth:`check` then raises an error in the first.
 
     Args:
         folder: The run folder.
@@ -41,10 +41,10 @@ class RunLock:
         self._finalizer: weakref.finalize[..., RunLock] | None = None
 
     def acquire(self) -> None:
-        """Become the owner of the folder, which has to exist.
+        """Lock the folder, which must exist.
 
         Raises:
-            ValueError: Another process is; the message names it.
+            ValueError: If another process has locked it; the message names the process.
         """
         path = str((self.folder / LOCK).resolve())
         while path not in _open_files:
@@ -52,12 +52,12 @@ class RunLock:
             if not _lock(file):
                 os.close(file)
                 raise ValueError(
-                    f"{self.folder} is being trained by {self._owner_text()}: wait for it, stop "
-                    f"it, or take another folder. If its machine is gone, remove {path}"
+                    f"{self.folder} is in use by {self._owner_text()}: wait for it, stop it, or "
+                    f"choose another folder. If its machine no longer exists, remove {path}"
                 )
             if _is_at(file, path):
                 _open_files[path] = file
-            else:  # who had locked it removed it meanwhile
+            else:  # the previous owner has removed it meanwhile
                 os.close(file)
         self._token = uuid.uuid4().hex
         owner = {
@@ -68,11 +68,11 @@ class RunLock:
         }
         text = json.dumps(owner, indent=2) + "\n"
         atomically(self.folder / OWNER, lambda path: path.write_text(text))
-        given = self.folder, path, self._token, os.getpid()
-        self._finalizer = weakref.finalize(self, _release, *given)
+        arguments = self.folder, path, self._token, os.getpid()
+        self._finalizer = weakref.finalize(self, _release, *arguments)
 
     def check(self) -> None:
-        """Raise a ``ValueError`` if the folder now belongs to another process, or is gone."""
+        """Raise ValueError if another process has taken over the folder, or it was removed."""
         if not self.is_held:
             return
         try:
@@ -81,36 +81,37 @@ class RunLock:
         except FileNotFoundError:
             pass
         except (OSError, ValueError, LookupError, TypeError):
-            return  # it cannot be read, which tells nothing of another process
+            return  # an unreadable file does not mean that there is another process
         if not self.folder.exists():
-            raise ValueError(f"{self.folder} was removed while it was trained in; training stops")
+            raise ValueError(f"{self.folder} was removed during training; training stops")
         owner = "another process, which has ended"
         if (self.folder / OWNER).exists():
             owner = self._owner_text()
         raise ValueError(
-            f"{self.folder} was taken over by {owner}, while this process did not answer; this one "
-            "stops, and leaves the folder as it is"
+            f"{self.folder} was taken over by {owner}, while this process did not respond; this "
+            "process stops, and leaves the folder unchanged"
         )
 
     @property
     def is_held(self) -> bool:
-        """Whether this has been the owner, and has not ended it."""
+        """Whether :meth:`acquire` succeeded and :meth:`release` was not called since."""
         return self._token is not None
 
     def release(self) -> None:
-        """End being the owner, if this is."""
+        """Release the lock, if this holds it."""
         if self._finalizer is not None:
             self._finalizer()
         self._token = None
 
     def _owner_text(self) -> str:
+        """Return a description of the owner, for error messages."""
         owner = _owner(self.folder)
-        known = {name: owner.get(name, "unknown") for name in ("process", "host", "since")}
-        return "process {process} on {host} since {since}".format_map(known)
+        fields = {name: owner.get(name, "unknown") for name in ("process", "host", "since")}
+        return "process {process} on {host} since {since}".format_map(fields)
 
 
 def _owner(folder: Path) -> dict[str, object]:
-    """Return what the owner of a folder wrote; nothing if that cannot be read."""
+    """Return the content of a folder's ``owner.json``; empty if it cannot be read."""
     with suppress(OSError, ValueError):
         owner = json.loads((folder / OWNER).read_text())
         return owner if isinstance(owner, dict) else {}
@@ -118,7 +119,7 @@ def _owner(folder: Path) -> dict[str, object]:
 
 
 def _lock(file: int) -> bool:
-    """Return whether an open file is now locked by this process, or locks are not supported."""
+    """Try to lock an open file; return whether it is locked now, or locks are not supported."""
     if sys.platform == "win32":
         return True
     try:
@@ -129,7 +130,7 @@ def _lock(file: int) -> bool:
 
 
 def _is_at(file: int, path: str) -> bool:
-    """Return whether an open file is the one that has this path."""
+    """Return whether an open file is the file at this path."""
     try:
         return os.path.samestat(os.fstat(file), os.stat(path))
     except FileNotFoundError:
@@ -137,9 +138,9 @@ def _is_at(file: int, path: str) -> bool:
 
 
 def _release(folder: Path, path: str, token: str, process: int) -> None:
-    """Remove and close the lock file, if the folder belongs to whoever has this token.
+    """Remove and close the lock file, if the owner of the folder has this token.
 
-    A process that was forked from the one that locked it leaves it alone.
+    Does nothing in a process that was forked from the one that locked the folder.
     """
     if os.getpid() != process:
         return

@@ -1,4 +1,4 @@
-"""The training loop: set everything up, fit, measure, leave a run folder."""
+"""The training loop: set up a run, train, evaluate, and write the run folder."""
 
 import time
 from collections.abc import Iterator
@@ -35,20 +35,20 @@ from train.start import begin_from
 
 
 class Training:
-    """One training run, ready to start: whatever can be wrong was noticed on the way here.
+    """One training run, whose options, device, data and folders have been checked.
 
     Args:
-        options: What to train, on what, how.
-        interrupts: Notes signals; one of its own, while it fits, unless given.
+        options: Options of the run.
+        interrupts: Records signals. If None, a new object that is active during :meth:`fit`.
 
     Attributes:
-        learner: The network, and what fits it.
-        epoch: Epochs done.
-        done: Steps done of the present one.
+        learner: The network and its optimizer.
+        epoch: Number of epochs done.
+        done: Number of steps done in the current epoch.
         rows: The metrics of each epoch.
 
     Raises:
-        ValueError: Anything about options, device, data or folders that keeps it from starting.
+        ValueError: If options, device, data or folders keep the run from starting.
     """
 
     def __init__(self, options: Options, interrupts: Interrupts | None = None) -> None:
@@ -57,7 +57,7 @@ class Training:
         fabric = make_fabric(options.run.device, options.run.precision, many=True)
         fabric.launch()
         self.processes, self.device = ProcessGroup(fabric), fabric.device
-        # Nobody else writes to the folder from here on, so all processes see the same in it.
+        # No other run writes to the folder from here on, so all processes read the same content.
         self.lock = RunLock(Path(options.run.resume or str(options.run.out)))
         if self.processes.first and self.lock.folder.is_dir():
             self.lock.acquire()
@@ -65,12 +65,14 @@ class Training:
         options = go_on(options).resolved()
         check_curves(options)
         network = check_network(options)
-        past = check_resume(options)
-        self.folder = past.folder if past else check_new(options, network, self.processes.first)
+        previous = check_resume(options)
+        self.folder = (
+            previous.folder if previous else check_new(options, network, self.processes.first)
+        )
         self.processes.wait()  # from here on the folder may change
         source = open_source(**options.data.source())
-        if past:
-            past.check_images(source)
+        if previous:
+            previous.check_images(source)
         overwrite, out = options.run.overwrite, str(self.folder.path)
         options = options.replace(resume=None, out=out, overwrite=False)
         self.config = RunConfig.of(options, source)
@@ -81,9 +83,9 @@ class Training:
         self.batches.check()
         seed_everything(options.run.seed, verbose=False)
         model = self.config.build()
-        if not past:
+        if not previous:
             begin_from(model, options.run, self.config.classes)
-            cost(model, options.data.image_size)  # an image that does not fit is noticed here
+            cost(model, options.data.image_size)  # raises ValueError if an image is too small
         self.learner = Learner(self.config, model, fabric, self.processes, self.batches.steps)
         self.history = HistoryWriter(self.folder.path, self.plain_model, self.batches.steps)
         self.checkpoints = Checkpoints(self.folder.path)
@@ -92,11 +94,11 @@ class Training:
         self.saved_at = time.monotonic()
         self.rows: list[dict[str, Any]] = []
         self.epoch = self.done = 0
-        if past:
+        if previous:
             self.meter = EpochMeter(len(self.config.classes), self.device, {})
-            self.load_state_dict(past.state)
+            self.load_state_dict(previous.state)
             unfinished = self.epoch < options.optimization.epochs
-            if self.processes.first and unfinished and self.options != past.config.options:
+            if self.processes.first and unfinished and self.options != previous.config.options:
                 self.folder.save_config(self.config)
         else:
             self.meter = self._new_meter()
@@ -104,10 +106,11 @@ class Training:
 
     @property
     def plain_model(self) -> nn.Module:
-        """The network itself, without what is wrapped around it."""
+        """The network without wrappers."""
         return self.learner.plain_model
 
     def _begin(self, overwrite: bool) -> None:
+        """Write the first files of a new run."""
         if self.processes.first:
             if not self.lock.is_held:
                 self.folder.path.mkdir(parents=True, exist_ok=True)
@@ -121,7 +124,7 @@ class Training:
         return EpochMeter(len(self.config.classes), self.device, real_edges(self.plain_model))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the rest of the run depends on."""
+        """Return the state that the rest of the run depends on."""
         return {
             **self.learner.state_dict(),
             "options": self.options.flat(),
@@ -135,10 +138,10 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where :meth:`state_dict` was called.
+        """Restore a state returned by :meth:`state_dict`.
 
         Raises:
-            ValueError: The state is not one of this run.
+            ValueError: If the state is not one of this run.
         """
         try:
             self.learner.load_state_dict(state)
@@ -148,20 +151,21 @@ class Training:
             self.curves.run_id = state["wandb"]
         except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
             raise ValueError(
-                f"{self.checkpoints.path} is not of this run ({' '.join(str(error).split()[:20])})"
+                f"{self.checkpoints.path} belongs to another run "
+                f"({' '.join(str(error).split()[:20])})"
             ) from error
 
     def fit(self) -> dict[str, Any]:
         """Train to the end, and return the summary.
 
         Raises:
-            Interrupted: A signal asked it to stop; it saved before.
-            ValueError: A loss that is not finite, an image that cannot be read, or another process
-                that took over the folder.
+            Interrupted: If a signal stopped the run, after its state was saved.
+            ValueError: If the loss is not finite, an image cannot be read, or another process took
+                over the folder.
         """
         epochs = self.options.optimization.epochs
         if self.epoch == epochs and self.processes.first:
-            print(f"{self.folder.path} is finished already: {epochs} of {epochs} epochs")
+            print(f"{self.folder.path} is already finished: {epochs} of {epochs} epochs")
         with self.interrupts:
             try:
                 while self.epoch < epochs:
@@ -173,7 +177,7 @@ class Training:
                 self.lock.release()
 
     def finish(self) -> dict[str, Any]:
-        """Write the summary of a run that has had its last epoch, and return it."""
+        """Write the summary of a run after its last epoch, and return it."""
         summary = self.summary()
         if self.processes.first:
             self.lock.check()
@@ -185,18 +189,18 @@ class Training:
         return summary
 
     def advance(self) -> None:
-        """Train to the end of the epoch, measure, and save all there is to know of it.
+        """Train to the end of the epoch, evaluate, and save weights, metrics and a checkpoint.
 
         Raises:
-            Interrupted: A signal asked it to stop; it saved before.
-            ValueError: A loss that is not finite, or an image that cannot be read.
+            Interrupted: If a signal stopped the run, after its state was saved.
+            ValueError: If the loss is not finite, or an image cannot be read.
         """
         try:
             self._pause()
             self._train()
             row = self._row()
         except NotFiniteError as error:
-            raise ValueError(f"{error}; {self._kept()}") from None
+            raise ValueError(f"{error}; {self._advice()}") from None
         self.rows.append(row)
         self.epoch, self.done = self.epoch + 1, 0
         self.meter = self._new_meter()
@@ -211,26 +215,27 @@ class Training:
             self.folder.save_metrics(self.rows)
         self.checkpoint()
 
-    def _kept(self) -> str:
-        cut = self.options.optimization.clip_grad_norm is not None
-        ways = "a lower --lr" if cut else "a lower --lr, or with --clip-grad-norm,"
+    def _advice(self) -> str:
+        """Return what to do after a loss, gradient or weight that is not finite."""
+        clips = self.options.optimization.clip_grad_norm is not None
+        changes = "a lower --lr" if clips else "a lower --lr, or with --clip-grad-norm,"
         return (
-            f"{self.folder.path} keeps what came before. Start again with {ways} and another --out "
-            "or --overwrite"
+            f"{self.folder.path} still holds the earlier results. Start again with {changes} and "
+            "another --out or --overwrite"
         )
 
     @property
     def best(self) -> dict[str, Any]:
-        """The metrics of the epoch with the highest top-1, the last of equals."""
+        """The metrics of the epoch with the highest top-1; of several, the last."""
         return max(self.rows, key=lambda row: (row["top1"], row["epoch"]))
 
     def checkpoint(self) -> None:
-        """Save what is needed to go on from here.
+        """Save the state of the run.
 
         Raises:
-            NotFiniteError: The weights are not to be kept.
-            ValueError: Processes have other real edges.
-            OSError: It could not be written; the checkpoints before are still there.
+            NotFiniteError: If a weight is not finite.
+            ValueError: If the processes have different real edges.
+            OSError: If it could not be written; earlier checkpoints remain.
         """
         self.learner.check_weights()
         self.processes.check_wiring(self.plain_model, self.learner.steps)
@@ -242,45 +247,49 @@ class Training:
         self.saved_at = time.monotonic()
 
     def _gather_bad_images(self) -> None:
-        """Let every process know of the bad images that any has found."""
+        """Merge the bad images that the processes have found."""
         for paths in self.processes.gather(self.batches.bad.paths):
             self.batches.bad.paths.update(paths)
 
     def _pause(self) -> None:
-        """Save between steps where it is time, and stop where a signal asked for it."""
+        """Save a checkpoint between steps if one is due, and stop if there was a signal."""
         run = self.options.run
-        due = bool(self.done and run.checkpoint_every and self.done % run.checkpoint_every == 0)
-        late = time.monotonic() - self.saved_at > 60 * run.checkpoint_minutes
-        stop, save = self.processes.largest(self.interrupts.received, int(due or late))
-        if stop or save:
+        by_steps = bool(
+            self.done and run.checkpoint_every and self.done % run.checkpoint_every == 0
+        )
+        by_time = time.monotonic() - self.saved_at > 60 * run.checkpoint_minutes
+        signal, save = self.processes.largest(self.interrupts.received, int(by_steps or by_time))
+        if signal or save:
             self.checkpoint()
-        if stop:
-            self._stop(stop)
+        if signal:
+            self._stop(signal)
 
     def _stop(self, signal: int) -> None:
+        """Raise Interrupted with a message that says how to continue."""
         raise Interrupted(
             signal,
             f"{self.folder.path} is saved at step {self.done:,} of {self.batches.steps:,} in epoch "
-            f"{self.epoch + 1}; go on with: {how_to_run('imagenet')} --resume {self.folder.path}",
+            f"{self.epoch + 1}; continue with: {how_to_run('imagenet')} --resume "
+            f"{self.folder.path}",
         )
 
     def _train(self) -> None:
-        """Do the steps that are left of the epoch."""
+        """Do the remaining steps of the epoch."""
         meter, steps = self.meter, self.batches.steps
         self.learner.plain_model.train()
-        before = time.perf_counter()
+        previous = time.perf_counter()
         title = f"epoch {self.epoch + 1}/{self.options.optimization.epochs}"
         with progress(title, steps * self.batches.batch_size, self.processes.first) as bar:
             bar.update(self.done * self.batches.batch_size)
             for images, labels in self.batches.train(self.epoch, self.done):
-                began = time.perf_counter()
+                start = time.perf_counter()
                 images, labels = images.to(self.device), labels.to(self.device)
                 step = self.learner.step(images, labels)
                 meter.evaluations.update(evaluations_of(self.plain_model))
                 now = time.perf_counter()
-                meter.seconds["stepping"] += now - began
-                meter.seconds["training"] += now - before
-                before = now
+                meter.seconds["stepping"] += now - start
+                meter.seconds["training"] += now - previous
+                previous = now
                 meter.update(step, labels)
                 self.done += 1
                 self._record()
@@ -290,44 +299,44 @@ class Training:
                     show(bar, meter.loss, meter.accuracy, meter.changed(self.plain_model))
 
     def _record(self) -> None:
-        """Write what changed in the wiring, where it is time within an epoch."""
-        every = self.options.run.history_every
-        within = self.done < self.batches.steps
-        if self.processes.first and every and self.done % every == 0 and within:
+        """Record changes of the wiring every ``history_every`` steps within an epoch."""
+        interval = self.options.run.history_every
+        epoch_goes_on = self.done < self.batches.steps
+        if self.processes.first and interval and self.done % interval == 0 and epoch_goes_on:
             self.lock.check()
             self.history.record(self.learner.steps)
 
     def _row(self) -> dict[str, Any]:
-        """Measure, and return a line of metrics."""
-        began, meter = time.perf_counter(), self.meter
-        self.learner.check_weights()  # before they are written anywhere
+        """Evaluate the network, and return the metrics of the epoch."""
+        start, meter = time.perf_counter(), self.meter
+        self.learner.check_weights()  # before they are written to a file
         fit = self.options.optimization
         if self.epoch + 1 == fit.epochs:
             self.learner.recalibrate(self.batches, fit.epochs, fit.recalibrate)
-        measured = self.learner.measure(self._validation)
+        validation = self.learner.measure(self._validation)
         self._gather_bad_images()
         if self.processes.first:
             self.lock.check()
             self.history.record((self.epoch + 1) * self.batches.steps)
-        trained = meter.seconds["training"]
+        seconds = meter.seconds["training"]
         return {
             "epoch": self.epoch + 1,
             "lr": self.learner.lr,
             **meter.row(self.batches.steps),
-            **measured,
+            **validation,
             "edges_changed": meter.changed(self.plain_model),
             "bad_images": self.batches.bad.count,
-            "images_per_second": self.batches.steps * self.batches.batch_size / trained,
-            "seconds": trained + time.perf_counter() - began,
-            "seconds_training": trained,
+            "images_per_second": self.batches.steps * self.batches.batch_size / seconds,
+            "seconds": seconds + time.perf_counter() - start,
+            "seconds_training": seconds,
             "seconds_stepping": meter.seconds["stepping"],
         }
 
     def _validation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the validation images; stop where a signal asks for it."""
+        """Yield the validation batches; stop if there was a signal."""
         for batch in self.batches.validation():
             if self.interrupts.received:
-                if self.processes.size == 1:  # others may be done, and agree on nothing
+                if self.processes.size == 1:  # a checkpoint needs all processes at the same point
                     self.checkpoint()
                 self._stop(self.interrupts.received)
             yield batch
@@ -335,7 +344,7 @@ class Training:
     def summary(self) -> dict[str, Any]:
         """Return the result of a finished run."""
         last, best = self.rows[-1], self.best
-        counted = cost(self.plain_model, self.options.data.image_size)
+        costs = cost(self.plain_model, self.options.data.image_size)
         averages = {name: value for name, value in last.items() if name.startswith("ema_top")}
         return {
             "top1": last["top1"],
@@ -345,12 +354,12 @@ class Training:
             "best_epoch": best["epoch"],
             "best_chosen_on": self.config.split,
             "epochs": self.epoch,
-            "parameters": counted.parameters,
-            "macs": counted.macs,
-            "real_edges": counted.real_edges,
-            "candidate_edges": counted.candidate_edges,
-            "dead_nodes": counted.dead_nodes,
-            "unneeded_nodes": counted.unneeded_nodes,
+            "parameters": costs.parameters,
+            "macs": costs.macs,
+            "real_edges": costs.real_edges,
+            "candidate_edges": costs.candidate_edges,
+            "dead_nodes": costs.dead_nodes,
+            "unneeded_nodes": costs.unneeded_nodes,
             "bad_images": self.batches.bad.count,
             "seconds": sum(row["seconds"] for row in self.rows),
             "device": str(self.device),

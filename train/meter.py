@@ -1,4 +1,4 @@
-"""What an epoch's line of metrics is made of, while the epoch goes on."""
+"""Accumulate the training metrics of an epoch."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,16 +16,16 @@ from train.step import Step
 
 
 class EpochMeter:
-    """Counts what happens in the steps of an epoch; its state goes into checkpoints.
+    """Accumulates metrics over the steps of an epoch; its state is saved in checkpoints.
 
     Args:
         num_classes: Number of classes.
         device: Where losses and logits are.
-        before: The real edges when the epoch began.
+        before: The real edges at the start of the epoch.
 
     Attributes:
         loss: Mean loss of the steps.
-        accuracy: Share of training images that were classified right.
+        accuracy: Share of training images that were classified correctly.
         grad_norm: Mean norm of the gradient.
         evaluations: Function evaluations of graphs in continuous time, by kind.
         seconds: Time so far: of ``training`` and, within it, ``stepping``.
@@ -44,11 +44,11 @@ class EpochMeter:
         return {"loss": self.loss, "grad_norm": self.grad_norm, "accuracy": self.accuracy}
 
     def update(self, step: Step, labels: Tensor) -> None:
-        """Count a step.
+        """Add the results of a step.
 
         Args:
-            step: What came of it.
-            labels: Labels of its images ``[B]``.
+            step: The results.
+            labels: Labels of the images ``[B]``.
         """
         self.loss.update(step.loss)
         self.grad_norm.update(step.grad_norm)
@@ -56,7 +56,7 @@ class EpochMeter:
 
     @contextmanager
     def summed(self) -> Iterator[None]:
-        """Sum over processes, for a while; all of them have to call it."""
+        """Sum the metrics over processes within a ``with``; every process must enter it."""
         with ExitStack() as stack:
             for metric in self._metrics.values():
                 if metric._update_count and dist.is_initialized():
@@ -64,14 +64,14 @@ class EpochMeter:
             yield
 
     def changed(self, model: torch.nn.Module) -> int:
-        """Return how many edges are real now and were not when the epoch began."""
+        """Return the number of edges that became real since the start of the epoch."""
         return edges_changed(self.before, real_edges(model))
 
     def row(self, steps: int) -> dict[str, float]:
-        """Return the columns that come of training.
+        """Return the training columns of the epoch's metrics.
 
         Args:
-            steps: Steps of the epoch.
+            steps: Number of steps of the epoch.
         """
         return {
             "train_loss": float(self.loss.compute()),
@@ -81,7 +81,7 @@ class EpochMeter:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is needed to go on within the epoch."""
+        """Return the state needed to continue within the epoch."""
         return {
             "metrics": {name: _state(metric) for name, metric in self._metrics.items()},
             "steps": self.loss._update_count,
@@ -91,16 +91,16 @@ class EpochMeter:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], rank: int = 0) -> None:
-        """Go on where :meth:`state_dict` was called.
+        """Restore a state returned by :meth:`state_dict`.
 
         Args:
-            state: Its result, summed over processes.
-            rank: Number of the process; the first goes on with what all had counted.
+            state: The state, summed over processes.
+            rank: Rank of this process; rank 0 gets the sums, the others start from 0.
         """
         for name, metric in self._metrics.items():
             for key, value in state["metrics"][name].items():
-                own = value if rank == 0 else torch.zeros_like(value)
-                setattr(metric, key, own.to(metric.device))
+                share = value if rank == 0 else torch.zeros_like(value)
+                setattr(metric, key, share.to(metric.device))
             metric._update_count = state["steps"]
         self.before = {name: (ids.numpy(), n) for name, (ids, n) in state["before"].items()}
         self.evaluations = Counter(state["evaluations"])

@@ -1,4 +1,4 @@
-"""What is measured of a network, and shown while it trains."""
+"""Metrics of a network, and their display during training."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ RealEdges = Mapping[str, tuple[Ids, int]]
 
 
 class Normalize(nn.Module):
-    """Turns bytes ``[B, 3, H, W]`` into floats of mean 0 and deviation 1, on the device."""
+    """Normalises bytes ``[B, 3, H, W]`` to floats of mean 0 and standard deviation 1."""
 
     mean: Tensor
     std: Tensor
@@ -32,7 +32,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(config.std).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the normalised images, row after row whatever their strides."""
+        """Return the normalised images, contiguous regardless of the strides of the input."""
         return (images.contiguous() - self.mean) / self.std
 
 
@@ -45,8 +45,8 @@ def evaluate(
     """Return loss, top-1 and top-5 (top-n for fewer classes) of a network in evaluation mode.
 
     Args:
-        model: From normalised images to logits.
-        normalize: From bytes to what the network takes; its device is used.
+        model: Network from normalised images to logits.
+        normalize: Normalisation of the images; its device is used.
         batches: Images ``[B, 3, H, W]``, uint8, and labels ``[B]``.
         num_classes: Number of classes.
     """
@@ -70,28 +70,28 @@ def evaluate(
 
 
 def accuracy_metric(k: int, num_classes: int) -> Metric:
-    """Return the share of images with the right class among the first ``k``."""
+    """Return a metric: the share of images whose class is among the ``k`` highest logits."""
     return MulticlassAccuracy(
         num_classes, top_k=min(k, num_classes), average="micro", validate_args=False
     )
 
 
 def evaluations_of(model: nn.Module) -> dict[str, int]:
-    """Return how often graphs in continuous time were evaluated in the last step."""
-    found: Counter[str] = Counter()
+    """Return the function evaluations of graphs in continuous time in the last step, by kind."""
+    evaluations: Counter[str] = Counter()
     for graph in model.modules():
         if isinstance(graph, NeuralGraph):
-            found.update({f"evaluations_{k}": n for k, n in graph.evaluations.items()})
-    return dict(found)
+            evaluations.update({f"evaluations_{k}": n for k, n in graph.evaluations.items()})
+    return dict(evaluations)
 
 
 def edges_changed(before: RealEdges, now: RealEdges) -> int:
-    """Return how many edges became real that were not."""
+    """Return the number of edges that are real now and were not before."""
     return sum(len(np.setdiff1d(now[name][0], before[name][0], True)) for name in now)
 
 
 def as_line(row: Mapping[str, Any], epochs: int) -> str:
-    """Return what was measured in an epoch, as it is printed."""
+    """Return the metrics of an epoch as one line of text."""
     return (
         f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.3f} (training "
         f"{row['train_loss']:.3f}), top-1 {row['top1']:.2%} (training {row['train_top1']:.2%}), "
@@ -101,13 +101,13 @@ def as_line(row: Mapping[str, Any], epochs: int) -> str:
 
 
 def progress(title: str, images: int, shown: bool = True) -> "tqdm[Any]":
-    """Return a progress bar in images, that shows in a terminal."""
+    """Return a progress bar that counts images; it is shown only in a terminal."""
     disable = None if shown else True
     return tqdm(total=images, desc=title, unit=" images", leave=False, disable=disable)
 
 
 def show(bar: "tqdm[Any]", loss: MeanMetric, accuracy: Metric, changed: int) -> None:
-    """Write the state of an epoch beside its progress bar."""
+    """Show loss, accuracy and changed edges of the epoch beside its progress bar."""
     bar.set_postfix_str(
         f"training loss {float(loss.compute()):.3f}, top-1 {float(accuracy.compute()):.1%}, "
         f"edges changed {changed:,}"

@@ -1,4 +1,4 @@
-"""Options of models as fields that become flags, derived from the models' configurations."""
+"""Derive fields, and so flags, from the options in the models' configurations."""
 
 import dataclasses
 import re
@@ -21,18 +21,17 @@ from models import ModelConfig, list_models, model_config
 T = TypeVar("T")
 
 PARTS: Mapping[type, PartRegistry[Any]] = {Rule: RULES, Backend: BACKENDS, Schedule: SCHEDULES}
-"""Parts of a graph that an option may name."""
+"""Parts of a graph that an option may name, with their registries."""
 
 
 def network_options(base: type[T]) -> type[T]:
     """Return a frozen dataclass with a field for each option of the registered models.
 
-    Fields are None unless given, so that each model keeps its own default; those that are True or
-    False have the models' default. Their descriptions are those in the docstrings of the models'
-    configurations.
+    Fields default to None, so that each model keeps its own default; boolean fields have the
+    models' default. Their descriptions are those in the docstrings of the models' configurations.
 
     Args:
-        base: A dataclass with what all models share.
+        base: A dataclass with the options that all models share.
     """
     configs: dict[str, dict[str, type[ModelConfig]]] = {}  # by option, by model
     for model in list_models():
@@ -41,15 +40,20 @@ def network_options(base: type[T]) -> type[T]:
             if field.name not in ModelConfig.__dataclass_fields__:
                 configs.setdefault(field.name, {})[model] = config
     fields = [_field(name, models) for name, models in configs.items()]
-    made = dataclasses.make_dataclass(
+    options = dataclasses.make_dataclass(
         "NetworkOptions", fields, bases=(base,), frozen=True, kw_only=True
     )
-    made.__module__, made.__doc__ = base.__module__, "Which network."
-    return made
+    options.__module__, options.__doc__ = base.__module__, "Which network."
+    return options
 
 
 def _field(name: str, models: Mapping[str, type[ModelConfig]]) -> tuple[str, Any, Any]:
-    """Return an option as :func:`dataclasses.make_dataclass` takes it."""
+    """Return the name, annotation and default of an option's field.
+
+    Args:
+        name: Name of the option.
+        models: Configurations that have the option, by model.
+    """
     hints = [get_type_hints(config)[name] for config in models.values()]
     kinds = list(dict.fromkeys(kind for hint in hints for kind in _plain_types(hint)))
     defaults = Counter(_default(config, name) for config in models.values())
@@ -74,7 +78,7 @@ def _default(config: type[ModelConfig], name: str) -> Any:
 
 
 def _plain_types(hint: Any) -> Iterator[Any]:
-    """Yield those types of a union that a flag can be read as."""
+    """Yield the types of a union that a flag can be parsed as."""
     union = get_args(hint) if get_origin(hint) not in (None, Literal, tuple, type) else (hint,)
     for kind in union:
         if kind in (bool, int, float, str) or get_origin(kind) in (Literal, tuple):
@@ -82,9 +86,9 @@ def _plain_types(hint: Any) -> Iterator[Any]:
 
 
 def _description(config: type, name: str) -> str:
-    """Return what the docstring of a configuration, or of what it is derived from, says."""
-    for each in config.__mro__:
-        for entry in docstring_parser.parse(each.__doc__ or "").params:
+    """Return the description of an option in the docstring of a configuration or of its bases."""
+    for base in config.__mro__:
+        for entry in docstring_parser.parse(base.__doc__ or "").params:
             if entry.arg_name == name and entry.description:
                 text = re.sub(r":\w+:`~?([^`]+)`", r"\1", entry.description)
                 return " ".join(text.replace("``", "").split())
