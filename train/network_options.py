@@ -57,19 +57,19 @@ def _field(name: str, models: Mapping[str, type[ModelConfig]]) -> tuple[str, Any
     hints = [get_type_hints(config)[name] for config in models.values()]
     kinds = list(dict.fromkeys(kind for hint in hints for kind in _plain_types(hint)))
     defaults = Counter(_default(config, name) for config in models.values())
-    usual = defaults.most_common(1)[0][0]
+    common = defaults.most_common(1)[0][0]
     text = next(filter(None, (_description(config, name) for config in models.values())), "")
     for part, registry in PARTS.items():
         if any(part in get_args(hint) for hint in hints):
             text += f" Known: {', '.join(registry)}."
     if kinds == [bool]:
-        return name, Annotated[bool, tyro.conf.arg(help=text)], usual
-    del defaults[usual]
+        return name, Annotated[bool, tyro.conf.arg(help=text)], common
+    del defaults[common]
     others = "".join(
-        f", of {', '.join(m for m, c in models.items() if _default(c, name) == value)} {value}"
+        f", {value} for {', '.join(m for m, c in models.items() if _default(c, name) == value)}"
         for value in defaults
     )
-    text += f" Default: {usual}{others}." if usual is not None else ""
+    text += f" Default: {common}{others}." if common is not None else ""
     return name, Annotated[reduce(or_, kinds) | None, tyro.conf.arg(help=text)], None
 
 

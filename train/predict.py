@@ -1,4 +1,4 @@
-"""Name what is in pictures: ``python -m train.predict RUN IMAGE…``."""
+"""Classify images: ``python -m train.predict RUN IMAGE…``."""
 
 import sys
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ Guess = tuple[str, float]  # class name and probability
 
 
 class Predictor:
-    """A run's network, ready for pictures.
+    """Classifies images with a run's network.
 
     Args:
         run: The run folder.
@@ -28,7 +28,7 @@ class Predictor:
         device: As for training.
 
     Raises:
-        ValueError: Not a run folder, or a device that is not there.
+        ValueError: If this is not a run folder, or the device does not exist.
     """
 
     def __init__(self, run: str | Path, weights: Weights = "last", device: str = "auto") -> None:
@@ -42,10 +42,11 @@ class Predictor:
         self._transform = evaluation_transform(self.config.augmentation, size)
 
     def __call__(self, path: str | Path, most: int = 5) -> list[Guess]:
-        """Return the likeliest classes of a picture with their probabilities, best first.
+        """Return up to ``most`` classes of an image with their probabilities, likeliest first.
 
         Raises:
-            ValueError: The file is no picture, and the message names it; or ``most`` is below 1.
+            ValueError: If the file is not an image; the message names it. Or if ``most`` is below
+                1.
         """
         if most < 1:
             raise ValueError(f"most must be 1 or more, got {most}")
@@ -59,23 +60,23 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Name what is in pictures: the five likeliest classes of each."""
+    """Classify images: print the five likeliest classes of each."""
 
     run: Annotated[str, tyro.conf.Positional]
     """Run folder."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Pictures of any kind and size."""
+    """Images of any format and size."""
     weights: Weights = "last"
     """Which weights of the run."""
     device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
+    """cpu, cuda, cuda:N, or auto (a GPU if there is one)."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command; a file that is no picture is said and skipped, and the exit status is 1."""
+    """Run the command; report and skip files that are not images, then exit with status 1."""
     arguments = tyro.cli(Arguments, args=args, prog="python -m train.predict")
     if not arguments.images:
-        raise ValueError(f"no images given: {how_to_run('predict')} {arguments.run} IMAGE…")
+        raise ValueError(f"no images: run {how_to_run('predict')} {arguments.run} IMAGE…")
     predict = Predictor(arguments.run, arguments.weights, arguments.device)
     failed = False
     for path in arguments.images:

@@ -1,4 +1,4 @@
-"""The processes of a run: this one alone, or those that torchrun started."""
+"""The processes of a run: only this one, or those that torchrun started."""
 
 import hashlib
 import os
@@ -25,76 +25,80 @@ def launched() -> bool:
 
 
 def restarted() -> bool:
-    """Return whether torchrun started it again, after a process was lost."""
+    """Return whether torchrun restarted this process, after a process was lost."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
 
 
 def make_fabric(device: str, precision: str, many: bool = False) -> Fabric:
-    """Return Lightning Fabric on a device, or on one for each process of torchrun.
+    """Return Lightning Fabric on a device, or on one device per process of torchrun.
 
     Args:
         device: As in :class:`train.options.RunOptions`.
-        precision: Likewise.
-        many: Whether the processes that torchrun started work together, if it did.
+        precision: As in :class:`train.options.RunOptions`.
+        many: Whether processes that torchrun started train together.
 
     Raises:
-        ValueError: The device is not there.
+        ValueError: If the device does not exist.
     """
     many = many and launched()
-    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if device == "auto":
-        device = "cuda" if len(there) > 1 else "cpu"
+        device = "cuda" if len(available) > 1 else "cpu"
     if many and device.startswith("cuda:"):
-        raise ValueError(f"--device {device} is one device; with torchrun give --device cuda")
-    wanted = "cuda:0" if device == "cuda" else device
-    if wanted not in there:
-        raise ValueError(f"--device {device} is not there; this machine has {', '.join(there)}")
-    kind, _, index = wanted.partition(":")
-    bits: Any = "bf16-mixed" if precision == "bf16" else "32-true"  # 64 is of the network itself
+        raise ValueError(
+            f"--device {device} is one device, but torchrun needs one per process: use "
+            "--device cuda"
+        )
+    name = "cuda:0" if device == "cuda" else device
+    if name not in available:
+        raise ValueError(f"there is no --device {device}; this machine has {', '.join(available)}")
+    kind, _, index = name.partition(":")
+    # For 64 bits, the learner converts the network itself.
+    bits: Any = "bf16-mixed" if precision == "bf16" else "32-true"
     if not many:
         devices: Any = [int(index)] if index else 1
-        alone = LightningEnvironment()  # also within a job of a cluster
-        return Fabric(accelerator=kind, devices=devices, precision=bits, plugins=[alone])
+        environment = LightningEnvironment()  # one process, even within a cluster job
+        return Fabric(accelerator=kind, devices=devices, precision=bits, plugins=[environment])
     backend = "gloo" if kind == "cpu" else "nccl"
-    _meet(backend)
-    here = int(os.environ["LOCAL_WORLD_SIZE"])
-    known = signature(DistributedDataParallel).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    sync: dict[str, Any] = {name: False}  # once an epoch is enough: ProcessGroup.share_statistics
+    _initialise(backend)
+    local_size = int(os.environ["LOCAL_WORLD_SIZE"])
+    parameters = signature(DistributedDataParallel).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+    sync: dict[str, Any] = {option: False}  # ProcessGroup.share_statistics does so once per epoch
     return Fabric(
         accelerator=kind,
-        devices=here,
-        num_nodes=int(os.environ["WORLD_SIZE"]) // here,
+        devices=local_size,
+        num_nodes=int(os.environ["WORLD_SIZE"]) // local_size,
         strategy=DDPStrategy(process_group_backend=backend, **sync),
         precision=bits,
         plugins=[TorchElasticEnvironment()],
     )
 
 
-def _meet(backend: str) -> None:
-    """Let processes find each other, and not those that a restart has replaced.
+def _initialise(backend: str) -> None:
+    """Initialise the process group under a prefix that depends on the number of restarts.
 
-    What these wrote into the store of torchrun may still be there.
+    The store of torchrun may still contain entries of processes that a restart has replaced.
     """
     store, rank, size = next(rendezvous("env://"))
-    again = PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    dist.init_process_group(backend, store=again, rank=rank, world_size=size)
+    prefixed = PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=prefixed, rank=rank, world_size=size)
 
 
 class ProcessGroup:
-    """What the processes of a run agree on; alone, a process agrees with itself.
+    """Communication between the processes of a run, which may be only one.
 
     Args:
-        fabric: Launched.
+        fabric: Lightning Fabric, already launched.
 
     Attributes:
-        rank: Number of this process.
-        size: How many there are.
+        rank: Rank of this process.
+        size: Number of processes.
     """
 
     def __init__(self, fabric: Fabric) -> None:
         self.rank, self.size = fabric.global_rank, fabric.world_size
-        # Small things go by the CPU, so that nothing waits for a GPU.
+        # Small values are sent by the CPU, which does not wait for a GPU.
         self._group: Any = dist.new_group(backend="gloo") if self.size > 1 else None
 
     @property
@@ -103,66 +107,68 @@ class ProcessGroup:
         return self.rank == 0
 
     def largest(self, *values: int) -> list[int]:
-        """Return the largest of each value over all processes.
+        """Return the maximum of each value over all processes.
 
         Raises:
-            ConnectionError: A process is gone.
+            ConnectionError: If a process was lost.
         """
         if self.size == 1:
             return list(values)
-        together = torch.tensor(values)
-        self._call(dist.all_reduce, together, op=dist.ReduceOp.MAX)
-        return [int(value) for value in together]
+        maxima = torch.tensor(values)
+        self._call(dist.all_reduce, maxima, op=dist.ReduceOp.MAX)
+        return [int(value) for value in maxima]
 
     def wait(self) -> None:
-        """Wait until all processes are here.
+        """Wait until all processes have called this.
 
         Raises:
-            ConnectionError: A process is gone.
+            ConnectionError: If a process was lost.
         """
         self.largest(0)
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values that processes have, by rank.
+        """Return the values of all processes, by rank.
 
         Raises:
-            ConnectionError: A process is gone.
+            ConnectionError: If a process was lost.
         """
-        found = [value] * self.size
+        values = [value] * self.size
         if self.size > 1:
-            self._call(dist.all_gather_object, found, value)
-        return found
+            self._call(dist.all_gather_object, values, value)
+        return values
 
     def share_statistics(self, model: nn.Module) -> None:
-        """Give every process the first one's running statistics of normalisation.
+        """Copy the running statistics of normalisation from rank 0 to all processes.
 
-        Each took its own, of its images. What rules remember is left alone: it has to be the same.
+        They differ, since each process has computed them on its images. The state of rules is not
+        copied, because it must be the same already.
         """
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         for buffer in (b for norm in norms for b in norm.buffers() if self.size > 1):
             dist.broadcast(buffer, src=0)
 
     def check_wiring(self, model: nn.Module, step: int) -> None:
-        """Raise a ``ValueError`` where processes have other real edges, or other buffers of rules.
+        """Raise ValueError if processes differ in their real edges, or in the buffers of rules.
 
         Args:
             model: The network.
-            step: Steps of the optimizer done.
+            step: Number of optimizer steps done.
         """
         if self.size == 1:
             return
-        found = self.gather(wiring_hash(model))
-        apart = [rank for rank, value in enumerate(found) if value != found[0]]
-        if apart:
-            ranks = ", ".join(map(str, apart))
+        hashes = self.gather(wiring_hash(model))
+        different = [rank for rank, value in enumerate(hashes) if value != hashes[0]]
+        if different:
+            ranks = ", ".join(map(str, different))
             raise ValueError(
-                f"after step {step} rank {ranks} has other real edges than rank 0 (hashes "
-                f"{', '.join(found)}): a rule or layer there depends on more than weights, "
-                "gradients and seed, or memory failed. Nothing was saved; go on from the "
-                "checkpoint before with --resume"
+                f"after step {step} the real edges of rank {ranks} differ from those of rank 0 "
+                f"(hashes {', '.join(hashes)}): a rule or layer there depends on more than "
+                "weights, gradients and seed, or memory failed. Nothing was saved; continue from "
+                "the previous checkpoint with --resume"
             )
 
     def _call(self, collective: Any, *args: Any, **kwargs: Any) -> None:
+        """Run a collective; raise ConnectionError if a process was lost."""
         try:
             collective(*args, group=self._group, **kwargs)
         except RuntimeError as error:
@@ -172,7 +178,7 @@ class ProcessGroup:
 
 
 def wiring_hash(model: nn.Module) -> str:
-    """Return a hash of the real edges of a network, and of what its rules remember."""
+    """Return a hash of the real edges of a network, and of the state of its rules."""
     digest = hashlib.sha256()
     for name, (ids, _) in real_edges(model).items():
         digest.update(name.encode())

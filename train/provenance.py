@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, machine, commit."""
+"""Describe how a result was produced: versions, machine, commit."""
 
 import platform
 import subprocess
@@ -11,18 +11,18 @@ _PACKAGES = ("dnw-graph", "torch", "torchvision", "torch-geometric", "lightning"
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that matter."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that affect results."""
+    installed = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed
 
 
 def machine(device: str = "cpu") -> str:
-    """Return the GPU, or the processor and how many threads are used, in one line."""
+    """Return the name of the GPU, or of the processor with the number of threads, in one line."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return (
@@ -32,31 +32,33 @@ def machine(device: str = "cpu") -> str:
 
 
 def commit() -> str:
-    """Return the commit of the code, with a "+" if it was changed since; "" outside a clone."""
-    found = _git("rev-parse", "--short=12", "HEAD")
+    """Return the commit of the code, with a "+" if files were changed; "" outside a clone."""
+    hash = _git("rev-parse", "--short=12", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=no")
-    return f"{found}+" if found and changed else found
+    return f"{hash}+" if hash and changed else hash
 
 
 def folder_name() -> str:
-    """Return a name for folders of runs that are to be of one commit: its hash, or "unknown"."""
+    """Return the hash of the commit, or "unknown", as a name for folders of its runs."""
     return commit().rstrip("+") or "unknown"
 
 
 def _git(*args: str) -> str:
+    """Return the output of a git command; empty outside a clone or if the command fails."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return ""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return done.stdout.strip()
+    return process.stdout.strip()
 
 
 def _processor() -> str:
+    """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -65,15 +67,15 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-_start = "python -m train."
+_prefix = "python -m train."
 
 
 def started_by(console: str) -> None:
-    """Note that commands are run by a console command, which is given their names."""
-    global _start
-    _start = f"{console} "
+    """Make :func:`how_to_run` return commands that start with this console command."""
+    global _prefix
+    _prefix = f"{console} "
 
 
 def how_to_run(command: str) -> str:
-    """Return how to run a command, in the way in which this one was started."""
-    return f"{_start}{command}"
+    """Return the command line of a command, in the form in which this one was started."""
+    return f"{_prefix}{command}"

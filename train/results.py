@@ -1,4 +1,4 @@
-"""Results of many runs: a line a run in a CSV file, and a table made of them."""
+"""Results of many runs: a CSV file with one line per run, and a table made from it."""
 
 import csv
 import json
@@ -20,13 +20,13 @@ COLUMNS = (
 
 
 class Results:
-    """The finished runs of a table, in a CSV file that is written after each.
+    """The finished runs of a table, in a CSV file that is written after each run.
 
     Args:
-        path: The file; it need not be there yet.
+        path: The file; it need not exist.
 
     Raises:
-        ValueError: A file of something else.
+        ValueError: If the file does not hold results, or is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,15 +36,15 @@ class Results:
             fields, self.lines = _read(path)
             if fields != COLUMNS:
                 raise ValueError(
-                    f"{path} has other columns than results have ({', '.join(COLUMNS)}); move it "
-                    "away, or name another folder with --results"
+                    f"the columns of {path} are not those of results ({', '.join(COLUMNS)}); move "
+                    "it away, or choose another folder with --results"
                 )
 
             self._check()
 
     def _check(self) -> None:
-        """Raise where a line is not that of a finished run, or a run has two."""
-        seen = set()
+        """Raise ValueError if a line does not describe a finished run, or a run has two lines."""
+        cells = set()
         for number, line in enumerate(self.lines, start=2):
             try:
                 cell = line["row"], int(line["seed"])
@@ -53,12 +53,14 @@ class Results:
                 json.loads(line["versions"])
             except (TypeError, ValueError, KeyError) as error:
                 raise ValueError(
-                    f"line {number} of {self.path} is damaged ({error}): remove it, and its run is "
-                    "read again"
+                    f"line {number} of {self.path} is damaged ({error}): remove it, and the result "
+                    "is read from its run folder again"
                 ) from error
-            if cell in seen:
-                raise ValueError(f"{self.path} has run {cell[0]} of seed {cell[1]} twice")
-            seen.add(cell)
+            if cell in cells:
+                raise ValueError(
+                    f"{self.path} has two lines of run {cell[0]} with seed {cell[1]}; remove one"
+                )
+            cells.add(cell)
 
     def __contains__(self, cell: tuple[str, int]) -> bool:
         return any((line["row"], int(line["seed"])) == cell for line in self.lines)
@@ -105,7 +107,7 @@ def _read(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
             reader = csv.DictReader(file)
             return tuple(reader.fieldnames or ()), list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no CSV file ({error}); move it away") from error
+        raise ValueError(f"{path} is not a CSV file ({error}); move it away") from error
 
 
 def as_markdown(
@@ -115,31 +117,31 @@ def as_markdown(
     command: str,
     untrained: Mapping[str, Cost],
 ) -> str:
-    """Return a table in Markdown: what was measured beside what the paper says.
+    """Return a table in Markdown, with the measured results and those of the paper.
 
     Args:
         table: The table of the paper.
-        results: What was measured.
+        results: The measured results.
         changes: Options in which runs differ from the paper's.
-        command: What was typed.
-        untrained: What rows cost before training, by name.
+        command: The command line.
+        untrained: Costs of rows before training, by name.
     """
     title = f"# {table.title}"
     if changes:
-        listed = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in changes.items())
-        title += f", cut down: {listed} (in full: {table.epochs} epochs)"
+        options = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in changes.items())
+        title += f", reduced: {options} (in full: {table.epochs} epochs)"
     lines = [title, "", f"`{command}`", ""]
-    measured = "top-1 / top-5, %" if table.top5 else "top-1, %"
-    cells = [["row", measured, "n", "the paper", "parameters", "MACs", "there"]]
+    metric = "top-1 / top-5, %" if table.top5 else "top-1, %"
+    cells = [["row", metric, "n", "paper", "parameters", "MACs", "paper's cost"]]
     cells.append(["---"] * len(cells[0]))
     for row in table.rows:
         runs = results.of(row.name)
         if runs or row.usual:
             cells.append(_line(row, runs, untrained.get(row.name), table.top5))
     for quoted in table.quoted:
-        spent = ", ".join(filter(None, (quoted.parameters, quoted.macs)))
-        figure = f"{quoted.accuracy} ({quoted.source})"
-        cells.append([quoted.title, "", "", figure, "", "", spent])
+        costs = ", ".join(filter(None, (quoted.parameters, quoted.macs)))
+        accuracy = f"{quoted.accuracy} ({quoted.source})"
+        cells.append([quoted.title, "", "", accuracy, "", "", costs])
     if not any(row.paper for row in table.rows):
         cells = [[*row[:3], *row[4:]] for row in cells]
     if not any(row.paper_cost for row in table.rows):
@@ -150,20 +152,21 @@ def as_markdown(
 
 
 def _line(row: Row, runs: list[dict[str, str]], untrained: Cost | None, top5: bool) -> list[str]:
+    """Return the cells of a row."""
     names = ["accuracy", "top5"] if top5 else ["accuracy"]
-    measured = " / ".join(_spread([float(run[name]) for run in runs]) for name in names)
-    measured = measured if runs else "not run"
-    spent = ["", ""]
+    accuracy = " / ".join(_spread([float(run[name]) for run in runs]) for name in names)
+    accuracy = accuracy if runs else "not run"
+    costs = ["", ""]
     if runs:
-        spent = [_mean(runs, name) for name in ("parameters", "macs")]
+        costs = [_mean(runs, name) for name in ("parameters", "macs")]
     elif untrained:
-        spent = [f"{untrained.parameters:,} *", f"{untrained.macs:,} *"]
+        costs = [f"{untrained.parameters:,} *", f"{untrained.macs:,} *"]
     paper = row.paper or "not in it"
-    return [row.title, measured, str(len(runs)), paper, *spent, row.paper_cost]
+    return [row.title, accuracy, str(len(runs)), paper, *costs, row.paper_cost]
 
 
 def _spread(values: list[float]) -> str:
-    """Return mean and standard deviation."""
+    """Return mean and standard deviation as text."""
     if not values:
         return ""
     deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -171,29 +174,30 @@ def _spread(values: list[float]) -> str:
 
 
 def _mean(runs: list[dict[str, str]], name: str) -> str:
+    """Return the mean of a column as text."""
     return f"{statistics.mean(int(run[name]) for run in runs):,.0f}"
 
 
 def _notes(table: Table, results: Results) -> list[str]:
+    """Return the text below a table."""
     lines = [
-        "Accuracy is that of the last epoch on the images that were not trained on, mean ± "
-        "standard deviation over n seeds; MACs are multiply-adds an image."
+        "Accuracy is measured after the last epoch on images that were not trained on, mean ± "
+        "standard deviation over n seeds; MACs are multiply-adds per image."
     ]
     lines += table.notes
     if any(row.usual and not results.of(row.name) for row in table.rows) and not table.finds_data:
         lines.append(
-            f"\\* of the network before training, with {table.classes} classes; a learned wiring "
-            "has other dead nodes afterwards."
+            f"\\* before training, with {table.classes} classes; a learned wiring has other dead "
+            "nodes after training."
         )
     for name in ("machine", "commit"):
-        found = sorted({line[name] for line in results.lines} - {""})
-        if found:
-            lines.append(f"{name.capitalize()}: {'; '.join(found)}.")
-    seen = sorted({line["versions"] for line in results.lines})
-    for text in seen:
-        listed = ", ".join(f"{k} {v}" for k, v in json.loads(text).items())
-        lines.append(f"Versions: {listed}.")
+        values = sorted({line[name] for line in results.lines} - {""})
+        if values:
+            lines.append(f"{name.capitalize()}: {'; '.join(values)}.")
+    for text in sorted({line["versions"] for line in results.lines}):
+        packages = ", ".join(f"{k} {v}" for k, v in json.loads(text).items())
+        lines.append(f"Versions: {packages}.")
     if results.lines:
         hours = sum(float(line["seconds"]) for line in results.lines) / 3600
-        lines.append(f"Training took {hours:.2f} hours in all.")
+        lines.append(f"Training took {hours:.2f} hours in total.")
     return ["\n\n".join(lines)]

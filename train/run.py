@@ -1,17 +1,17 @@
-"""A run folder: what a training run leaves behind, and how to take it up again.
+"""The run folder: the files of a training run.
 
 ::
 
     config.yaml              options, classes, versions
     initial.safetensors      weights before the first step, with the configuration
-    last, best, ema          likewise after the last epoch, at their best, averaged
-    checkpoints/             everything needed to go on; read without executing code
-    metrics.csv              a line an epoch
-    history/                 births and deaths of edges, a file a record
-    report.html              all of it to look at
+    last, best, ema          likewise after the last epoch, after the best one, averaged
+    checkpoints/             the state needed to resume; read without executing code
+    metrics.csv              one row per epoch
+    history/                 births and deaths of edges, one file per record
+    report.html              a page with curves, cost and wiring
     summary.json             the result
-    tensorboard/             the same curves for TensorBoard
-    lock, owner.json         which process trains in the folder
+    tensorboard/             the metrics for TensorBoard
+    lock, owner.json         the process that trains in the folder
 """
 
 import csv
@@ -41,15 +41,15 @@ Weights = Literal["initial", "last", "best", "ema"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What is needed to build a run's network and feed it.
+    """The configuration needed to build a run's network and prepare its input.
 
     Attributes:
         options: The options of the run.
         classes: Names of the classes, by label.
-        mean: Of each channel, for pixels from 0 to 1.
-        std: Likewise the standard deviation.
-        augmentation: What may be done to pictures.
-        split: Which images the network was measured on.
+        mean: Mean of each channel, for pixels from 0 to 1.
+        std: Standard deviation of each channel.
+        augmentation: How images are augmented.
+        split: Name of the validation split.
     """
 
     options: Options
@@ -61,7 +61,7 @@ class RunConfig:
 
     @classmethod
     def of(cls, options: Options, source: Source) -> "RunConfig":
-        """Return the configuration of a run on some images, and keep where these are."""
+        """Return the configuration of a run on a source of images, including their place."""
         return cls(
             options=options.replace(data=source.place),
             classes=source.classes,
@@ -73,20 +73,20 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
-        """Undo :meth:`to_dict`.
+        """Return a configuration from the values of :meth:`to_dict`.
 
         Raises:
-            ValueError: Something is missing or of the wrong type.
+            ValueError: If a value is missing or of the wrong type.
         """
-        given = {name: values[name] for name in ("augmentation", "split")}
-        given |= {name: tuple(values[name]) for name in ("classes", "mean", "std")}
+        fields = {name: values[name] for name in ("augmentation", "split")}
+        fields |= {name: tuple(values[name]) for name in ("classes", "mean", "std")}
         for name, hint in get_type_hints(cls).items():
-            if name in given:
-                check_type(given[name], hint)
-        return cls(options=Options.from_flat(values["options"]), **given)
+            if name in fields:
+                check_type(fields[name], hint)
+        return cls(options=Options.from_flat(values["options"]), **fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, with the versions of what runs now."""
+        """Return the configuration as plain values, with the installed versions of packages."""
         return {
             "options": self.options.flat(),
             "classes": list(self.classes),
@@ -103,14 +103,14 @@ class RunConfig:
 
 
 def build_network(options: Options, num_classes: int) -> nn.Module:
-    """Return the network of some options with new weights.
+    """Build the network that options describe, with new weights.
 
     Raises:
-        ValueError: An unknown model or rule, or a size it cannot have.
+        ValueError: If the model or rule is unknown, or a size is invalid.
     """
     network, size = options.network, options.data.image_size
-    given = {**network.given(), "image_size": size, "num_classes": num_classes}
-    return create_model(network.graph, **given)
+    arguments = {**network.given(), "image_size": size, "num_classes": num_classes}
+    return create_model(network.graph, **arguments)
 
 
 class RunFolder:
@@ -124,40 +124,47 @@ class RunFolder:
         self.path = Path(path)
 
     def check_free(self, overwrite: bool) -> None:
-        """Raise a ``ValueError`` where something is there that may not be overwritten."""
+        """Raise ValueError if the path exists and may not be overwritten."""
         path = self.path
         if not path.exists() and not path.is_symlink():
             return
         if path.is_dir() and {entry.name for entry in path.iterdir()} <= {LOCK, OWNER}:
             return
         if not overwrite:
-            begun = f"continue it with --resume {path}, " if Checkpoints(path) else ""
+            resume = f"continue it with --resume {path}, " if Checkpoints(path) else ""
             raise ValueError(
-                f"{path} exists: {begun}replace it with --overwrite, or choose another folder "
+                f"{path} exists: {resume}replace it with --overwrite, or choose another folder "
                 "with --out"
             )
         if not path.is_dir() or path.is_symlink():
-            raise ValueError(f"{path} is not overwritten: it is no run folder; choose --out")
+            raise ValueError(
+                f"{path} is not overwritten: it is not a run folder; choose another folder with "
+                "--out"
+            )
         names = {entry.name for entry in path.iterdir()} - {LOCK, OWNER}
-        known = _OWN | {f".{name}.half" for name in _OWN}
-        foreign = sorted(n for n in names - known if not n.startswith("history-damaged-"))
+        allowed = _CONTENT | {f".{name}.half" for name in _CONTENT}
+        foreign = sorted(n for n in names - allowed if not n.startswith("history-damaged-"))
         if foreign:
             raise ValueError(
-                f"{path} is not overwritten: {path / foreign[0]} is not part of a run; choose --out"
+                f"{path} is not overwritten: {path / foreign[0]} is not part of a run; choose "
+                "another folder with --out"
             )
         if names:
             try:
                 self.load_config()
             except ValueError as error:
-                raise ValueError(f"{path} is not overwritten: {error}; choose --out") from error
+                raise ValueError(
+                    f"{path} is not overwritten: {error}; choose another folder with --out"
+                ) from error
 
     def create(self, config: RunConfig, overwrite: bool) -> None:
-        """Make the folder, with nothing but ``config.yaml``; see :meth:`check_free`.
+        """Create the folder with only ``config.yaml`` in it; a lock in it stays.
 
-        A lock in it stays.
+        Raises:
+            ValueError: As for :meth:`check_free`.
         """
         self.check_free(overwrite)
-        text = _as_yaml(config)  # nothing is deleted before what takes its place is there
+        text = _as_yaml(config)  # nothing is deleted if this fails
         self.path.mkdir(parents=True, exist_ok=True)
         for entry in self.path.iterdir():
             if entry.is_dir() and not entry.is_symlink():
@@ -175,7 +182,7 @@ class RunFolder:
         """Read ``config.yaml``.
 
         Raises:
-            ValueError: Not a run folder, or one of which the configuration is damaged.
+            ValueError: If this is not a run folder, or its configuration is damaged.
         """
         path = self.path / "config.yaml"
         if not path.exists():
@@ -183,7 +190,9 @@ class RunFolder:
         try:
             return RunConfig.from_dict(yaml.safe_load(path.read_text()))
         except KeyError as error:
-            raise ValueError(f"{path} is damaged or of another version: no {error}") from error
+            raise ValueError(
+                f"{path} is damaged or of another version: {error} is missing"
+            ) from error
         except (TypeError, AttributeError, ValueError, TypeCheckError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{path} is damaged or of another version: {reason}") from error
@@ -199,16 +208,16 @@ class RunFolder:
         """Read ``<name>.safetensors``.
 
         Raises:
-            ValueError: The file is missing or damaged.
+            ValueError: If the file is missing or damaged.
         """
         if name not in get_args(Weights):
-            raise ValueError(f"weights are {', '.join(get_args(Weights))}, got {name!r}")
+            raise ValueError(f"weights must be one of {', '.join(get_args(Weights))}, got {name!r}")
         path = self.path / f"{name}.safetensors"
         if not path.exists():
             raise ValueError(
-                f"{self.path} has no weights {name!r}: it stopped before they were saved"
+                f"{self.path} has no weights {name!r}: the run stopped before they were saved"
             )
-        with path.open("rb"):  # else what keeps it from being read would be called damage
+        with path.open("rb"):  # raises OSError if the file cannot be opened
             pass
         try:
             return load_file(path)
@@ -219,7 +228,7 @@ class RunFolder:
         """Return the run's network in evaluation mode.
 
         Raises:
-            ValueError: A file is missing or damaged, or the weights are of another network.
+            ValueError: If a file is missing or damaged, or the weights are of another network.
         """
         config = self.load_config()
         model = config.build()
@@ -228,7 +237,7 @@ class RunFolder:
         except RuntimeError as error:
             raise ValueError(
                 f"{self.path / weights}.safetensors does not fit {config.options.network}, which "
-                f"config.yaml asks for: {' '.join(str(error).split()[:40])}"
+                f"config.yaml describes: {' '.join(str(error).split()[:40])}"
             ) from error
         return model.eval()
 
@@ -249,7 +258,7 @@ class RunFolder:
         atomically(self.path / "summary.json", lambda path: path.write_text(text))
 
 
-_OWN = {
+_CONTENT = {
     LOCK,
     OWNER,
     "config.yaml",
@@ -265,9 +274,9 @@ _OWN = {
     "history",
     "report.html",
     "wiring.png",
-    "resume.pt",  # of runs before there were checkpoints
+    "resume.pt",  # written by versions without checkpoints
 }
-"""What a run folder may hold."""
+"""Names of files that a run folder may contain."""
 
 
 def _as_yaml(config: RunConfig) -> str:

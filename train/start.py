@@ -1,4 +1,4 @@
-"""What a run may begin from: the network of another one, or the wiring that another one found."""
+"""Start a run from the network or the wiring of another run."""
 
 import torch
 from torch import Tensor, nn
@@ -12,40 +12,46 @@ from train.run import RunFolder, build_network
 
 
 def check_classes(folder: RunFolder, theirs: tuple[str, ...], ours: tuple[str, ...]) -> None:
-    """Raise a ``ValueError`` where images have other classes than those a run was trained on."""
+    """Raise ValueError if the classes of the images are not those that a run was trained on.
+
+    Args:
+        folder: The run folder.
+        theirs: Class names of the run.
+        ours: Class names of the images.
+    """
     theirs, ours = (tuple(map(class_name, names)) for names in (theirs, ours))
     if theirs != ours:
         at = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), None)
-        which = "" if at is None else f"; the first to differ are {theirs[at]!r} and {ours[at]!r}"
+        detail = "" if at is None else f"; the first to differ are {theirs[at]!r} and {ours[at]!r}"
         raise ValueError(
-            f"{folder.path} was trained on {len(theirs)} classes, the data have {len(ours)}{which}"
+            f"{folder.path} was trained on {len(theirs)} classes, the data have {len(ours)}{detail}"
         )
 
 
 def network_weights(folder: RunFolder, network: nn.Module) -> dict[str, Tensor]:
-    """Return the trained weights of a run for a network, all but its classifier.
+    """Return the trained weights of a run for a network, except those of its classifier.
 
     Raises:
-        ValueError: Not a run folder, or the run's network is another one.
+        ValueError: If this is not a run folder, or its network differs.
     """
     classifier = _classifier(folder.load_config().options)
-    ours = network.state_dict()
-    theirs = unwrapped_names(folder.load_weights("last"), ours)
-    taken = {k: v for k, v in theirs.items() if not k.startswith(classifier)}
-    kept = {k for k in ours if k.startswith(classifier)}
-    apart = sorted((taken.keys() | kept) ^ ours.keys())
-    apart += [k for k in taken if k in ours and taken[k].shape != ours[k].shape]
-    if apart:
-        given = folder.load_config().options.network
+    state = network.state_dict()
+    trained = unwrapped_names(folder.load_weights("last"), state)
+    weights = {k: v for k, v in trained.items() if not k.startswith(classifier)}
+    new = {k for k in state if k.startswith(classifier)}
+    differences = sorted((weights.keys() | new) ^ state.keys())
+    differences += [k for k in weights if k in state and weights[k].shape != state[k].shape]
+    if differences:
+        options = folder.load_config().options.network
         raise ValueError(
-            f"--init {folder.path} is another network ({given}) than the one to train (they "
-            f"differ at {', '.join(apart[:3])}); give the same --graph and options of it"
+            f"the network of --init {folder.path} ({options}) differs from the one to train (at "
+            f"{', '.join(differences[:3])}); use its --graph and network options"
         )
-    return taken
+    return weights
 
 
 def _classifier(options: Options) -> str:
-    """Return what the names of a network's classifier begin with: what the classes change."""
+    """Return the prefix of the names of a network's classifier: the weights that classes resize."""
     with torch.device("meta"):
         two, three = (build_network(options, num_classes=n).state_dict() for n in (2, 3))
     name = next(name for name, value in two.items() if value.shape != three[name].shape)
@@ -53,11 +59,11 @@ def _classifier(options: Options) -> str:
 
 
 def check_from(options: Options, network: nn.Module) -> None:
-    """Raise a ``ValueError`` unless rule and ``--from`` go together.
+    """Raise ValueError if ``--from`` does not match the rule.
 
     Args:
         options: The options of a new run.
-        network: Its network, without memory for its weights.
+        network: Its network, on the meta device.
     """
     sources = {entry.selector.rule.starts_from for entry in selectors(network)}
     rule, run = options.network.given().get("rule"), options.run
@@ -65,45 +71,44 @@ def check_from(options: Options, network: nn.Module) -> None:
         if run.from_run is not None:
             raise ValueError(
                 f"--from {run.from_run} is for the rules lottery and fine_tune, not for "
-                f"{rule or options.network.graph}; --init starts from another run's network"
+                f"{rule or options.network.graph}; use --init to start from another run's network"
             )
         return
     if run.from_run is None:
         raise ValueError(
             f"rule {rule} keeps the largest weights of a trained complete graph: train one with "
-            "--rule complete, and name its run folder with --from"
+            "--rule complete, and pass its run folder with --from"
         )
     if run.init is not None:
-        raise ValueError(f"rule {rule} takes its weights from --from, so leave --init out")
+        raise ValueError(f"rule {rule} takes its weights from --from, so leave out --init")
     folder = RunFolder(run.from_run)
-    theirs, ours = folder.load_config().options, options.network
-    kept = theirs.network
+    complete = folder.load_config().options
     with torch.device("meta"):
         rules = {
-            type(entry.selector.rule) for entry in selectors(build_network(theirs, num_classes=2))
+            type(entry.selector.rule) for entry in selectors(build_network(complete, num_classes=2))
         }
     if not rules <= {Complete}:
         raise ValueError(
-            f"--from {folder.path} is a run of {kept}; it has to be of a complete graph, "
-            "--rule complete"
+            f"--from {folder.path} is a run of {complete.network}; it must be a run of a complete "
+            "graph, --rule complete"
         )
     if not (folder.path / "summary.json").exists():
         raise ValueError(
             f"--from {folder.path} is not finished; finish it with --resume {folder.path}"
         )
     for name in ("norm_eps", "stem_stride"):
-        before, now = (getattr(network, name, None) for network in (kept, ours))
+        before, now = (getattr(o.network, name, None) for o in (complete, options))
         if now is not None and before != now:
             raise ValueError(
-                f"--from {folder.path} was trained with {name} {before}, not {now}; give the same"
+                f"--from {folder.path} was trained with {name} {before}, not {now}; use the same"
             )
 
 
 def begin_from(model: nn.Module, run: RunOptions, classes: tuple[str, ...]) -> None:
-    """Give a network the weights, or the wiring, that options name a run for, if they do.
+    """Load the weights of the run ``--init`` and the wiring of the run ``--from``, if they are set.
 
     Raises:
-        ValueError: Not such a run, or one of another network.
+        ValueError: If a run is not suitable, or its network differs.
     """
     if run.init:
         model.load_state_dict(network_weights(RunFolder(run.init), model), strict=False)
@@ -112,10 +117,10 @@ def begin_from(model: nn.Module, run: RunOptions, classes: tuple[str, ...]) -> N
 
 
 def inherit(model: nn.Module, from_run: str, classes: tuple[str, ...]) -> None:
-    """Give a network the wiring, and the weights, of a finished run of the complete graph.
+    """Set the wiring and the weights of a network from a finished run of the complete graph.
 
     Raises:
-        ValueError: The run has other classes, or another network.
+        ValueError: If the classes or the network of the run differ.
     """
     folder = RunFolder(from_run)
     check_classes(folder, folder.load_config().classes, classes)
