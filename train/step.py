@@ -1,4 +1,4 @@
-"""Loss and gradients of one step, and what is wrong where they are not finite."""
+"""Loss and gradients of one step, and the cause if they are not finite."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from train.options import OptimizationOptions
 
 
 class Step(NamedTuple):
-    """What came of a step: mean loss, logits ``[B, classes]``, and the norm of the gradient."""
+    """The results of a step: mean loss, logits ``[B, classes]``, and norm of the gradient."""
 
     loss: Tensor
     logits: Tensor
@@ -25,22 +25,22 @@ class Step(NamedTuple):
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Let the random numbers of a step depend on seed, step and process alone.
+    """Seed PyTorch for a step, from seed, step and rank only.
 
-    So there is no state of them to keep, and a run that is resumed anywhere draws the same.
+    So checkpoints need no random state, and a resumed run draws the same random numbers.
     """
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
 
 
 class Gradients:
-    """Computes loss and gradients of a batch, in parts that fit into memory.
+    """Computes loss and gradients of a batch, in micro-batches that fit into memory.
 
     Args:
-        fabric: Where and how it runs.
-        model: The network as Fabric wraps it.
-        plain_model: The network itself.
-        normalize: From bytes to what it takes.
-        fit: Label smoothing, mixing, parts, clipping.
+        fabric: Lightning Fabric, already launched.
+        model: The network as wrapped by Fabric.
+        plain_model: The network without wrappers.
+        normalize: Normalisation of the images.
+        fit: Options for label smoothing, mixing, micro-batches and clipping.
         num_classes: Number of classes.
     """
 
@@ -55,12 +55,12 @@ class Gradients:
     ) -> None:
         self.fabric, self.model, self.plain_model = fabric, model, plain_model
         self.normalize, self.fit = normalize, fit
-        mixes = [(v2.MixUp, fit.mixup), (v2.CutMix, fit.cutmix)]
-        wanted = [mix(alpha=alpha, num_classes=num_classes) for mix, alpha in mixes if alpha]
-        self.mix = v2.RandomChoice(wanted) if wanted else None
+        options = [(v2.MixUp, fit.mixup), (v2.CutMix, fit.cutmix)]
+        transforms = [mix(alpha=alpha, num_classes=num_classes) for mix, alpha in options if alpha]
+        self.mix = v2.RandomChoice(transforms) if transforms else None
 
     def __call__(self, images: Tensor, labels: Tensor) -> Step:
-        """Leave the gradients in the parameters, clipped if asked to.
+        """Return the results of a step, and store the gradients, optionally clipped, in parameters.
 
         Args:
             images: This process' part of the batch ``[B, 3, H, W]``, uint8, on the device.
@@ -69,32 +69,36 @@ class Gradients:
         number = self._number_of_parts(len(images))
         parts = list(zip(images.tensor_split(number), labels.tensor_split(number), strict=True))
         losses, logits = [], []
-        for i, (some, theirs) in enumerate(parts):
-            last = i == len(parts) - 1
-            with self.fabric.no_backward_sync(self.model, enabled=not last):
-                loss, out = self._loss(some, theirs)
-                share = loss * (len(some) / len(images))
-                self.fabric.backward(share + penalty(self.plain_model) if last else share)
+        for i, (part_images, part_labels) in enumerate(parts):
+            is_last = i == len(parts) - 1
+            with self.fabric.no_backward_sync(self.model, enabled=not is_last):
+                loss, out = self._loss(part_images, part_labels)
+                share = loss * (len(part_images) / len(images))
+                self.fabric.backward(share + penalty(self.plain_model) if is_last else share)
             losses.append(share.detach())
             logits.append(out.detach())
         return Step(torch.stack(losses).sum(), torch.cat(logits), self._norm())
 
     def _number_of_parts(self, images: int) -> int:
-        """Return into how many parts a batch goes: as many on each process, whatever was bad.
+        """Return the number of micro-batches, which is the same on all processes.
+
+        Args:
+            images: Images of the batch that could be read.
 
         Raises:
-            ValueError: Fewer images are left than parts.
+            ValueError: If there are fewer images than micro-batches.
         """
-        whole = self.fit.batch_size // self.fabric.world_size
-        number = -(-whole // (self.fit.micro_batch_size or whole))
+        total = self.fit.batch_size // self.fabric.world_size
+        number = -(-total // (self.fit.micro_batch_size or total))
         if images < number:
             raise ValueError(
-                f"{images} of {whole} images of a batch could be read, fewer than the {number} "
-                "parts that --micro-batch-size makes of it"
+                f"only {images} of {total} images of a batch could be read, fewer than its "
+                f"{number} parts of --micro-batch-size"
             )
         return number
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean loss of images, and their logits."""
         inputs, targets = self.normalize(images), labels
         if self.mix is not None:
             inputs, targets = self.mix(inputs, labels)
@@ -104,7 +108,7 @@ class Gradients:
         return F.cross_entropy(logits, targets, label_smoothing=smoothing), logits
 
     def _norm(self) -> Tensor:
-        """Return the norm of the gradient, before it is clipped."""
+        """Clip the gradient if ``clip_grad_norm`` is set, and return its norm before that."""
         parameters = [p for p in self.plain_model.parameters() if p.grad is not None]
         if self.fit.clip_grad_norm:
             return nn.utils.clip_grad_norm_(parameters, self.fit.clip_grad_norm)
@@ -112,42 +116,42 @@ class Gradients:
 
 
 def why_not_finite(model: nn.Module, inputs: Tensor, step: Step) -> str:
-    """Return what is not finite first: a parameter, a module's output, or else the gradient.
+    """Return a message that names the first non-finite parameter or module output, if any.
 
     Args:
-        model: The network as it was in the step, in training mode.
-        inputs: What it was given.
-        step: What came of it.
+        model: The network with the weights of the step, in training mode.
+        inputs: The normalised images of the step.
+        step: The results of the step.
     """
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             return f"the weights {name} are not finite"
-    with _first_output(model) as found, torch.no_grad():
+    with _collect_not_finite(model) as modules, torch.no_grad():
         model(inputs)
-    if found:
-        name, kind = found[0]
+    if modules:
+        name, kind = modules[0]
         return f"the first output that is not finite is that of {name or 'the network'} ({kind})"
-    return f"every output is finite, the loss is {float(step.loss):.3g}"
+    return f"all outputs are finite, and the loss is {float(step.loss):.3g}"
 
 
 @contextmanager
-def _first_output(model: nn.Module) -> Iterator[list[tuple[str, str]]]:
-    """Collect the modules whose outputs are not finite, in the order in which they come."""
-    found: list[tuple[str, str]] = []
+def _collect_not_finite(model: nn.Module) -> Iterator[list[tuple[str, str]]]:
+    """Collect names and types of modules whose outputs are not finite, in order of execution."""
+    modules: list[tuple[str, str]] = []
 
-    def look(name: str, kind: str) -> Any:
+    def make_hook(name: str, kind: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if isinstance(output, Tensor) and not bool(output.isfinite().all()):
-                found.append((name, kind))
+                modules.append((name, kind))
 
         return hook
 
     handles = [
-        module.register_forward_hook(look(name, type(module).__name__))
+        module.register_forward_hook(make_hook(name, type(module).__name__))
         for name, module in model.named_modules()
     ]
     try:
-        yield found
+        yield modules
     finally:
         for handle in handles:
             handle.remove()

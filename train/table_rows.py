@@ -1,4 +1,4 @@
-"""What the paper's tables hold: its rows, its figures, and what it quotes from others."""
+"""The rows of the paper's tables, with its results and those it quotes from others."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,13 +9,13 @@ class Row:
     """A row that can be trained.
 
     Attributes:
-        name: What it is called in commands and files.
-        title: What it is called in the table.
-        recipe: Of ``train/recipes``.
-        paper: The paper's top-1 accuracy, and top-5 where the table has it; None for what is not
-            in the paper's table.
-        usual: Whether it is trained unless rows are named.
-        needs: Row that each seed starts from.
+        name: Name of the row in commands and files.
+        title: Name of the row in the table.
+        recipe: Name of its recipe in ``train/recipes``.
+        paper: The paper's top-1 accuracy, and top-5 if the table has it; None if the row is not in
+            the paper's table.
+        usual: Whether it is trained by default.
+        needs: Name of the row whose run with the same seed this row starts from.
         paper_cost: The paper's parameters and multiply-adds.
         smoke: Options that the row needs in the preset ``smoke``, such as a rule that acts more
             often.
@@ -33,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Quoted:
-    """A row of others, which is not trained: multiply-adds, parameters and accuracy as printed."""
+    """A row quoted from other work, not trained: multiply-adds, parameters, accuracy as printed."""
 
     title: str
     macs: str
@@ -50,16 +50,16 @@ class Table:
     """A table of the paper, or one like it.
 
     Attributes:
-        title: What it shows.
-        rows: What can be trained, in the order in which it is.
+        title: Title of the table.
+        rows: Rows that can be trained, in order of training.
         seeds: Runs of each row, as in the paper.
         epochs: Epochs of each run, as in the paper.
-        quoted: What it compares with.
-        classes: How many there are in its data.
-        finds_data: Whether images are downloaded where no folder is given.
+        quoted: Rows quoted for comparison.
+        classes: Number of classes in its data.
+        finds_data: Whether images are downloaded if no folder is given.
         smoke: Options of the preset ``smoke``, which trains 2 seeds.
         top5: Whether it shows top-5 accuracy beside top-1.
-        notes: What is to be said below it.
+        notes: Notes to print below it.
     """
 
     title: str
@@ -82,8 +82,8 @@ def _row2(name: str, title: str, paper: str | None, needs: str | None = None) ->
     return Row(name, title, f"table2_{name}", paper, needs, usual=paper is not None)
 
 
-def _often2(name: str, title: str) -> Row:
-    """Return a row whose rule acts every 100 steps, which the preset ``smoke`` is too short for."""
+def _frequent2(name: str, title: str) -> Row:
+    """Return a row of Table 2 whose rule acts every 10 instead of 100 steps in preset ``smoke``."""
     return Row(
         name, title, f"table2_{name}", None, usual=False, smoke={"rule": f"{name}(every=10)"}
     )
@@ -126,14 +126,14 @@ TABLES = {
             _row2("no_update", "no update rule", "86.7 ± 0.5"),
             _row2("targeted_dropout", "targeted dropout, ρ = 0.95", "89.2 ± 0.4"),
             _row2("l1_anneal", "L1 + anneal", "84.3 ± 0.6"),
-            _row2("complete", "the complete graph that † start from", None),
+            _row2("complete", "complete graph, starting point of †", None),
             _row2("lottery", "lottery ticket, one shot †", "87.9 ± 0.3", "complete"),
             _row2("fine_tune_0.1", "fine-tune, α = 0.1 †", "89.4 ± 0.2", "complete"),
             _row2("fine_tune_0.01", "fine-tune, α = 0.01 †", "89.7 ± 0.1", "complete"),
             _row2("fine_tune_0.001", "fine-tune, α = 0.001 †", "88.7 ± 0.2", "complete"),
-            _often2("set", "SET"),
-            _often2("rigl", "RigL"),
-            _often2("gse", "GSE"),
+            _frequent2("set", "SET"),
+            _frequent2("rigl", "RigL"),
+            _frequent2("gse", "GSE"),
             _row2("dnw_factored", "DNW with factored gradients", None),
             _row2("sr_ste", "SR-STE", None),
             _row2("top_kast", "Top-KAST", None),
@@ -203,12 +203,13 @@ TABLES = {
         finds_data=False,
         top5=True,
         notes=(
-            "Quoted figures were trained otherwise. Sparse networks from scratch (Dettmers and "
-            "Zettlemoyer 2019) as the paper prints it. RigL spreads its budget over layers by size "
-            "(ERK), which takes nearly twice the multiply-adds of an even one (with that and a "
-            "dense first layer it has 72.0 at 10 % and 74.6 at 20 %), and trains real weights "
-            "only. STR has the batch size, learning rate, weight decay, warm-up, label smoothing "
-            "and epochs of this table, but learns how many weights each layer keeps.",
+            "Quoted results come from other training protocols. Sparse networks from scratch "
+            "(Dettmers and Zettlemoyer 2019) are quoted as printed in the paper. RigL distributes "
+            "its budget over layers by size (ERK), which takes nearly twice the multiply-adds of a "
+            "uniform distribution (with that and a dense first layer it reaches 72.0 at 10 % and "
+            "74.6 at 20 %), and trains real weights only. STR has the batch size, learning rate, "
+            "weight decay, warm-up, label smoothing and epochs of this table, but learns how many "
+            "weights each layer keeps.",
         ),
     ),
     "resnet18": Table(

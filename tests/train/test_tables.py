@@ -65,7 +65,7 @@ def test_missing_cells_are_trained_and_others_kept(
     config = RunFolder(folder / "lottery-seed1").load_config()
     assert config.options.run.from_run == str(folder / "complete-seed1")
     out = capsys.readouterr().out
-    assert "Table 2: ways of finding a wiring, CIFAR-10, cut down: epochs 1, image size 16" in out
+    assert "Table 2: ways of finding a wiring, CIFAR-10, reduced: epochs 1, image size 16" in out
     assert re.search(r"random graph ×0.225 \| [\d.]+ ± [\d.]+ \| 2 \| 87.2 ± 0.1 \|", out)
     assert re.search(r"DNW ×0.225 \| not run \| 0 \| 89.7 ± 0.2", out)
 

@@ -1,8 +1,8 @@
-"""One HTML file about a run, or several: curves, cost, the wiring to look at and walk through.
+"""An HTML report on one or several runs: curves, cost, and an interactive view of the wiring.
 
     python -m train.report RUN [RUN …] [--out report.html]
 
-It opens without a network. ``train.imagenet`` and ``train.cifar10`` write one at the end of a run.
+The file opens offline. ``train.imagenet`` and ``train.cifar10`` write one at the end of a run.
 """
 
 from train.report.page import write_report

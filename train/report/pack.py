@@ -1,4 +1,4 @@
-"""Arrays in a page: gathered, compressed, and as text."""
+"""Pack arrays into compressed text for a page."""
 
 import base64
 import gzip
@@ -10,27 +10,27 @@ from numpy.typing import NDArray
 
 
 def compressed(content: bytes) -> str:
-    """Return bytes as text: by gzip, which browsers undo, and in base64."""
+    """Return bytes as text: compressed by gzip, which browsers can read, in base64."""
     return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
 
 
 class Pack:
-    """Gathers arrays that a page reads as typed arrays, by name."""
+    """A collection of named arrays that a page reads as typed arrays."""
 
     def __init__(self) -> None:
         self._arrays: list[tuple[str, NDArray[Any]]] = []
 
     def add(self, name: str, values: NDArray[Any]) -> str:
-        """Take an array, and return its name."""
+        """Add an array, and return its name."""
         self._arrays.append((name, np.ascontiguousarray(values)))
         return name
 
     def add_ids(self, name: str, ids: NDArray[np.int64]) -> str:
-        """Take ascending numbers, as differences, which compress."""
+        """Add ascending numbers as differences, which compress better; return the name."""
         return self.add(name, np.diff(ids, prepend=0).astype(np.uint32))
 
     def text(self) -> str:
-        """Return all, compressed: a line of JSON that says where each lies, then their bytes."""
+        """Return all arrays as compressed text: a line of JSON with offsets, then the bytes."""
         index, body = {}, b""
         for name, values in self._arrays:
             body += b"\0" * (-len(body) % 8)

@@ -1,11 +1,11 @@
 "use strict";
-// Everything from run folders becomes text nodes, never markup.
+// Strings from run folders are inserted as text nodes only, never as markup.
 const values = JSON.parse(document.getElementById("values").textContent);
 const packs = JSON.parse(document.getElementById("packs").textContent);
 const runs = values.runs;
 const byId = (id) => document.getElementById(id);
 const COLORS = ["#1f77b4", "#e4761a", "#2a9d57", "#b04fb5", "#8c6d31", "#555"];
-const MOST = 12; // edges in a list
+const MOST = 12; // maximum number of edges in a list
 const chosen = { run: 0, graph: 0, record: 0, node: 0 };
 
 function make(tag, attributes = {}, ...children) {
@@ -94,7 +94,7 @@ function summed(steps) {
   return ids;
 }
 
-let arrays = []; // by run: a function from a name to an array
+let arrays = []; // for each run, a function from a name to an array
 const graphOf = (run) => runs[run].graphs.find((g) => g.name === names()[chosen.graph]);
 const names = () => [...new Set(runs.flatMap((run) => run.graphs.map((g) => g.name)))];
 
@@ -138,10 +138,10 @@ function epochsOf(run) {
   return graph && graph.history ? graph.history.epochs : [];
 }
 
-// Epochs at which any run recorded the graph; the slider goes over these.
+// Epochs at which any run recorded the graph; the slider selects one of them.
 const allEpochs = () => [...new Set(runs.flatMap((_, i) => epochsOf(i)))].sort((a, b) => a - b);
 
-// The last record of a run up to the epoch that is chosen, -1 where it has none.
+// Index of the last record of a run up to the chosen epoch, -1 if there is none.
 function recordOf(run) {
   const now = allEpochs()[chosen.record];
   return epochsOf(run).findLastIndex((epoch) => epoch <= now);
@@ -149,7 +149,7 @@ function recordOf(run) {
 
 function when(run) {
   const at = recordOf(run);
-  return at < 0 ? "in the end" : `epoch ${short(epochsOf(run)[at])}`;
+  return at < 0 ? "final" : `epoch ${short(epochsOf(run)[at])}`;
 }
 
 function label(block, i) {
@@ -172,24 +172,24 @@ function showWiring() {
     const rows = graph.statistics.map(([name, value, mean, z]) => [name, short(value), short(mean), short(z)]);
     byId("measures").append(
       card(
-        `${run.name}, in the end: ${graph.nodes.toLocaleString("en")} nodes, ${graph.edges.toLocaleString("en")} edges`,
+        `${run.name}, final: ${graph.nodes.toLocaleString("en")} nodes, ${graph.edges.toLocaleString("en")} edges`,
         table(["", "learned", "random", "z"], rows),
       ),
     );
     const dead = graph.dead;
     byId("measures").append(
       card(
-        `${run.name}, in the end: nodes that do nothing`,
+        `${run.name}, final: nodes without effect`,
         table(
           ["", "nodes"],
           [
-            ["no edge out", short(dead.unheard)],
-            ["edges out, but no path to an output", short(dead.lost)],
-            ["no edge in: a constant", short(dead.unfed)],
-            ["edges in, but no path from an input", short(dead.cut_off)],
+            ["dead: no real edge out", short(dead.unheard)],
+            ["unreachable: edges out, but no path to an output", short(dead.lost)],
+            ["constant: no edge in", short(dead.unfed)],
+            ["constant: edges in, but no path from an input", short(dead.cut_off)],
           ],
         ),
-        table(["edges from an input to an output", "pairs"], graph.paths.map(([n, c]) => [n < 0 ? "no path" : String(n), short(c)])),
+        table(["shortest path from input to output, edges", "pairs"], graph.paths.map(([n, c]) => [n < 0 ? "no path" : String(n), short(c)])),
       ),
     );
   });
@@ -216,7 +216,7 @@ function showWiring() {
   });
   for (const kind of ["in", "out"]) {
     if (!degrees[kind].length) continue;
-    plot(byId("plots"), `Share of nodes with as many edges ${kind}, or more`, degrees[kind], {
+    plot(byId("plots"), `Share of nodes with at least that many edges ${kind}`, degrees[kind], {
       xaxis: { title: { text: `edges ${kind}` } },
       yaxis: { type: "log" },
     });
@@ -224,7 +224,7 @@ function showWiring() {
   if (weights.length) plot(byId("plots"), "Weights of real edges", weights, { xaxis: { title: { text: "weight" } } });
   if (moves.length) {
     plot(byId("plots"), "Births and deaths of edges", moves, { xaxis: { title: { text: "epoch" } } });
-    plot(byId("plots"), "Age of the real edges in the end", ages, { xaxis: { title: { text: "epochs" } } });
+    plot(byId("plots"), "Age of the final real edges", ages, { xaxis: { title: { text: "epochs" } } });
   }
   showRecord();
 }
@@ -264,7 +264,7 @@ function showRecord() {
     );
   });
   const now = allEpochs()[chosen.record];
-  byId("epoch").textContent = now === undefined ? "in the end" : `epoch ${short(now)}`;
+  byId("epoch").textContent = now === undefined ? "final" : `epoch ${short(now)}`;
   showNode();
 }
 
@@ -272,19 +272,19 @@ function showRecord() {
 const caches = new Map();
 
 function edgesAt(run, graph) {
-  // Edges real at the record that is chosen: sources and targets; weights in the end only.
+  // Return the real edges at the chosen record; their weights are known only for the last one.
   const get = arrays[run];
   const last = epochsOf(run).length - 1;
   const at = recordOf(run);
   const key = `${run} ${graph.key} ${at}`;
   if (caches.has(key)) return caches.get(key);
-  let found;
+  let edges;
   if (last < 0 || at === last) {
     const ins = get(`${graph.key}.in`);
     const source = get(`${graph.key}.source`);
     const target = new Uint32Array(source.length);
     for (let v = 0, e = 0; v < ins.length; v++) for (let n = ins[v]; n > 0; n--) target[e++] = v;
-    found = { source, target, weight: get(`${graph.key}.weight`) };
+    edges = { source, target, weight: get(`${graph.key}.weight`) };
   } else {
     const everSource = get(`${graph.key}.ever.source`);
     const everTarget = summed(get(`${graph.key}.ever.target`));
@@ -293,12 +293,12 @@ function edgesAt(run, graph) {
       for (const e of summed(get(`${graph.key}.died.${t}`))) real[e] = 0;
       for (const e of summed(get(`${graph.key}.born.${t}`))) real[e] = 1;
     }
-    const kept = [...real.keys()].filter((e) => real[e]);
-    found = { source: kept.map((e) => everSource[e]), target: kept.map((e) => everTarget[e]), weight: null };
+    const ids = [...real.keys()].filter((e) => real[e]);
+    edges = { source: ids.map((e) => everSource[e]), target: ids.map((e) => everTarget[e]), weight: null };
   }
   caches.clear();
-  caches.set(key, found);
-  return found;
+  caches.set(key, edges);
+  return edges;
 }
 
 function edgeList(title, ends, total) {
@@ -335,23 +335,23 @@ function showNode() {
     ["block", label(graph.blocks[at], at)],
     ["edges in", short(into.length)],
     ["edges out", short(out.length)],
-    ["betweenness, in the end", short(get(`${graph.key}.betweenness`)[node])],
+    ["betweenness, final", short(get(`${graph.key}.betweenness`)[node])],
   ];
   place.append(card(`Node ${node} of ${graph.name}, ${when(chosen.run)}`, table(["", ""], facts)));
   const filters = graph.filters && get(graph.filters);
   if (filters) {
-    const own = [...filters.slice(9 * node, 9 * node + 9)];
-    const most = Math.max(...own.map(Math.abs)) || 1;
+    const filter = [...filters.slice(9 * node, 9 * node + 9)];
+    const largest = Math.max(...filter.map(Math.abs)) || 1;
     const rows = [0, 3, 6].map((i) =>
-      make("tr", {}, ...own.slice(i, i + 3).map((w) => {
+      make("tr", {}, ...filter.slice(i, i + 3).map((w) => {
         const cell = make("td", { text: w.toFixed(2) });
-        const part = Math.round((100 * Math.abs(w)) / most);
+        const part = Math.round((100 * Math.abs(w)) / largest);
         cell.style.background = `color-mix(in srgb, ${w > 0 ? "#d6604d" : "#4393c3"} ${Math.round(part * 0.7)}%, transparent)`;
         return cell;
       })),
     );
-    const none = own.every((w) => w === 0);
-    place.append(card("Its 3x3 filter, in the end", none ? make("p", { class: "hint", text: "It has none." }) : make("table", { class: "filter" }, make("tbody", {}, ...rows))));
+    const none = filter.every((w) => w === 0);
+    place.append(card("3x3 filter, final", none ? make("p", { class: "hint", text: "This node has none." }) : make("table", { class: "filter" }, make("tbody", {}, ...rows))));
   }
   const maps = graph.maps && get(graph.maps);
   const image = runs[chosen.run].image;
@@ -367,11 +367,11 @@ function showNode() {
     }
     context.putImageData(pixels, 0, 0);
     const sample = make("img", { class: "sample", alt: `An image of class ${image.class}`, src: `data:image/png;base64,${image.png}` });
-    place.append(card("What it holds of this image, in the end", canvas, " ", sample, make("p", { class: "hint", text: `Class: ${image.class}. Red is above 0, blue below.` })));
+    place.append(card("Feature map of this image, final", canvas, " ", sample, make("p", { class: "hint", text: `Class: ${image.class}. Red is above 0, blue below.` })));
   }
-  const which = edges.weight ? "Strongest edges" : "Edges (weights are known in the end)";
-  place.append(edgeList(`${which} in`, strongest(into), into.length));
-  place.append(edgeList(`${which} out`, strongest(out), out.length));
+  const title = edges.weight ? "Strongest edges" : "Edges (weights are known at the end only)";
+  place.append(edgeList(`${title} in`, strongest(into), into.length));
+  place.append(edgeList(`${title} out`, strongest(out), out.length));
 }
 
 function choose(node) {
@@ -384,7 +384,7 @@ function showComparison() {
   if (!values.compared.length) return;
   byId("comparison").hidden = false;
   const rows = values.compared.map((row) => [row.name, ...[...row.jaccard, ...row.matched].map(short)]);
-  byId("compared").append(table(["graph", "in both", "random", "z", "renamed", "random", "z"], rows));
+  byId("compared").append(table(["graph", "in both", "random", "z", "renumbered", "random", "z"], rows));
 }
 
 // --- controls ---------------------------------------------------------------------------------
@@ -426,7 +426,7 @@ function listen() {
 
 async function start() {
   if (!("DecompressionStream" in window)) {
-    byId("notes").append(make("li", { text: "This page needs a browser of 2023 or later." }));
+    byId("notes").append(make("li", { text: "This page requires a browser from 2023 or later." }));
     return;
   }
   await loadPlotly();

@@ -1,4 +1,4 @@
-"""Puts a report together: one HTML file with everything in it."""
+"""Write a report: one self-contained HTML file."""
 
 import json
 import warnings
@@ -14,96 +14,96 @@ from train.report.collect import RunData, statistic
 from train.report.pack import compressed
 from train.run import RunConfig, Weights
 
-COMPARED = 3  # pairs of random wirings behind a comparison
+COMPARED = 3  # pairs of random wirings in a comparison
 
 
 def write_report(
     runs: Sequence[str | Path], out: str | Path, *, weights: Weights = "last", random: int = 10
 ) -> list[str]:
-    """Write one HTML file about runs, which opens without a network.
+    """Write an HTML report on runs that opens offline.
 
     Args:
         runs: Run folders; the wirings of the first two are compared.
         out: The file.
-        weights: Which weights of the runs.
-        random: How many random wirings to compare each graph with, 2 or more.
+        weights: Which weights of the runs to use.
+        random: Number of random wirings to compare each graph with, 2 or more.
 
     Returns:
-        What was left out, and why.
+        Notes on what was left out, and why.
 
     Raises:
-        ValueError: No run has a configuration and weights that can be read, fewer than two random
-            wirings, or plotly is missing.
+        ValueError: If no run has a readable configuration and weights, there are fewer than two
+            random wirings, or plotly is not installed.
     """
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
         raise ValueError('reports need plotly: pip install "dnw-graph[report]"') from error
-    found, unread = [], []
+    reports, errors = [], []
     for run in runs:
         try:
-            found.append(RunData(run, weights, random))
+            reports.append(RunData(run, weights, random))
         except ValueError as error:
             if len(runs) == 1:
                 raise
-            unread.append(f"{run}: {error}")
-    if not found:
-        raise ValueError(f"none of the runs can be read: {'; '.join(unread)}")
-    found[0].notes += unread
-    values = {"runs": [run.values for run in found], "compared": _compared(found)}
-    own = files("train.report")
-    text = Template((own / "page.html").read_text(encoding="utf-8")).substitute(
-        style=(own / "page.css").read_text(encoding="utf-8"),
-        script=(own / "page.js").read_text(encoding="utf-8"),
+            errors.append(f"{run}: {error}")
+    if not reports:
+        raise ValueError(f"none of the runs can be read: {'; '.join(errors)}")
+    reports[0].notes += errors
+    values = {"runs": [run.values for run in reports], "compared": _compared(reports)}
+    package = files("train.report")
+    text = Template((package / "page.html").read_text(encoding="utf-8")).substitute(
+        style=(package / "page.css").read_text(encoding="utf-8"),
+        script=(package / "page.js").read_text(encoding="utf-8"),
         plotly=_in_script(compressed(get_plotlyjs().encode())),
         values=_in_script(values),
-        packs=_in_script([run.pack.text() for run in found]),
+        packs=_in_script([run.pack.text() for run in reports]),
     )
     path = Path(out)
-    atomically(path, lambda half: half.write_text(text, encoding="utf-8"))
-    return [f"{run.folder.path}: {note}" for run in found for note in run.notes]
+    atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    return [f"{run.folder.path}: {note}" for run in reports for note in run.notes]
 
 
 def _in_script(values: Any) -> str:
-    """Return JSON that cannot end the script it stands in, whatever text is in it."""
+    """Return JSON that cannot end the script element around it, regardless of its text."""
     text = json.dumps(values, allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 
 
-def _compared(found: Sequence[RunData]) -> list[dict[str, Any]]:
-    """Compare the graphs of the first two runs, those that have the same blocks."""
-    if len(found) < 2:
+def _compared(reports: Sequence[RunData]) -> list[dict[str, Any]]:
+    """Return similarities of the graphs of the first two runs that have the same blocks."""
+    if len(reports) < 2:
         return []
-    first, second, rows = found[0], found[1], []
+    first, second, rows = reports[0], reports[1], []
     for name, graph in first.graphs.items():
         if name not in second.graphs:
-            second.notes.append(f"the comparison of {name}: there is no such graph")
+            second.notes.append(f"the comparison of {name}: this run has no such graph")
             continue
         try:
-            alike = similarity(graph, second.graphs[name], random=COMPARED)
+            similarities = similarity(graph, second.graphs[name], random=COMPARED)
         except ValueError as error:
             second.notes.append(f"the comparison of {name}: {error}")
             continue
         rows.append(
             {
                 "name": name,
-                "jaccard": statistic(alike.jaccard),
-                "matched": statistic(alike.matched),
+                "jaccard": statistic(similarities.jaccard),
+                "matched": statistic(similarities.matched),
             }
         )
     return rows
 
 
 def report_of(run: str | Path, config: RunConfig) -> None:
-    """Write the report of a run that has ended, or say why there is none."""
+    """Write the report of a finished run, or print why it could not be written."""
     out = Path(run) / "report.html"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             write_report([run], out)
     except (ValueError, OSError) as error:
-        print(f"no report of {config.options.network.graph}: {' '.join(str(error).split())}")
+        print(f"no report on {config.options.network.graph}: {' '.join(str(error).split())}")
     else:
-        print(f"{out}: curves, cost, and the wiring to look at")
+        print(f"{out}: report with curves, cost, and the wiring")
