@@ -1,4 +1,4 @@
-"""Images: found, checked, decoded, augmented, batched."""
+"""Find, check, decode, augment and batch images."""
 
 from train.data.bad import BadImage, BadImages
 from train.data.batches import Batches

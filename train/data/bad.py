@@ -1,4 +1,4 @@
-"""Pictures that cannot be read: an error, or counted and left out."""
+"""Images that cannot be read, which are errors, or are counted and left out."""
 
 import logging
 
@@ -6,16 +6,16 @@ _log = logging.getLogger(__name__)
 
 
 class BadImage(ValueError):
-    """A picture that cannot be read.
+    """An image that cannot be read.
 
     Args:
         place: The file, or the shard and the sample in it.
-        reason: Why.
-        what: What cannot be done with it.
+        reason: Why it cannot be read.
+        what: The problem as a predicate, for messages.
     """
 
     def __init__(self, place: str, reason: str, what: str = "cannot be read as an image") -> None:
-        super().__init__(place, reason, what)  # all of them, or it could not be pickled
+        super().__init__(place, reason, what)  # pickling needs all of the arguments
         self.place, self.reason, self.what = place, reason, what
 
     def __str__(self) -> str:
@@ -23,13 +23,13 @@ class BadImage(ValueError):
 
 
 class BadImages:
-    """The pictures of a source that could not be read so far.
+    """The images of a source that could not be read so far.
 
     Args:
-        skip: Whether such are counted and left out; else the first is an error.
+        skip: Whether such images are counted and left out. If False, the first one is an error.
 
     Attributes:
-        paths: Why, by place: a file, or a shard and the sample in it.
+        paths: Reasons, by place: a file, or a shard and the sample in it.
     """
 
     def __init__(self, skip: bool = False) -> None:
@@ -38,17 +38,17 @@ class BadImages:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of images that could not be read."""
         return len(self.paths)
 
     def found(self, bad: BadImage) -> None:
-        """Count a picture and log it, the first time; or raise it.
+        """Count an image, and log it the first time.
 
         Raises:
-            ValueError: Such pictures are not to be left out.
+            ValueError: If ``skip`` is False.
         """
         if not self.skip:
-            raise ValueError(f"{bad}, or leave such out with --bad-images skip") from bad
+            raise ValueError(f"{bad}, or skip such images with --bad-images skip") from bad
         if bad.place not in self.paths:
             self.paths[bad.place] = bad.reason
-            _log.warning("%s %s (%s), and is left out", bad.place, bad.what, bad.reason)
+            _log.warning("%s %s (%s), so it is left out", bad.place, bad.what, bad.reason)

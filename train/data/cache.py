@@ -1,7 +1,7 @@
-"""Caches decoded images and the index of shards on disk.
+"""Cache decoded images and the index of shards on disk.
 
-Entries are in ``$DNW_CACHE``, or ``~/.cache/dnw-graph``, and may be deleted at any time. Without
-either folder nothing is cached.
+Entries are in ``$DNW_CACHE``, or ``~/.cache/dnw-graph``, and may be deleted at any time. If there
+is neither, nothing is cached.
 """
 
 import hashlib
@@ -21,21 +21,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 MOST = 2**30
-"""Images are cached if they take at most so many bytes decoded."""
+"""Maximum number of bytes of decoded images that are cached."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CachedImages:
-    """Cached images: their bytes one after the other, and their shapes."""
+    """Cached images: their concatenated bytes, and their shapes."""
 
     values: Tensor
     shapes: Tensor
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the images."""
+        """Number of bytes of the images."""
         return self.values.nbytes
 
     def pictures(self) -> list[Tensor]:
@@ -45,9 +45,9 @@ class CachedImages:
 
 
 def folder() -> Path | None:
-    """Return the folder of the cache; None where the user has no home directory."""
-    if given := os.environ.get("DNW_CACHE"):
-        return Path(given)
+    """Return the folder of the cache; None if the user has no home directory."""
+    if path := os.environ.get("DNW_CACHE"):
+        return Path(path)
     try:
         return Path.home() / ".cache" / "dnw-graph"
     except RuntimeError:  # a container whose user has no entry, for example
@@ -55,26 +55,26 @@ def folder() -> Path | None:
 
 
 def entry_of(kind: str, paths: Sequence[Path]) -> Path | None:
-    """Return where something made from some files, as they are now, is cached.
+    """Return the path of the cache entry for something made from the current content of files.
 
-    A file is identified by path, inode, size, and the times at which its content and its
-    inode changed. The latter cannot be set, so files of equal size and time that changed places
-    are told apart. Take the entry before reading the files: if they change meanwhile, the entry is
-    not found again.
+    A file is identified by path, inode, size, and the times at which its content and its inode
+    changed. The latter time cannot be set, so two files of equal size and time that were swapped
+    are distinguished. Call this before reading the files: if they change meanwhile, the entry is
+    never found again.
 
     Args:
-        kind: What is cached, and the version of the code that made it.
+        kind: What is cached, with the version of the code that makes it.
         paths: The files it is made from.
 
     Returns:
-        The entry; None if there is no cache, or a file is missing.
+        The path of the entry; None if there is no cache, or a file is missing.
     """
     place = folder()
     if place is None:
         return None
     try:
         stats = [path.stat() for path in paths]
-    except OSError:  # named by whoever reads the file
+    except OSError:  # reading the file will raise an error that names it
         return None
     identities = [
         f"{path.absolute()} {s.st_ino} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}"
@@ -85,12 +85,12 @@ def entry_of(kind: str, paths: Sequence[Path]) -> Path | None:
 
 
 def pictures_entry(paths: Sequence[Path]) -> Path | None:
-    """Return the entry of the decoded images of some files, as :func:`entry_of`."""
+    """Return the cache entry of the decoded images of some files; see :func:`entry_of`."""
     return entry_of(_PICTURES, paths) if paths else None
 
 
 def find(entry: Path | None) -> CachedImages | None:
-    """Return cached images, or None."""
+    """Return the images of an entry, or None if nothing is cached there."""
     tensors = find_tensors(entry)
     return CachedImages(tensors["values"], tensors["shapes"]) if tensors else None
 

@@ -15,7 +15,7 @@ from train.data.read import SUFFIXES
 from train.data.source import Source, class_name
 
 MEMORY_SHARE = 0.25
-"""Images are kept decoded in memory if they take at most this share of the free memory."""
+"""Decoded images are kept in memory if they take at most this share of the free memory."""
 
 _log = logging.getLogger(__name__)
 
@@ -38,15 +38,15 @@ def folder(
         classes: Class names that the labels index. If None, the names of the training folders.
 
     Raises:
-        ValueError: As :func:`train.data.sources.open_source`.
+        ValueError: As in :func:`train.data.sources.open_source`.
     """
     bad = bad or BadImages()
     split = next((name for name in ("val", "test") if (root / name).is_dir()), None)
     if split is None or (training and not (root / "train").is_dir()):
         entries = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
-        wanted = "train/<class>/* and " if training else ""
+        expected = "train/<class>/* and " if training else ""
         raise ValueError(
-            f"{root} must hold {wanted}val/<class>/* (or test/<class>/*), but holds {entries}"
+            f"{root} must hold {expected}val/<class>/* (or test/<class>/*), but holds {entries}"
         )
     train_files = _class_files(root / "train") if training else {}
     held_out_files = _class_files(root / split)
@@ -58,7 +58,7 @@ def folder(
             f"the training images: {', '.join(unknown[:5])}; rename or remove them"
         )
     if training and len(names) < 2:
-        raise ValueError(f"{root / 'train'} has one class; there is nothing to tell apart")
+        raise ValueError(f"{root / 'train'} has one class; training needs two or more")
     if not any(held_out_files.values()):
         raise ValueError(f"{root / split} holds no images in its class folders; add some")
     if missing := [name for name in names if not held_out_files.get(name)]:
@@ -67,8 +67,8 @@ def folder(
             *(root / split, len(missing), len(names), ", ".join(missing[:5])),
         )
     memory = int(MEMORY_SHARE * psutil.virtual_memory().available)
-    train, taken = _load(root / "train", train_files, names, memory, bad)
-    validation, _ = _load(root / split, held_out_files, names, memory - taken, bad)
+    train, train_bytes = _load(root / "train", train_files, names, memory, bad)
+    validation, _ = _load(root / split, held_out_files, names, memory - train_bytes, bad)
     return Source(
         train=train,
         validation=validation,
@@ -81,6 +81,7 @@ def folder(
 
 
 def _check_not_empty(split: Path, files: dict[str, list[Path]]) -> None:
+    """Raise ValueError if a class has no images."""
     empty = [name for name, paths in files.items() if not paths]
     if empty:
         raise ValueError(
@@ -94,17 +95,18 @@ def _load(
 ) -> tuple[Images, int]:
     """Return the readable images of a split, and the bytes of memory they take."""
     paths = [files.get(name, []) for name in names]
-    sizes = torch.tensor([len(own) for own in paths])
+    sizes = torch.tensor([len(class_paths) for class_paths in paths])
     labels = torch.arange(len(sizes)).repeat_interleave(sizes)
-    images, taken = load([path for own in paths for path in own], labels, memory, bad)
-    left = images.labels.bincount(minlength=len(names))
-    for name, before, after in zip(names, sizes.tolist(), left.tolist(), strict=True):
+    all_paths = [path for class_paths in paths for path in class_paths]
+    images, num_bytes = load(all_paths, labels, memory, bad)
+    readable = images.labels.bincount(minlength=len(names))
+    for name, before, after in zip(names, sizes.tolist(), readable.tolist(), strict=True):
         if before and not after:
             raise ValueError(
                 f"none of the {before} images in class folder {split / name} can be read; repair "
                 "them or remove the folder"
             )
-    return images, taken
+    return images, num_bytes
 
 
 def _class_files(split: Path) -> dict[str, list[Path]]:
@@ -112,7 +114,7 @@ def _class_files(split: Path) -> dict[str, list[Path]]:
     entries = [p for p in sorted(split.iterdir()) if not p.name.startswith(".")]
     folders = [p for p in entries if p.is_dir()]
     if not folders:
-        raise ValueError(f"{split} has no class folders; images go into {split}/<class>/")
+        raise ValueError(f"{split} has no class folders; put images into {split}/<class>/")
     _check_distinct(folders)
     others = Counter(p.suffix.lower() for p in entries if not p.is_dir())
     files: dict[str, list[Path]] = {class_name(p.name): [] for p in folders}
@@ -131,20 +133,22 @@ def _class_files(split: Path) -> dict[str, list[Path]]:
 
 
 def _check_distinct(folders: Iterable[Path]) -> None:
+    """Raise ValueError if two class folders are the same folder."""
     by_identity: dict[tuple[int, int], Path] = {}
     for place in folders:
-        same = by_identity.setdefault(_identity(place), place)
-        if same is not place:
+        first = by_identity.setdefault(_identity(place), place)
+        if first is not place:
             raise ValueError(
-                f"class folders {same} and {place} are one folder (a link); remove one of them"
+                f"class folders {first} and {place} are the same folder (a link); remove one of "
+                "them"
             )
 
 
 def _walk(split: Path, folders: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
     """Yield each file below the class folders of a split, with its class folder.
 
-    Every folder is visited once, as part of the class it lies in. Links are followed last, so that
-    a link into another class adds nothing; nor does one to a folder that holds the split.
+    Each folder is visited once, as part of the class that contains it. Links are followed last, so
+    a link into another class adds nothing; nor does a link to a folder that contains the split.
     """
     visited = {_identity(place) for place in (split, *split.resolve().parents, *folders)}
     pending = deque((place, place) for place in folders)
@@ -165,7 +169,7 @@ def _walk(split: Path, folders: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
 
 
 def _entries(place: Path) -> list[os.DirEntry[str]]:
-    """Return what a folder holds, sorted by name, without hidden files and folders."""
+    """Return the entries of a folder, sorted by name, without hidden files and folders."""
     try:
         with os.scandir(place) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
@@ -177,11 +181,11 @@ def _entries(place: Path) -> list[os.DirEntry[str]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, for example; reading it as an image says what is wrong
+    except OSError:  # a link to itself, for example; reading it as an image raises an error
         return False
 
 
 def _identity(place: Path) -> tuple[int, int]:
-    """Return what is the same for two paths exactly if they are one folder."""
+    """Return a value that is equal for two paths if and only if they are the same folder."""
     status = place.stat()
     return status.st_dev, status.st_ino

@@ -1,4 +1,4 @@
-"""Labelled pictures: on disk, or decoded in memory."""
+"""Labelled images, on disk or decoded in memory."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -18,28 +18,28 @@ T = TypeVar("T")
 
 
 class Images(Protocol):
-    """Labelled pictures, by index."""
+    """Labelled images, by index."""
 
     @property
     def labels(self) -> Tensor:
-        """Their labels ``[N]``, int64."""
+        """Labels ``[N]``, int64."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Tensor:
-        """Return a picture ``[3, H, W]``, uint8, of any strides.
+        """Return an image ``[3, H, W]``, uint8, of any strides.
 
         Raises:
-            BadImage: It cannot be read.
+            BadImage: If it cannot be read.
         """
 
     def select(self, indices: Sequence[int]) -> "Images":
-        """Return some of them."""
+        """Return the images at some indices."""
 
 
 @dataclass(frozen=True)
 class FileImages:
-    """Pictures that are read from disk each time."""
+    """Images that are read from disk at each access."""
 
     paths: Sequence[Path]
     labels: Tensor
@@ -48,19 +48,19 @@ class FileImages:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        """See :class:`Images`."""
+        """Read an image ``[3, H, W]``, uint8, of any strides."""
         return read_image(self.paths[index])
 
     def select(self, indices: Sequence[int]) -> "FileImages":
-        """See :class:`Images`."""
+        """Return the images at some indices."""
         return FileImages([self.paths[i] for i in indices], self.labels[list(indices)])
 
 
 class MemoryImages:
-    """Pictures of any sizes, decoded, in one piece of memory that processes can share.
+    """Decoded images of any sizes, in one tensor that processes can share.
 
     Args:
-        pictures: Each ``[3, H, W]``, uint8.
+        pictures: Images, each ``[3, H, W]``, uint8.
         labels: Their labels ``[N]``.
     """
 
@@ -77,63 +77,63 @@ class MemoryImages:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the pictures."""
+        """Number of bytes of the images."""
         return self._bytes.nbytes
 
     @property
     def same_size(self) -> bool:
-        """Whether all pictures have one size."""
+        """Whether all images have the same size."""
         return len(set(self._shapes)) <= 1
 
     def stacked(self) -> Tensor:
-        """Return pictures of one size as ``[N, 3, H, W]``, in the same memory."""
+        """Return images of equal size as a view ``[N, 3, H, W]``."""
         return self._bytes.view(len(self), *(self._shapes[0] if self._shapes else (3, 1, 1)))
 
     def __getitem__(self, index: int) -> Tensor:
-        """See :class:`Images`."""
+        """Return a view of an image ``[3, H, W]``, uint8."""
         start, stop = self._starts[index], self._starts[index + 1]
         return self._bytes[start:stop].view(self._shapes[index])
 
     def select(self, indices: Sequence[int]) -> "MemoryImages":
-        """See :class:`Images`."""
+        """Return copies of the images at some indices."""
         return MemoryImages([self[i] for i in indices], self.labels[list(indices)])
 
 
 def load(paths: Sequence[Path], labels: Tensor, memory: int, bad: BadImages) -> tuple[Images, int]:
-    """Return pictures, decoded where they fit into memory, and the bytes they take there.
+    """Return images, decoded if all fit into memory, and the bytes of memory they take.
 
-    Every file is looked at: decoded whole where all fit, else its header is read. Those that cannot
-    be read are left out, where that is wanted.
+    All files are checked: decoded if all fit into memory, otherwise by their headers. Images that
+    cannot be read are errors or left out, depending on ``bad``.
 
     Args:
         paths: The files.
         labels: Their labels ``[N]``.
-        memory: How many bytes may be taken.
-        bad: Where to count what cannot be read.
+        memory: Maximum number of bytes of memory to use.
+        bad: Collects the images that cannot be read.
 
     Raises:
-        ValueError: A file that is no picture; the message names it.
+        ValueError: If a file is not an image; the message names it.
     """
     entry = cache.pictures_entry(paths)
-    kept = cache.find(entry)
-    if kept is not None and kept.nbytes <= memory:
-        return MemoryImages(kept.pictures(), labels), kept.nbytes
+    cached = cache.find(entry)
+    if cached is not None and cached.nbytes <= memory:
+        return MemoryImages(cached.pictures(), labels), cached.nbytes
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        sizes = _each(pool, image_bytes, paths, bad)
-        some = FileImages(paths, labels).select(list(sizes))
+        sizes = _read_all(pool, image_bytes, paths, bad)
+        files = FileImages(paths, labels).select(list(sizes))
         if sum(sizes.values()) > memory:
-            return some, 0
-        pictures = _each(pool, read_image, some.paths, bad)
-    if len(pictures) == len(paths):  # else what is kept could not tell which files are bad
+            return files, 0
+        pictures = _read_all(pool, read_image, files.paths, bad)
+    if len(pictures) == len(paths):  # a cache entry does not record which files are bad
         cache.keep(entry, list(pictures.values()))
-    held = MemoryImages(list(pictures.values()), some.labels[list(pictures)])
-    return held, held.nbytes
+    images = MemoryImages(list(pictures.values()), files.labels[list(pictures)])
+    return images, images.nbytes
 
 
-def _each(
+def _read_all(
     pool: Executor, read: Callable[[Path], T], paths: Sequence[Path], bad: BadImages
 ) -> dict[int, T]:
-    """Return what is read from each file, by its number, but for those that cannot be read."""
+    """Return the results of reading each file, by number, without files that cannot be read."""
 
     def attempt(path: Path) -> T | None:
         try:

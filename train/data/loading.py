@@ -1,4 +1,4 @@
-"""What is done for a batch in whichever process loads it."""
+"""Load and augment a batch, in the main process or in a worker process."""
 
 from dataclasses import dataclass
 from random import Random
@@ -17,13 +17,14 @@ from train.data.transforms import Transform
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch on its way to the main process.
+    """A loaded batch, as sent to the main process.
 
     Attributes:
-        images: The images ``[B, 3, S, S]``, uint8; None where they are in a slot.
-        slot: The slot.
+        images: The images ``[B, 3, S, S]``, uint8; None if they are in a slot.
+        slot: Number of the slot, or ``NO_SLOT``.
         labels: Their labels ``[B]``.
-        missing: Images that could not be read: raised in a worker, they would arrive as tracebacks.
+        missing: Images that could not be read. They are not raised in a worker process, since the
+            main process would receive only tracebacks.
     """
 
     images: Tensor | None
@@ -33,15 +34,15 @@ class Batch:
 
 
 class Transformed(Dataset[Batch]):
-    """Batches of images, augmented by random numbers that depend on seed, epoch and index.
+    """Dataset of batches, augmented by random numbers that depend on seed, epoch and index.
 
     Args:
         images: The images.
-        transform: What is done to each.
-        seed: Of the random numbers.
+        transform: Transform of each image.
+        seed: Seed of the random numbers.
 
     Attributes:
-        slots: Where to leave batches, if not in memory of their own.
+        slots: Shared memory for batches. If None, each batch is returned in new memory.
     """
 
     def __init__(self, images: Images, transform: Transform, seed: int) -> None:
@@ -51,18 +52,19 @@ class Transformed(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, chosen: BatchRequest) -> Batch:
+    def __getitems__(self, request: BatchRequest) -> Batch:
         """Return a batch; called by PyTorch's loader."""
-        loaded = {index: self._load(chosen.epoch, index) for index in chosen.indices}
-        images = {i: image for i, image in loaded.items() if isinstance(image, Tensor)}
-        missing = [bad for bad in loaded.values() if isinstance(bad, BadImage)]
+        results = {index: self._load(request.epoch, index) for index in request.indices}
+        images = {i: image for i, image in results.items() if isinstance(image, Tensor)}
+        missing = [bad for bad in results.values() if isinstance(bad, BadImage)]
         labels = self.images.labels[list(images)]
-        if chosen.slot == NO_SLOT or self.slots is None:
+        if request.slot == NO_SLOT or self.slots is None:
             return Batch(_stacked(list(images.values())), NO_SLOT, labels, missing)
-        self.slots.write(chosen.slot, list(images.values()))
-        return Batch(None, chosen.slot, labels, missing)
+        self.slots.write(request.slot, list(images.values()))
+        return Batch(None, request.slot, labels, missing)
 
     def _load(self, epoch: int, index: int) -> Tensor | BadImage:
+        """Return a transformed image, or the error if it cannot be read."""
         try:
             image = self.images[index]
         except BadImage as bad:
@@ -71,12 +73,12 @@ class Transformed(Dataset[Batch]):
 
 
 def as_ever(transform: v2.Transform, image: Tensor, _: Random) -> Tensor:
-    """Return an image that is transformed without chance."""
+    """Return a transformed image; the random numbers are not used."""
     return transform(image)
 
 
 def _stacked(images: list[Tensor]) -> Tensor:
-    """Return images ``[B, 3, S, S]`` in ``torch.channels_last``."""
+    """Stack images into a batch ``[B, 3, S, S]`` in ``torch.channels_last``."""
     if not images:
         return torch.empty(0, 3, 0, 0, dtype=torch.uint8)
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)

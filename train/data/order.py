@@ -1,4 +1,4 @@
-"""Which images come in which batch: a function of seed and epoch, shared out among processes."""
+"""Assign images to batches by seed and epoch, and divide batches among processes."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,9 +13,9 @@ class BatchRequest(NamedTuple):
     """A batch to load.
 
     Attributes:
-        epoch: On which augmentation depends.
-        indices: Its images.
-        slot: Where to leave it, of memory that processes share.
+        epoch: Epoch, on which the augmentation depends.
+        indices: Indices of its images.
+        slot: Slot of shared memory to write it to, or ``NO_SLOT``.
     """
 
     epoch: int
@@ -24,16 +24,17 @@ class BatchRequest(NamedTuple):
 
 
 def batch_indices(num_images: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order of an epoch ``[steps, batch_size]``; what is left over is not seen."""
+    """Return the images of each batch ``[steps, batch_size]``; an incomplete batch is left out."""
     order = np.random.default_rng([seed, epoch]).permutation(num_images)
     steps = num_images // batch_size
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 
 def share(batch_size: int, rank: int, world_size: int) -> slice:
-    """Return the part of every training batch that is one process': every so many-th image.
+    """Return one process' part of each training batch: every ``world_size``-th image from ``rank``.
 
-    So parts of these parts are, over all processes, the parts that one process would have taken.
+    With this, the i-th micro-batches of all processes together are the i-th micro-batch that a
+    single process would compute.
     """
     return slice(rank, batch_size, world_size)
 
@@ -41,34 +42,34 @@ def share(batch_size: int, rank: int, world_size: int) -> slice:
 def held_out_batches(
     num_images: int, batch_size: int, rank: int, world_size: int
 ) -> list[BatchRequest]:
-    """Return one process' validation batches: one in so many as there are processes."""
+    """Return one process' validation batches: every ``world_size``-th batch from ``rank``."""
     starts = range(rank * batch_size, num_images, world_size * batch_size)
     ends = (min(start + batch_size, num_images) for start in starts)
-    return [BatchRequest(0, list(range(*both))) for both in zip(starts, ends, strict=True)]
+    return [BatchRequest(0, list(range(*bounds))) for bounds in zip(starts, ends, strict=True)]
 
 
 def check_batch_size(batch_size: int, num_train: int) -> None:
-    """Raise a ``ValueError`` where there are fewer training images than one batch has."""
+    """Raise ValueError if there are fewer training images than one batch needs."""
     if batch_size > num_train:
         raise ValueError(
-            f"--batch-size {batch_size} is larger than the {num_train} training images; give a "
-            "smaller one"
+            f"--batch-size {batch_size} is larger than the number of training images, {num_train}; "
+            "use a smaller one"
         )
 
 
 class Order(Sampler[BatchRequest]):
-    """One process' part of an epoch's batches.
+    """Sampler of one process' part of an epoch's batches.
 
     Args:
-        num_images: Of all processes.
-        batch_size: Likewise.
-        seed: Of the order.
-        part: Which part of each batch.
+        num_images: Number of training images.
+        batch_size: Images per batch, over all processes.
+        seed: Seed of the order.
+        part: This process' part of each batch.
 
     Attributes:
-        epoch: The epoch it gives next.
-        first_step: From which step on.
-        slots: Where batches are left, if not in memory of their own.
+        epoch: Epoch to sample next.
+        first_step: Step to start from.
+        slots: Shared memory for batches. If None, each batch is returned in new memory.
     """
 
     def __init__(self, num_images: int, batch_size: int, seed: int, part: slice) -> None:
@@ -84,7 +85,7 @@ class Order(Sampler[BatchRequest]):
         batches = batch_indices(self.num_images, self.batch_size, self.seed, self.epoch)
         if self.slots:
             self.slots.reclaim()
-        for chosen in batches[self.first_step :, self.part]:
+        for indices in batches[self.first_step :, self.part]:
             yield BatchRequest(
-                self.epoch, chosen.tolist(), self.slots.reserve() if self.slots else NO_SLOT
+                self.epoch, indices.tolist(), self.slots.reserve() if self.slots else NO_SLOT
             )

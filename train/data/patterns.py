@@ -1,4 +1,4 @@
-"""Which files a pattern of shards means: ``train-{000..146}.tar``, ``train-*.tar``, or a folder."""
+"""Find the shards of a pattern, ``train-{000..146}.tar`` or ``train-*.tar``, or of a folder."""
 
 import os
 import re
@@ -12,62 +12,62 @@ _COMPRESSED = re.compile(r"\.(tgz|tar\.\w+)$")
 
 
 def are_shards(data: str) -> bool:
-    """Return whether ``--data`` means shards rather than a folder of classes."""
+    """Return whether ``--data`` names shards rather than a folder of classes."""
     if os.path.isdir(data):
         return not os.path.isdir(Path(data) / "train") and bool(in_folder(Path(data), "train"))
     return bool(_BRACES.search(data) or has_magic(data) or ".tar" in Path(data).name)
 
 
 def in_folder(folder: Path, name: str) -> list[Path]:
-    """Return the shards of a folder whose names begin with something."""
+    """Return the shards of a folder whose file names begin with ``name``."""
     return sorted(p for p in folder.glob(f"{name}*.tar*") if not p.is_dir())
 
 
 def expand(pattern: str, flag: str) -> list[Path]:
-    """Return the shards that a pattern means, each once.
+    """Return the shards that match a pattern, each once.
 
     Args:
         pattern: A path with ranges ``{000..146}``, alternatives ``{a,b}``, or ``*``.
-        flag: The option it was given with.
+        flag: The command-line option of the pattern, for error messages.
 
     Raises:
-        ValueError: Some or all of them are not there, or compressed.
+        ValueError: If shards are missing or compressed.
     """
     if "://" in pattern or pattern.startswith("pipe:"):
         raise ValueError(f"{flag} {pattern}: shards are read from files; download them first")
-    named = _braces(pattern, flag)
-    found = [p for name in named for p in (sorted(glob(name)) if has_magic(name) else [name])]
-    if not found:
-        raise ValueError(f"{flag} {pattern}: there are no such shards")
-    return checked([Path(name) for name in dict.fromkeys(found)], f"{flag} {pattern}")
+    patterns = _braces(pattern, flag)
+    names = [p for name in patterns for p in (sorted(glob(name)) if has_magic(name) else [name])]
+    if not names:
+        raise ValueError(f"{flag} {pattern}: no shards match")
+    return checked([Path(name) for name in dict.fromkeys(names)], f"{flag} {pattern}")
 
 
 def checked(shards: list[Path], given: str) -> list[Path]:
-    """Return shards.
+    """Return shards, after checking that they exist and are not compressed.
 
     Args:
         shards: The shards.
-        given: How they were asked for.
+        given: The option and its value, for error messages.
 
     Raises:
-        ValueError: Some are not there, or compressed.
+        ValueError: If shards are missing or compressed.
     """
     missing = [shard for shard in shards if not shard.is_file()]
     if missing:
         raise ValueError(
-            f"{given}: {len(missing)} of {len(shards)} shards are missing: {_some(missing)}"
+            f"{given}: {len(missing)} of {len(shards)} shards are missing: {_first(missing)}"
         )
-    packed = [shard for shard in shards if _COMPRESSED.search(shard.name)]
-    if packed:
+    compressed = [shard for shard in shards if _COMPRESSED.search(shard.name)]
+    if compressed:
         raise ValueError(
-            f"{given}: {len(packed)} shards are compressed, and cannot be read at random: "
-            f"{_some(packed)}; unpack them to .tar"
+            f"{given}: {len(compressed)} shards are compressed, so they do not support random "
+            f"access: {_first(compressed)}; unpack them to .tar"
         )
     return shards
 
 
 def _braces(pattern: str, flag: str) -> list[str]:
-    """Return the paths that a pattern means, before the first braces varying slowest."""
+    """Return the paths that braces in a pattern expand to; the first braces vary slowest."""
     braces = _BRACES.search(pattern)
     if braces is None:
         return [pattern]
@@ -78,11 +78,12 @@ def _braces(pattern: str, flag: str) -> list[str]:
         choices = [f"{number:0{width}}" for number in range(int(first), int(last) + 1)]
     if not choices or choices == [""] or (len(choices) == 1 and not range_):
         raise ValueError(
-            f"{flag} {pattern}: {braces[0]} is no range; write it as {{000..146}}, or {{a,b}}"
+            f"{flag} {pattern}: {braces[0]} is not a range; write it as {{000..146}}, or {{a,b}}"
         )
     before, after = pattern[: braces.start()], pattern[braces.end() :]
-    return [found for choice in choices for found in _braces(before + choice + after, flag)]
+    return [path for choice in choices for path in _braces(before + choice + after, flag)]
 
 
-def _some(paths: Sequence[Path]) -> str:
+def _first(paths: Sequence[Path]) -> str:
+    """Return the first paths as text."""
     return ", ".join(map(str, paths[:3])) + (", ..." if len(paths) > 3 else "")

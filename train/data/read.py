@@ -1,4 +1,4 @@
-"""Reads one image file as RGB."""
+"""Read one image file as RGB."""
 
 import io
 import warnings
@@ -14,8 +14,8 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from train.data.bad import BadImage
 
-# Pillow raises an error above twice its limit of 89 million pixels. Below that it only warns, for
-# every image anew. Its warnings of damaged metadata do not name the file.
+# Pillow raises an error above twice its limit of 89 million pixels. Below that it only warns, again
+# for each image. Its warnings about damaged metadata do not name the file.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 
@@ -34,14 +34,15 @@ def _readable_suffixes() -> frozenset[str]:
 
 
 SUFFIXES = _readable_suffixes()
-"""In lower case, with the dot."""
+"""File name suffixes of readable images, in lower case, with the dot."""
 
 
 def read_image(path: Path) -> Tensor:
     """Return an image as RGB.
 
-    The image is rotated as its EXIF orientation says, transparent parts become white, 16 bits per
-    channel become 8, and of an animation the first frame is read. Damaged metadata are ignored.
+    The image is rotated according to its EXIF orientation, transparent parts become white, 16 bits
+    per channel become 8, and only the first frame of an animation is read. Damaged metadata are
+    ignored.
 
     Args:
         path: The file.
@@ -50,19 +51,19 @@ def read_image(path: Path) -> Tensor:
         Bytes ``[3, H, W]``, uint8, of any strides.
 
     Raises:
-        BadImage: The file is not an image or is damaged, has 32 bits per channel (whose range is
-            unknown), or more than twice ``PIL.Image.MAX_IMAGE_PIXELS``. A ``ValueError`` that
-            names the file.
+        BadImage: If the file is not an image or is damaged, has 32 bits per channel (whose range is
+            unknown), or more than twice ``PIL.Image.MAX_IMAGE_PIXELS`` pixels. This is a
+            ``ValueError`` that names the file.
     """
     with naming(lambda: str(path)), open(path, "rb", buffering=0) as file:
         return decode(bytearray(file.read()))
 
 
 def image_bytes(path: Path) -> int:
-    """Return how many bytes an image takes when it is read, from its header alone.
+    """Return the number of bytes of a decoded image, reading only its header.
 
     Raises:
-        BadImage: The file is not an image; a ``ValueError`` that names it.
+        BadImage: If the file is not an image. This is a ``ValueError`` that names it.
     """
     with naming(lambda: str(path)), Image.open(path) as image:
         _check_mode(image)
@@ -73,30 +74,31 @@ def image_bytes(path: Path) -> int:
 def decode(data: bytearray) -> Tensor:
     """Return an image from the bytes of its file, as :func:`read_image` does.
 
-    Upright JPEGs are decoded by torchvision, which returns the pixels that Pillow does, sooner.
+    JPEGs that need no rotation are decoded by torchvision, which returns the same pixels as Pillow
+    in less time.
     """
     with Image.open(io.BytesIO(data)) as image:
         if image.format == "JPEG" and image.mode in ("RGB", "L") and _rotation(image) is None:
-            with suppress(RuntimeError):  # Pillow says what is wrong
+            with suppress(RuntimeError):  # Pillow is used then, for its error message
                 pixels: Tensor = decode_jpeg(
                     torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB
                 )
                 return pixels
         _check_mode(image)
         image.load()
-        rotation = _rotation(image)  # after loading, as TIFF files are rotated by that
+        rotation = _rotation(image)  # after loading, which rotates TIFF files
         upright = image if rotation is None else image.transpose(rotation)
         return _rgb(upright)
 
 
 def _rotation(image: Image.Image) -> Image.Transpose | None:
-    """Return how an image has to be rotated or mirrored; None if not, or if it cannot be told.
+    """Return how to rotate or mirror an image; None if not at all, or its metadata are damaged.
 
-    ``PIL.ImageOps.exif_transpose`` also writes the metadata anew, which fails if they are damaged.
+    ``PIL.ImageOps.exif_transpose`` also rewrites the metadata, which fails if they are damaged.
     """
     try:
         return _ROTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Pillow raises errors of many types for damaged metadata
+    except Exception:  # Pillow raises many types of errors for damaged metadata
         return None
 
 
@@ -109,10 +111,11 @@ _ROTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""By EXIF orientation."""
+"""Operations, by EXIF orientation."""
 
 
 def _rgb(image: Image.Image) -> Tensor:
+    """Return the pixels of an image as RGB ``[3, H, W]``, uint8."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
@@ -122,20 +125,21 @@ def _rgb(image: Image.Image) -> Tensor:
 
 
 def _check_mode(image: Image.Image) -> None:
+    """Raise ValueError if an image has 32 bits per channel."""
     if image.mode in ("I", "F"):
         raise ValueError("32 bits per channel, of unknown range; save it with 8 or 16")
 
 
 @contextmanager
 def naming(name: Callable[[], str]) -> Iterator[None]:
-    """Turn any error while an image is read into a :class:`BadImage` that names the place."""
+    """Convert any error while reading an image into a :class:`BadImage` that names the place."""
     try:
         yield
     except FileNotFoundError:
         raise BadImage(name(), "there is no such file") from None
-    except UnidentifiedImageError as error:  # its message names an object in memory
+    except UnidentifiedImageError as error:  # its message names a buffer, not the file
         raise BadImage(name(), "unknown format, or damaged at its beginning") from error
     except MemoryError:
         raise
-    except Exception as error:  # decoders raise errors of many types for damaged files
+    except Exception as error:  # decoders raise many types of errors for damaged files
         raise BadImage(name(), str(error) or type(error).__name__) from error

@@ -1,4 +1,4 @@
-"""Batches of small pictures that live in memory whole, on the device where they fit."""
+"""Batches of small images that are all kept in memory, on the device if they fit."""
 
 from collections.abc import Iterator
 
@@ -13,11 +13,11 @@ from train.data.source import Source
 from train.data.transforms import moves, shift
 
 SHARE = 0.25
-"""Images are put on a GPU where they take at most this share of what is free there."""
+"""Images are stored on a GPU if they take at most this share of its free memory."""
 
 
 def fits(source: Source) -> bool:
-    """Return whether a source is one for :class:`ResidentBatches`: one size, and in memory."""
+    """Return whether :class:`ResidentBatches` can use a source: in memory, one size, no crops."""
     splits = source.train, source.validation
     return source.augmentation != "crop" and all(
         isinstance(split, MemoryImages) and split.same_size for split in splits
@@ -25,22 +25,23 @@ def fits(source: Source) -> bool:
 
 
 class ResidentBatches:
-    """Training and validation batches like :class:`Batches`, cut and augmented a batch at a time.
+    """Training and validation batches like :class:`Batches`, selected and augmented as a whole.
 
-    Order depends on seed and epoch, augmentation on seed, epoch, step and place in the batch alone.
+    The order depends only on seed and epoch; the augmentation only on seed, epoch, step and
+    position in the batch.
 
     Args:
-        source: Images that :func:`fits`.
+        source: Images for which :func:`fits` is true.
         image_size: Height and width to return, in pixels.
-        batch_size: Images a batch, over all processes that train together; the last of an epoch is
-            left out of training if smaller.
-        seed: Of order and augmentation.
-        device: Where batches are wanted; the CPU unless given.
-        rank: Which of the processes that train together this is.
-        world_size: How many there are.
+        batch_size: Images per batch, over all processes that train together; a smaller last batch
+            of an epoch is left out of training.
+        seed: Seed of order and augmentation.
+        device: Device of the batches. If None, the CPU.
+        rank: Rank of this process among those that train together.
+        world_size: Number of processes that train together.
 
     Attributes:
-        steps: Batches an epoch.
+        steps: Number of training batches per epoch.
         bad: The images that could not be read when the source was opened.
     """
 
@@ -66,33 +67,34 @@ class ResidentBatches:
         self._validation = self._place(source.validation, image_size)
 
     def check(self) -> None:
-        """Raise a ``ValueError`` where there are fewer training images than one batch has."""
+        """Raise ValueError if there are fewer training images than one batch needs."""
         check_batch_size(self.batch_size, self.num_train)
 
     def train(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images ``[B, 3, H, W]``, uint8, and labels ``[B]`` of an epoch, from a step on."""
+        """Yield images ``[B, 3, H, W]``, uint8, and labels ``[B]``, starting from a step."""
         order = batch_indices(self.num_train, self.batch_size, self.seed, epoch)
         for step in range(first_step, self.steps):
             images, labels = self._take(self._train, torch.from_numpy(order[step, self._part]))
             if self._shifts:
                 entropy = np.random.SeedSequence([self.seed, epoch, step]).generate_state(1)
                 generator = torch.Generator().manual_seed(int(entropy[0]))
-                how = moves(self.batch_size, images.shape[-1], generator)
-                images = shift(images, how[self._part])
+                offsets = moves(self.batch_size, images.shape[-1], generator)
+                images = shift(images, offsets[self._part])
             yield images, labels
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this process' validation batches in order, every image once; some are smaller."""
+        """Yield this process' validation batches in order, each image once; some are smaller."""
         for batch in self._held_out:
             yield self._take(self._validation, torch.tensor(batch.indices))
 
-    def _take(self, split: tuple[Tensor, Tensor], which: Tensor) -> tuple[Tensor, Tensor]:
+    def _take(self, split: tuple[Tensor, Tensor], indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images and labels at some indices, on the device."""
         images, labels = split
-        chosen = which.to(images.device)
-        return images[chosen].to(self.device), labels[chosen].to(self.device)
+        indices = indices.to(images.device)
+        return images[indices].to(self.device), labels[indices].to(self.device)
 
     def _place(self, images: Images, size: int) -> tuple[Tensor, Tensor]:
-        """Return images of the right size, and labels, on the device if there is room."""
+        """Return resized images and labels, on the device if they fit, otherwise on the CPU."""
         assert isinstance(images, MemoryImages)
         pictures = images.stacked()
         if len(pictures) and pictures.shape[2:] != (size, size):

@@ -1,4 +1,4 @@
-"""What a run is given to learn from: images, their classes, and what may be done to them."""
+"""The images of a run, with their classes, normalisation and augmentation."""
 
 import unicodedata
 import zlib
@@ -13,7 +13,7 @@ from train.data.transforms import Augmentation
 
 
 def class_name(name: str) -> str:
-    """Return the name of a class in Unicode's composed form (NFC), in which names are compared."""
+    """Return a class name in Unicode's composed form (NFC), which is used to compare names."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -22,15 +22,15 @@ class Source:
     """Training and validation images of the same classes.
 
     Attributes:
-        train: Images to learn from.
-        validation: Images to measure on.
-        split: What the validation split is called.
-        place: Where the images are: a folder or shards, absolute, or the name of a data set.
-        classes: Names, by label.
-        augmentation: What may be done to pictures.
-        mean: Of each channel, for pixels from 0 to 1.
-        std: Likewise the standard deviation.
-        bad: The images of both kinds that could not be read so far.
+        train: Training images.
+        validation: Validation images.
+        split: Name of the validation split.
+        place: Absolute path of the folder or shards, or the name of a data set.
+        classes: Class names, by label.
+        augmentation: How images are augmented.
+        mean: Mean of each channel, for pixels from 0 to 1.
+        std: Standard deviation of each channel.
+        bad: The images of both splits that could not be read so far.
     """
 
     train: Images
@@ -44,7 +44,7 @@ class Source:
     bad: BadImages = field(default_factory=BadImages)
 
     def fingerprint(self) -> str:
-        """Return how many training images there are, and a checksum over labels and a few."""
+        """Return the number of training images, and a checksum of all labels and a few images."""
         checksum = zlib.crc32(self.train.labels.numpy().tobytes())
         for i in np.linspace(0, len(self.train) - 1, 16).astype(int) if len(self.train) else ():
             try:
@@ -54,26 +54,31 @@ class Source:
         return f"{len(self.train)} images, checksum {checksum:08x}"
 
     def subset(self, train: int | None = None, validation: int | None = None) -> "Source":
-        """Return the same with so many images of each kind, the first of each class alike.
+        """Return a source with fewer images: the first of each class, the same number of each.
+
+        Args:
+            train: Number of training images. If None, all.
+            validation: Number of validation images. If None, all.
 
         Raises:
-            ValueError: There are not that many.
+            ValueError: If there are not that many images.
         """
-        ours = self.train if train is None else self._first("train", train)
+        learned = self.train if train is None else self._first("train", train)
         held_out = self.validation if validation is None else self._first("validation", validation)
-        return replace(self, train=ours, validation=held_out)
+        return replace(self, train=learned, validation=held_out)
 
     def _first(self, name: str, number: int) -> Images:
+        """Return the first images of each class in a split, ``number`` in total."""
         images: Images = getattr(self, name)
         labels = images.labels
         if not 1 <= number <= len(labels):
             raise ValueError(
-                f"--{name}-images must be 1 to {len(labels):,}, which is how many there are, "
+                f"--{name}-images must be from 1 to the number of images, {len(labels):,}, "
                 f"got {number:,}"
             )
         rank = torch.zeros_like(labels)
         for label in range(len(self.classes)):
-            own = labels == label
-            rank[own] = torch.arange(int(own.sum()))
-        chosen = (rank * len(self.classes) + labels).argsort()[:number].sort().values
-        return images.select(chosen.tolist())
+            mask = labels == label
+            rank[mask] = torch.arange(int(mask.sum()))
+        indices = (rank * len(self.classes) + labels).argsort()[:number].sort().values
+        return images.select(indices.tolist())

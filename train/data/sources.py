@@ -1,4 +1,4 @@
-"""Where images come from: a folder of classes, shards, or scikit-learn's digits."""
+"""Open a source of images: a folder of classes, shards, CIFAR-10 or scikit-learn's digits."""
 
 import os
 from collections.abc import Sequence
@@ -31,20 +31,20 @@ def open_source(
     """Find and check the images of a run.
 
     Args:
-        data: A folder of classes; WebDataset shards, as a pattern of files or the folder they are
-            in; ``"digits"``; or None, for the usual places.
-        training: Whether there have to be images to learn from; else there are none.
+        data: A folder of classes; WebDataset shards, as a pattern of files or their folder;
+            ``"digits"``; or None, for the default folders.
+        training: Whether training images are required. If False, only validation images are read.
         dataset: As in :class:`train.options.DataOptions`.
-        train_images: Likewise.
-        validation_images: Likewise.
-        validation_data: Shards to measure on, unless they are in the folder of the others.
+        train_images: As in :class:`train.options.DataOptions`.
+        validation_images: As in :class:`train.options.DataOptions`.
+        validation_data: Validation shards. If None, those in the folder of the training shards.
         bad_images: Whether an image that cannot be read is an error, or counted and left out.
-        classes: The classes that a network was trained on, of which a folder need not hold all. If
+        classes: The classes that a network was trained on; a folder may hold only some of them. If
             None, those of the images.
 
     Raises:
-        ValueError: No such folder, an empty class, classes that differ between the splits, a file
-            that is no picture; the message names it.
+        ValueError: If a folder does not exist, a class is empty, the splits have different classes,
+            or a file is not an image; the message names it.
     """
     bad = BadImages(skip=bad_images == "skip")
     if data is not None and are_shards(data):
@@ -53,7 +53,7 @@ def open_source(
     elif validation_data is not None:
         raise ValueError(
             f"--validation-data {validation_data} is for shards, but --data is "
-            f"{data or 'not given'}; a folder of classes has val/<class>/* in it"
+            f"{data or 'not set'}; a folder of classes holds validation images in val/<class>/*"
         )
     elif data == "digits":
         source = digits()
@@ -70,17 +70,17 @@ def cifar10(
     bad: BadImages | None = None,
     classes: Sequence[str] | None = None,
 ) -> Source:
-    """Return CIFAR-10: a folder of images by class, or what torchvision downloads.
+    """Return CIFAR-10 from a folder of images by class, or in torchvision's format.
 
     Args:
-        data: A folder, of either kind; ``$DNW_DATA/cifar10`` or ``data/cifar10`` unless given,
-            where it is downloaded to if it is not there.
-        training: Whether there have to be images to learn from.
+        data: A folder in either format. If None, ``$DNW_DATA/cifar10`` or ``data/cifar10``, where
+            it is downloaded to if necessary.
+        training: Whether training images are required.
         bad: Collects the images that cannot be read. If None, such an image is an error.
         classes: As for :func:`open_source`.
 
     Raises:
-        ValueError: No such folder, or nowhere to download from.
+        ValueError: If there is no such folder, or the download fails.
     """
     places = [Path(root) / "cifar10" for root in (os.environ.get("DNW_DATA"), "data") if root]
     place = Path(data) if data else next((p for p in places if p.is_dir()), places[0])
@@ -88,41 +88,50 @@ def cifar10(
         raise ValueError(f"--data {data}: there is no such folder; {_CIFAR10_WAYS}")
     if (place / "test").is_dir() or (place / "train").is_dir():
         return _as_cifar10(folder(place, training, bad, classes))
-    return _as_cifar10(_torchvision_cifar10(place, given=data is not None))
+    return _as_cifar10(_torchvision_cifar10(place, explicit=data is not None))
 
 
 def _as_cifar10(source: Source) -> Source:
+    """Return a source with the augmentation and normalisation of CIFAR-10."""
     mean, std = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
     return replace(source, augmentation="shift", mean=mean, std=std)
 
 
-def _torchvision_cifar10(place: Path, given: bool) -> Source:
-    """Return CIFAR-10 as torchvision keeps it, downloaded if need be."""
-    if given and not (place / "cifar-10-batches-py").is_dir() and any(place.iterdir()):
+def _torchvision_cifar10(place: Path, explicit: bool) -> Source:
+    """Return CIFAR-10 in torchvision's format, downloading it if necessary.
+
+    Args:
+        place: The folder.
+        explicit: Whether the folder was set with ``--data``; then it must be empty for a download.
+
+    Raises:
+        ValueError: If the folder holds something else, or the download fails.
+    """
+    if explicit and not (place / "cifar-10-batches-py").is_dir() and any(place.iterdir()):
         raise ValueError(f"--data {place} does not hold CIFAR-10; {_CIFAR10_WAYS}")
     splits = []
     for train in (True, False):
         try:
-            found = CIFAR10(str(place), train=train, download=True)
+            dataset = CIFAR10(str(place), train=train, download=True)
         except (OSError, RuntimeError) as error:
             raise ValueError(
                 f"CIFAR-10 is not in {place}, and could not be downloaded "
                 f"({str(error).splitlines()[0]}); {_CIFAR10_WAYS}"
             ) from error
-        pictures = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
-        splits.append(MemoryImages(list(pictures), torch.tensor(found.targets)))
+        pictures = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+        splits.append(MemoryImages(list(pictures), torch.tensor(dataset.targets)))
     return Source(
         train=splits[0],
         validation=splits[1],
         split="test",
         place=str(place.resolve()),
-        classes=tuple(found.classes),
+        classes=tuple(dataset.classes),
         augmentation="shift",
     )
 
 
 _CIFAR10_WAYS = (
-    "give --data DIR with train/<class>/* and test/<class>/* in it, or with torchvision's "
+    "use --data DIR with a folder that holds train/<class>/* and test/<class>/*, or torchvision's "
     "cifar-10-batches-py"
 )
 
@@ -148,6 +157,7 @@ def digits() -> Source:
 
 
 def _find(data: str | None, name: str) -> Path:
+    """Return the folder of images: ``data``, or a default folder of this name."""
     if data is not None:
         if Path(data).is_dir():
             return Path(data)
@@ -156,10 +166,10 @@ def _find(data: str | None, name: str) -> Path:
     for place in places:
         if place.is_dir():
             return place
-    raise ValueError(f"no images: looked in {' and '.join(map(str, places))}; {_WAYS}")
+    raise ValueError(f"no images in {' or '.join(map(str, places))}; {_WAYS}")
 
 
 _WAYS = (
-    "to get going, give --data DIR with train/<class>/* and val/<class>/* in it, or try "
+    "use --data DIR with a folder that holds train/<class>/* and val/<class>/*, or try "
     "--data digits --image-size 32 --batch-size 64 --lr 0.05 --epochs 3, which needs no download"
 )

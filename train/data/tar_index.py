@@ -1,4 +1,4 @@
-"""Where the samples of a WebDataset shard are: found once, kept, and then read at random."""
+"""Find the samples of a WebDataset shard, and cache their offsets for random access."""
 
 import re
 import tarfile
@@ -16,7 +16,7 @@ from train.data.bad import BadImage, BadImages
 from train.data.read import SUFFIXES
 
 MOST_LABEL = 999_999
-"""Labels are at most this; one that is larger is a mistake."""
+"""Largest valid label."""
 
 _KIND = "index of shards, version 1"
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)  # as in the package webdataset
@@ -27,12 +27,12 @@ Named = tuple[str, str, tarfile.TarInfo]  # key of the sample, suffix, member
 
 @dataclass(frozen=True)
 class Index:
-    """The samples of a shard that have an image and a label, in their order.
+    """The samples of a shard that have an image and a label, in order.
 
     Attributes:
-        offsets: Where their images begin ``[N]``, int64.
-        sizes: How many bytes these have ``[N]``, int64.
-        labels: Their labels ``[N]``, int64.
+        offsets: Offset of each image file, in bytes ``[N]``, int64.
+        sizes: Number of bytes of each image file ``[N]``, int64.
+        labels: Label of each image ``[N]``, int64.
     """
 
     offsets: Tensor
@@ -41,28 +41,29 @@ class Index:
 
 
 def index(shard: Path, bad: BadImages) -> Index:
-    """Return where the samples of a shard are.
+    """Return the offsets and labels of the samples of a shard.
 
     Args:
-        shard: A tar, not compressed.
-        bad: Where to count what is not as it should be.
+        shard: A tar that is not compressed.
+        bad: Collects damaged shards and samples.
 
     Raises:
-        ValueError: A damaged shard, or a sample without image or label; the message names them.
+        ValueError: If the shard is damaged, or a sample has no image or label; the message names
+            it.
     """
     entry = cache.entry_of(_KIND, [shard])
-    kept = cache.find_tensors(entry)
-    if kept is not None and kept.keys() == {"offsets", "sizes", "labels"}:
-        return Index(**kept)
-    rows, whole = [], True
+    cached = cache.find_tensors(entry)
+    if cached is not None and cached.keys() == {"offsets", "sizes", "labels"}:
+        return Index(**cached)
+    rows, complete = [], True
     for row in _scan(shard):
         if isinstance(row, BadImage):
             bad.found(row)
-            whole = False
+            complete = False
         else:
             rows.append(row)
     table = torch.tensor(rows, dtype=torch.int64).view(-1, 3).t().contiguous()
-    if whole:  # else what is kept could not tell what is bad
+    if complete:  # a cache entry does not record what is bad
         cache.keep_tensors(
             entry,
             {"offsets": table[0], "sizes": table[1].clone(), "labels": table[2].clone()},
@@ -71,14 +72,14 @@ def index(shard: Path, bad: BadImages) -> Index:
 
 
 def name_at(shard: Path, offset: int) -> str:
-    """Return the name of a sample, by where its image begins."""
-    found, _ = _members(shard)
-    names = (key for key, _, member in found if member.offset_data == offset)
+    """Return the shard and the name of the sample whose image is at an offset."""
+    members, _ = _members(shard)
+    names = (key for key, _, member in members if member.offset_data == offset)
     return f"{shard}: {next(names, f'byte {offset}')}"
 
 
 def _scan(shard: Path) -> Iterator[tuple[int, int, int] | BadImage]:
-    """Yield offset, size and label of each sample of a shard, or what is wrong with it."""
+    """Yield offset, size and label of each sample of a shard, or an error if it is not valid."""
     members, damage = _members(shard)
     samples = [list(sample) for _, sample in groupby(members, key=lambda named: named[0])]
     with shard.open("rb") as file:
@@ -87,47 +88,47 @@ def _scan(shard: Path) -> Iterator[tuple[int, int, int] | BadImage]:
                 yield _sample(sample, file)
             except ValueError as error:
                 if damage and number == len(samples) - 1:
-                    continue  # its end is missing, as is said below
-                yield BadImage(f"{shard}: {sample[0][0]}", str(error), "is no sample")
+                    continue  # its end is missing, which the error below reports
+                yield BadImage(f"{shard}: {sample[0][0]}", str(error), "is not a sample")
     if damage:
         yield BadImage(str(shard), damage, _END)
 
 
 def _members(shard: Path) -> tuple[list[Named], str]:
-    """Return the members of a tar that belong to samples, and why there are no more, if known."""
-    found: list[Named] = []
+    """Return the members of a tar that belong to samples, and the damage that ends it, if any."""
+    members: list[Named] = []
     size = shard.stat().st_size
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
                 if member.offset_data + member.size > size:
-                    return found, f"it ends within {member.name}"
+                    return members, f"it ends within {member.name}"
                 name = _NAME.fullmatch(member.name)
                 if name and member.isreg() and not member.issparse():
-                    found.append((name[1], name[2].lower(), member))
+                    members.append((name[1], name[2].lower(), member))
             end = tar.offset
     except (tarfile.TarError, OSError) as error:
         with shard.open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        return found, "it is compressed: unpack it with gunzip" if packed else str(error)
+            is_compressed = file.read(2) == b"\x1f\x8b"
+        return members, "it is compressed: unpack it with gunzip" if is_compressed else str(error)
     with shard.open("rb") as file:
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            return found, f"it is cut off or damaged at byte {end:,}"
-    return found, ""
+            return members, f"it is cut off or damaged at byte {end:,}"
+    return members, ""
 
 
 def _sample(members: list[Named], file: IO[bytes]) -> tuple[int, int, int]:
     """Return offset and size of a sample's image, and its label.
 
     Raises:
-        ValueError: It has not one of each.
+        ValueError: If it does not have one image and one label, or the label is not valid.
     """
     images = [member for _, suffix, member in members if f".{suffix}" in SUFFIXES]
     labels = [member for _, suffix, member in members if suffix == "cls"]
-    for kind, found in (("image (.jpg, .png, ...)", images), ("label (.cls)", labels)):
-        if len(found) != 1:
-            raise ValueError(f"it has {len(found) or 'no'} {kind}")
+    for kind, files in (("image (.jpg, .png, ...)", images), ("label (.cls)", labels)):
+        if len(files) != 1:
+            raise ValueError(f"it has {len(files) or 'no'} {kind}")
     file.seek(labels[0].offset_data)
     text = file.read(min(labels[0].size, 100)).decode("ascii", "replace").strip()
     if not text.isdecimal() or int(text) > MOST_LABEL:

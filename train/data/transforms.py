@@ -1,4 +1,4 @@
-"""How pictures become what a network sees: in training at random, in evaluation always alike."""
+"""Transforms of images: random ones for training, fixed ones for evaluation."""
 
 import math
 from collections.abc import Callable
@@ -12,34 +12,35 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 Augmentation = Literal["crop", "shift", "none"]
-"""``crop``: photographs of any size; a random part in training, the centre in evaluation; mirrored.
-``shift``: small pictures; moved by up to an eighth of their size over black, and mirrored.
-``none``: squeezed to the size, nothing else."""
+"""``crop``: for photographs of any size: a random crop, mirrored at random; in evaluation, the
+centre. ``shift``: for small images: a shift by up to an eighth of their size, filled with black,
+mirrored at random. ``none``: only resized."""
 
 Transform = Callable[[Tensor, Random], Tensor]
-"""From a picture ``[3, H, W]``, uint8, and random numbers to ``[3, S, S]``, uint8."""
+"""Function from an image ``[3, H, W]``, uint8, and a random generator to ``[3, S, S]``, uint8."""
 
 
 def training_transform(kind: Augmentation, size: int) -> Transform:
     """Return the transform of one training image, from bytes to bytes.
 
-    That of photographs has the distribution of torchvision's ``RandomResizedCrop`` and
+    For photographs it has the distribution of torchvision's ``RandomResizedCrop`` and
     ``RandomHorizontalFlip``, and takes less than half their time.
 
     Args:
-        kind: What may be done to the pictures.
+        kind: Kind of augmentation.
         size: Height and width to return, in pixels.
     """
-    return partial({"crop": _photograph, "shift": _moved, "none": _squeezed}[kind], size)
+    return partial({"crop": _cropped, "shift": _shifted, "none": _resized}[kind], size)
 
 
 def evaluation_transform(kind: Augmentation, size: int) -> v2.Transform:
-    """Return the transform of one image to be judged, from bytes to bytes.
+    """Return the transform of one validation image, from bytes to bytes.
 
-    For photographs it is the paper's: the shorter side to 256 / 224 of the size, then the centre.
+    For photographs it is the paper's: resize the shorter side to 256 / 224 of the size, then crop
+    the centre.
 
     Args:
-        kind: What may be done to the pictures.
+        kind: Kind of augmentation.
         size: Height and width to return, in pixels.
     """
     if kind != "crop":
@@ -48,11 +49,11 @@ def evaluation_transform(kind: Augmentation, size: int) -> v2.Transform:
 
 
 def random_part(height: int, width: int, chance: Random) -> tuple[int, int, int, int]:
-    """Return top, left, height and width of a part of a picture, as ``RandomResizedCrop`` does.
+    """Return top, left, height and width of a random crop, as ``RandomResizedCrop`` does.
 
-    Its area is 8 to 100 % of the picture's, uniformly; width over height 3/4 to 4/3, uniformly in
-    its logarithm; its place uniform. If ten of these do not fit, it is the largest one in the
-    centre whose width over height is between 3/4 and 4/3.
+    Its area is uniform from 8 to 100 % of the image's, the logarithm of width over height uniform
+    from log 3/4 to log 4/3, and its position uniform. If ten such crops do not fit, it is the
+    largest crop in the centre whose width over height is between 3/4 and 4/3.
     """
     low, high = 3 / 4, 4 / 3
     for _ in range(10):
@@ -65,46 +66,49 @@ def random_part(height: int, width: int, chance: Random) -> tuple[int, int, int,
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _photograph(size: int, image: Tensor, chance: Random) -> Tensor:
-    top, left, height, width = random_part(image.shape[1], image.shape[2], chance)
+def _cropped(size: int, image: Tensor, random: Random) -> Tensor:
+    """Return a random crop of an image, resized, and mirrored at random."""
+    top, left, height, width = random_part(image.shape[1], image.shape[2], random)
     part = image[:, top : top + height, left : left + width]
-    return _mirrored(_squeezed(size, part, chance), chance)
+    return _mirrored(_resized(size, part, random), random)
 
 
-def _moved(size: int, image: Tensor, chance: Random) -> Tensor:
+def _shifted(size: int, image: Tensor, random: Random) -> Tensor:
+    """Return a resized image, shifted and mirrored at random."""
     margin = size // 8
-    padded = F.pad(_squeezed(size, image, chance), [margin] * 4)
-    top, left = _below(2 * margin + 1, chance), _below(2 * margin + 1, chance)
-    return _mirrored(padded[:, top : top + size, left : left + size], chance)
+    padded = F.pad(_resized(size, image, random), [margin] * 4)
+    top, left = _below(2 * margin + 1, random), _below(2 * margin + 1, random)
+    return _mirrored(padded[:, top : top + size, left : left + size], random)
 
 
-def _squeezed(size: int, image: Tensor, _: Random) -> Tensor:
-    """Return an image ``[3, S, S]``; PyTorch is fastest where a pixel's channels are neighbours."""
+def _resized(size: int, image: Tensor, _: Random) -> Tensor:
+    """Return an image resized to ``[3, S, S]``; PyTorch is fastest with ``channels_last``."""
     batch = image.unsqueeze(0).contiguous(memory_format=torch.channels_last)
     return F.interpolate(batch, size=(size, size), mode="bilinear", antialias=True)[0]
 
 
-def _mirrored(image: Tensor, chance: Random) -> Tensor:
-    return image.flip(-1) if chance.random() < 0.5 else image
+def _mirrored(image: Tensor, random: Random) -> Tensor:
+    """Return an image, mirrored with probability 0.5."""
+    return image.flip(-1) if random.random() < 0.5 else image
 
 
-def _below(limit: int, chance: Random) -> int:
-    """Return a whole number from 0 on; ``Random.randrange`` takes five times as long."""
-    return int(limit * chance.random())
+def _below(limit: int, random: Random) -> int:
+    """Return a random integer from 0 to ``limit - 1``, five times as fast as ``randrange``."""
+    return int(limit * random.random())
 
 
 def moves(batch: int, size: int, generator: torch.Generator) -> Tensor:
-    """Return for each image of a batch ``[B, 3]`` how far it is moved, and whether mirrored.
+    """Return the random shift of each image down and right, and whether to mirror it ``[B, 3]``.
 
-    The random numbers come from a CPU, so that they are the same for every device.
+    The random numbers come from a CPU generator, so they are the same for all devices.
     """
-    moved = torch.randint(2 * (size // 8) + 1, (2, batch), generator=generator)
+    offsets = torch.randint(2 * (size // 8) + 1, (2, batch), generator=generator)
     mirrored = torch.rand(batch, generator=generator) < 0.5
-    return torch.stack([*moved, mirrored.long()], dim=1)
+    return torch.stack([*offsets, mirrored.long()], dim=1)
 
 
 def shift(images: Tensor, how: Tensor) -> Tensor:
-    """Return a batch ``[B, C, S, S]`` moved and mirrored, each image by its :func:`moves`."""
+    """Return a batch ``[B, C, S, S]`` shifted and mirrored as :func:`moves` describes."""
     batch, channels, size, _ = images.shape
     down, right, mirrored = how.unsqueeze(-1).unbind(1)
     line = torch.arange(size)
@@ -117,11 +121,11 @@ def shift(images: Tensor, how: Tensor) -> Tensor:
 
 
 def _shorten(image: Tensor) -> Tensor:
-    """Cut a strip to its centre, or enlarging it would fill the memory with what is cropped."""
+    """Crop a long strip to its centre, since resizing it whole could exhaust the memory."""
     height, width = image.shape[-2:]
     limit = LONGEST * min(height, width)
     return v2.functional.center_crop(image, [min(height, limit), min(width, limit)])
 
 
 LONGEST = 16
-"""Longer side over shorter side up to which a picture is resized whole."""
+"""Largest ratio of the longer to the shorter side up to which an image is resized whole."""
