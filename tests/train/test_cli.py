@@ -53,7 +53,7 @@ def test_options_survive_being_flattened() -> None:
 def test_unknown_options_are_refused_in_python_too() -> None:
     with pytest.raises(ValueError, match="unknown option 'epoch'; did you mean 'epochs'"):
         Options.from_flat({"epoch": 1})
-    with pytest.raises(ValueError, match="epochs is '3', but str is not an instance of int"):
+    with pytest.raises(ValueError, match="invalid epochs '3': str is not an instance of int"):
         Options.from_flat({"epochs": "3"})
 
 
@@ -125,7 +125,7 @@ def test_a_recipe_value_of_the_wrong_type_names_the_option(
 ) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("epochs: many")
-    with pytest.raises(ValueError, match=r"recipe .*mine.yaml has the mistake above"):
+    with pytest.raises(ValueError, match=r"recipe .*mine.yaml has the error above"):
         parse(f"--recipe={recipe}")
     assert "--epochs" in capsys.readouterr().err
 
@@ -211,7 +211,7 @@ def test_a_models_package_in_the_way_is_named(crowded: Path) -> None:
     (crowded / "train.py").unlink()
     done = start(crowded, "-m", "train.imagenet", "--help")
     assert done.returncode == 1
-    assert f"'models' is {crowded / 'models' / '__init__.py'}, not the package" in done.stderr
+    assert f"'models' was imported from {crowded / 'models' / '__init__.py'}, not" in done.stderr
     assert "run the command as dnw-graph imagenet" in done.stderr
 
 

@@ -86,7 +86,7 @@ def test_without_data_both_ways_to_get_going_are_named(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DNW_DATA", str(tmp_path / "elsewhere"))
     with pytest.raises(
-        ValueError, match=r"elsewhere/imagenet and data/imagenet.*--data DIR.*digits"
+        ValueError, match=r"elsewhere/imagenet or data/imagenet.*--data DIR.*digits"
     ):
         open_source(None)
     with pytest.raises(ValueError, match=r"--data nowhere: there is no such folder.*digits"):
@@ -340,12 +340,12 @@ def test_cifar10_that_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("train.data.sources.CIFAR10", refuse)
     monkeypatch.setenv("DNW_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)  # away from data/cifar10 of whoever runs the tests
-    with pytest.raises(ValueError, match=r"not be downloaded \(no route to host\); give --data"):
+    with pytest.raises(ValueError, match=r"not be downloaded \(no route to host\); use --data"):
         open_source(None, dataset="cifar10")
-    with pytest.raises(ValueError, match=r"--data nowhere: there is no such folder; give --data"):
+    with pytest.raises(ValueError, match=r"--data nowhere: there is no such folder; use --data"):
         open_source("nowhere", dataset="cifar10")
     (tmp_path / "notes.txt").write_text("no images")
-    with pytest.raises(ValueError, match=r"does not hold CIFAR-10; give --data DIR"):
+    with pytest.raises(ValueError, match=r"does not hold CIFAR-10; use --data DIR"):
         open_source(str(tmp_path), dataset="cifar10")
 
 
@@ -356,7 +356,7 @@ def test_a_subset_has_as_many_of_each_class(tmp_path: Path) -> None:
     fewer = open_source(str(tmp_path), validation_images=4)
     assert fewer.validation.labels.tolist() == [0, 0, 1, 1]
     assert len(fewer.train) == 10
-    with pytest.raises(ValueError, match=r"--train-images must be 1 to 10, .*got 11"):
+    with pytest.raises(ValueError, match=r"--train-images must be from 1 to .* 10, got 11"):
         open_source(str(tmp_path), train_images=11)
 
 

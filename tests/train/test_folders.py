@@ -85,7 +85,7 @@ def test_links_to_folders_elsewhere_are_followed(root: Path, tmp_path: Path) -> 
 def test_two_classes_that_are_one_folder_are_an_error(root: Path) -> None:
     (root / "train" / "kitten").symlink_to("cat")
     (root / "val" / "kitten").symlink_to("cat")
-    with pytest.raises(ValueError, match=r"train/cat and \S+train/kitten are one folder"):
+    with pytest.raises(ValueError, match=r"train/cat and \S+train/kitten are the same folder"):
         open_source(str(root))
 
 

@@ -79,9 +79,7 @@ def test_the_second_process_is_told_who_trains(tmp_path: Path, holder: Holder) -
     first = holder(run)
     assert said(first) == "owner"
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
-    message = (
-        rf"run is being trained by process {first.pid} on \S+ since 20.*: wait for it, stop it"
-    )
+    message = rf"run is in use by process {first.pid} on \S+ since 20.*: wait for it, stop it"
     others = resumed(run), options(run, overwrite=True), options(run, auto_resume=True)
     for other in others:
         with pytest.raises(ValueError, match=message):
@@ -151,7 +149,7 @@ def test_one_that_was_taken_over_stops_and_writes_nothing(
     newer.advance()
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     with pytest.raises(
-        ValueError, match=r"run was taken over by process \d+ on .*; this one stops"
+        ValueError, match=r"run was taken over by process \d+ on .*; this process stops"
     ):
         stopped.advance()
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
@@ -165,7 +163,7 @@ def test_a_stopped_process_keeps_the_folder(tmp_path: Path, holder: Holder) -> N
     first = holder(tmp_path)
     assert said(first) == "owner"
     first.send_signal(signal.SIGSTOP)
-    with pytest.raises(ValueError, match=f"is being trained by process {first.pid}"):
+    with pytest.raises(ValueError, match=f"is in use by process {first.pid}"):
         RunLock(tmp_path).acquire()
     first.send_signal(signal.SIGCONT)
     first.kill()
@@ -219,7 +217,7 @@ def test_a_folder_that_was_removed_is_noticed(tmp_path: Path) -> None:
     lock = RunLock(folder)
     lock.acquire()
     shutil.rmtree(folder)
-    with pytest.raises(ValueError, match="run was removed while it was trained in"):
+    with pytest.raises(ValueError, match="run was removed during training"):
         lock.check()
     lock.release()
 
@@ -263,7 +261,7 @@ def test_a_run_that_began_meanwhile_is_not_overwritten(
         return open_source(**kwargs)
 
     monkeypatch.setattr(train.loop, "open_source", begun_meanwhile)
-    with pytest.raises(ValueError, match="run is being trained by process"):
+    with pytest.raises(ValueError, match="run is in use by process"):
         Training(options(run, overwrite=True))
     assert sorted(p.name for p in run.iterdir()) == [LOCK, OWNER]
 

@@ -153,13 +153,15 @@ def test_other_edges_on_one_process_are_an_error(tmp_path: Path) -> None:
     process = torchrun(str(tmp_path / "apart.py"), *SMALL, f"--out={tmp_path / 'run'}")
     told, _ = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "error: after step 0 rank 1 has other real edges than rank 0 (hashes" in told
+    assert (
+        "error: after step 0 the real edges of rank 1 differ from those of rank 0 (hashes" in told
+    )
 
 
 def test_a_batch_that_cannot_be_shared_out_is_an_error(tmp_path: Path) -> None:
     flags = [*SMALL, "--batch-size=41", f"--out={tmp_path / 'run'}"]
     told, _ = torchrun("-m", "train.imagenet", *flags).communicate(timeout=120)
-    assert "error: --batch-size 41 counts the images of all processes, and has to be" in told
+    assert "error: --batch-size 41 counts the images of all processes, so it must be" in told
     assert not (tmp_path / "run").exists()
 
 

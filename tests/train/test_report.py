@@ -133,7 +133,7 @@ def test_what_is_missing_or_damaged_is_left_out_and_said(
         write_report([old], tmp_path / "none.html")
     with pytest.raises(ValueError, match="none of the runs can be read"):
         write_report([old, old], tmp_path / "none.html")
-    with pytest.raises(ValueError, match="no run given"):
+    with pytest.raises(ValueError, match="no run: use"):
         main([])
     with pytest.raises(ValueError, match="nothing is not a run folder"):
         main([str(tmp_path / "nothing")])

@@ -68,7 +68,7 @@ def stop_after(training: Training, steps: int, monkeypatch: pytest.MonkeyPatch) 
         return step(*args)
 
     monkeypatch.setattr(training.learner, "step", counted)
-    with pytest.raises(Interrupted, match=r"stopped by SIGTERM: .* go on with: .*--resume"):
+    with pytest.raises(Interrupted, match=r"stopped by SIGTERM: .* continue with: .*--resume"):
         training.fit()
 
 
@@ -134,7 +134,7 @@ def test_a_signal_between_epochs_is_heard(tmp_path: Path, monkeypatch: pytest.Mo
         save(rows)
 
     monkeypatch.setattr(training.folder, "save_metrics", signalled)
-    with pytest.raises(Interrupted, match=r"saved at step 0 of 5 in epoch 2; go on with"):
+    with pytest.raises(Interrupted, match=r"saved at step 0 of 5 in epoch 2; continue with"):
         training.fit()
     assert resume(tmp_path / "run")["epochs"] == 2
 
@@ -171,7 +171,7 @@ def test_a_signal_saves_and_stops(number: int, status: int, tmp_path: Path) -> N
     assert process.returncode == status
     told = errors.splitlines()[-1]
     assert told.startswith(f"stopped by {signal.Signals(number).name}: {tmp_path / 'run'} is saved")
-    assert told.endswith(f"go on with: python -m train.imagenet --resume {tmp_path / 'run'}")
+    assert told.endswith(f"continue with: python -m train.imagenet --resume {tmp_path / 'run'}")
     assert Checkpoints(tmp_path / "run").load()["steps"] > 0
 
 
@@ -271,7 +271,8 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(
     with caplog.at_level(logging.WARNING):
         assert checkpoints.load()["steps"] == 3
     assert (
-        f"{newest} is damaged: it is not what its checksum says; going on from the" in caplog.text
+        f"{newest} is damaged: its content does not match its checksum; resuming from the"
+        in caplog.text
     )
     checkpoints.save({"steps": 5}, 5)  # what lies in the run's future is no longer wanted
     assert [int(p.name[:10]) for p in sorted(checkpoints.path.iterdir())] == [3, 5]
@@ -289,7 +290,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     newest = max((tmp_path / "run" / "checkpoints").iterdir())
     newest.write_bytes(newest.read_bytes()[:1000])
     resume(tmp_path / "run")
-    assert "going on from the checkpoint before" in caplog.text
+    assert "resuming from the earlier checkpoint" in caplog.text
     assert differences(tmp_path / "whole", tmp_path / "run") == []
 
 
@@ -371,7 +372,7 @@ def test_no_file_executes_code(
     else:
         torch.save({"model": Bomb()}, tmp_path / "bomb")
         data = (tmp_path / "bomb").read_bytes()
-    with pytest.raises(ValueError, match=r"damaged|executing code|no frozen|not read"):
+    with pytest.raises(ValueError, match=r"damaged|executing code|no frozen|cannot be read"):
         read(tmp_path, data)
     assert "boom" not in capsys.readouterr().out
 

@@ -128,22 +128,24 @@ def pack(root: Path) -> str:
 
 def no_held_out(root: Path) -> str:
     (root / "val-000.tar").unlink()
-    return r"goes without validation shards.* holds no val\*.tar or test\*.tar; give --validation"
+    return (
+        r"has no validation shards.* holds no val\*.tar or test\*.tar; pass them with --validation"
+    )
 
 
 def no_label(root: Path) -> str:
     write(root / "train-001.tar", [*sample(3, 0), ("n/0004.png", png(4)), *sample(5, 1)])
-    return r"train-001.tar: n/0004 is no sample \(it has no label \(.cls\)\)"
+    return r"train-001.tar: n/0004 is not a sample \(it has no label \(.cls\)\)"
 
 
 def no_image(root: Path) -> str:
     write(root / "train-001.tar", [*sample(3, 0), ("n/0004.cls", b"1")])
-    return r"train-001.tar: n/0004 is no sample \(it has no image"
+    return r"train-001.tar: n/0004 is not a sample \(it has no image"
 
 
 def no_number(root: Path) -> str:
     write(root / "train-001.tar", [*sample(3, 0), *sample(4, "cat")])
-    return r"train-001.tar: n/0004 is no sample \(its .cls must hold a number .* not 'cat'\)"
+    return r"train-001.tar: n/0004 is not a sample \(its .cls must hold a number .* not 'cat'\)"
 
 
 def truncated(root: Path) -> str:

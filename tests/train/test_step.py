@@ -147,7 +147,7 @@ def test_the_first_module_that_goes_wrong_is_named() -> None:
     assert why_not_finite(model, torch.ones(2, 3), nowhere) == "the weights 2.bias are not finite"
     fine = Step(torch.tensor(1.0), torch.zeros(1), torch.tensor(torch.inf))
     told = why_not_finite(nn.Linear(3, 3), torch.ones(2, 3), fine)
-    assert told == "every output is finite, the loss is 1"
+    assert told == "all outputs are finite, and the loss is 1"
 
 
 def test_weights_do_not_change_in_a_step_that_is_not_finite(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_weights_do_not_change_in_a_step_that_is_not_finite(tmp_path: Path) -> N
     before = {k: v.clone() for k, v in training.plain_model.named_parameters()}
     images, labels = next(iter(training.batches.train(0)))
     with pytest.raises(
-        NotFiniteError, match=r"gradient is (nan|inf) in epoch 1 at step 1 \(1 in all\).* every out"
+        NotFiniteError, match=r"gradient is (nan|inf) in epoch 1 at step 1 \(1 in total\).* all out"
     ):
         training.learner.step(images, labels)
     for name, value in training.plain_model.named_parameters():

@@ -79,7 +79,9 @@ def test_a_table_that_was_stopped_goes_on(
 ) -> None:
     whole = run(tmp_path / "whole", cifar, "--rows", "random", epochs=2)
     assert not run(tmp_path, cifar, "--rows", "random", "--time-budget=0", epochs=2)
-    assert "2 of 2 runs are left; the same command goes on with them" in capsys.readouterr().out
+    assert (
+        "2 of 2 runs are not finished; the same command continues them" in capsys.readouterr().out
+    )
     original = Training.advance
 
     def stop_after_one(self: Training) -> None:
@@ -98,7 +100,7 @@ def test_rows_whose_complete_run_is_unfinished_wait(
     tmp_path: Path, cifar: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert not run(tmp_path, cifar, "--rows", "lottery", "--time-budget=0")
-    assert "4 of 4 runs are left" in capsys.readouterr().out
+    assert "4 of 4 runs are not finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -148,7 +150,9 @@ def test_runs_of_other_options_are_not_continued(tmp_path: Path, cifar: Path) ->
     folder = tmp_path / "runs" / "table2-e1-s16" / "random-seed0"
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(config.replace("lr: 0.1", "lr: 0.2"))
-    with pytest.raises(ValueError, match=r"random-seed0 is a run of other options \(lr\); move it"):
+    with pytest.raises(
+        ValueError, match=r"random-seed0 is a run with other options \(lr\); move it"
+    ):
         run(tmp_path, cifar, "--rows", "random")
 
 
@@ -161,7 +165,7 @@ def test_table_3_counts_without_any_images(
     counted = r"MobileNetV1 ×0.25 \| not run \| 0 \| 50.6 \| [\d,]+ \* \| 41,\d+,\d+ \*"
     assert re.search(counted, out)
     assert re.search(r"ShuffleNetV2 ×1 \|  \|  \| 69.4 \(quoted there\) \|", out)
-    assert "runs are left" not in out
+    assert "runs are not finished" not in out
 
 
 @pytest.mark.parametrize(
@@ -185,9 +189,12 @@ def test_errors(tmp_path: Path, args: list[str], message: str) -> None:
     [
         (lambda text: text + "random,0\n", r"line 3 of .* is damaged .*: remove it"),
         (lambda text: text.replace("10.00", "abc"), r"line 2 of .* is damaged .*'abc'"),
-        (lambda text: text + text.splitlines()[1] + "\n", r"has run dense of seed 0 twice"),
-        (lambda text: "", r"has other columns than results have"),
-        (lambda text: "\0", r"has other columns|is no CSV file"),
+        (
+            lambda text: text + text.splitlines()[1] + "\n",
+            r"has two lines of run dense with seed 0",
+        ),
+        (lambda text: "", r"the columns of .* are not those of results"),
+        (lambda text: "\0", r"the columns of|is not a CSV file"),
     ],
 )
 def test_damaged_results_are_named(
@@ -205,7 +212,9 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path, cifar: Path) -> 
     results = tmp_path / "results"
     results.mkdir()
     (results / "table2-e1-s16.csv").write_text("name,age\nfoo,3\n")
-    with pytest.raises(ValueError, match=r"has other columns than results have .*move it away"):
+    with pytest.raises(
+        ValueError, match=r"the columns of .* are not those of results .*move it away"
+    ):
         run(tmp_path, cifar, "--rows", "random")
     assert (results / "table2-e1-s16.csv").read_text() == "name,age\nfoo,3\n"
 
@@ -220,7 +229,7 @@ def test_table_4_shows_top_5_and_what_others_have_reached(tmp_path: Path) -> Non
     assert "| dense | 71.0 ± 1.4 / 90.0 ± 0.0 | 2 | 77.5 / 93.7 | 7 | 8 |" in text
     assert "| 10 %, first layer dense | not run | 0 | 75.0 / 92.5 |" in text
     assert "| RigL 1×, ERK, 10 % |  |  | 73.1 (Evci et al. 2020) |" in text
-    assert "Quoted figures were trained otherwise." in text
+    assert "Quoted results come from other training protocols." in text
 
 
 def test_a_study_of_ones_own_has_no_column_for_the_paper(
@@ -237,7 +246,7 @@ def test_a_study_of_ones_own_has_no_column_for_the_paper(
 def test_a_row_whose_rule_would_never_act_is_not_trained(
     tmp_path: Path, cifar: Path, row: str
 ) -> None:
-    with pytest.raises(ValueError, match=rf"row {row} would not be what it is called \(rule {row}"):
+    with pytest.raises(ValueError, match=rf"rule of row {row} would have no effect \(rule {row}"):
         run(tmp_path, cifar, "--rows", row)
     assert not (tmp_path / "results" / "table2-e1-s16.csv").exists()
 
@@ -263,6 +272,6 @@ def test_other_presets_keep_the_rules_of_the_recipes() -> None:
 
 def test_rows_whose_rule_never_acts_are_refused_before_others_are_trained() -> None:
     args = Arguments(table="2", rows=("dnw", "set"), epochs=3, train_images=300)
-    with pytest.raises(ValueError, match=r"row set would not be what it is called .* within 111"):
+    with pytest.raises(ValueError, match=r"row set would have no effect .* within 111"):
         plan(args, TABLES["2"])
     assert len(plan(Arguments(table="2", rows=("dnw", "set"), epochs=6), TABLES["2"])) == 10

@@ -221,7 +221,7 @@ def test_init_takes_the_network_and_not_the_classifier(finished: Path, tmp_path:
         (tmp_path / "new" / "config.yaml").read_text().replace(str(finished), "moved-away")
     )
     main(["--resume", str(tmp_path / "new")])
-    with pytest.raises(ValueError, match=r"is another network \(mbv1, width 0.25, norm"):
+    with pytest.raises(ValueError, match=r"the network of --init .* \(mbv1, width 0.25, norm"):
         Training(options(tmp_path / "other", init=str(finished), width=0.5))
 
 
@@ -233,8 +233,8 @@ def test_init_takes_the_network_and_not_the_classifier(finished: Path, tmp_path:
         ({"data": "nowhere"}, r"--data nowhere: there is no such folder"),
         ({"image_size": 4}, r"images of 4 pixels are too small"),
         ({"batch_size": 5000}, r"--batch-size 5000 is larger than the 1438 training images"),
-        ({"device": "cuda:77"}, r"--device cuda:77 is not there; this machine has cpu"),
-        ({"device": "gpu"}, r"--device gpu is not there"),
+        ({"device": "cuda:77"}, r"there is no --device cuda:77; this machine has cpu"),
+        ({"device": "gpu"}, r"there is no --device gpu"),
         ({"resume": "nowhere"}, r"nowhere is not a run folder"),
         ({"init": "nowhere"}, r"nowhere has no weights|nowhere is not a run folder"),
         (
@@ -315,11 +315,11 @@ def test_a_resnet_starts_from_another_with_a_new_classifier(tmp_path: Path) -> N
         ({"rule": "dnw", "from_run": "COMPLETE"}, r"for the rules lottery and fine_tune, not for"),
         (
             {"rule": "lottery", "from_run": "COMPLETE", "norm_eps": 1e-5},
-            r"trained with norm_eps 0.001, not 1e-05; give the same",
+            r"trained with norm_eps 0.001, not 1e-05; use the same",
         ),
         (
             {"rule": "fine_tune", "from_run": "COMPLETE", "init": "COMPLETE"},
-            r"takes its weights from --from, so leave --init out",
+            r"takes its weights from --from, so leave out --init",
         ),
         ({"rule": "rigl(fraction=2)"}, r"fraction must be a share of the edges"),
         ({"rule": "lotery"}, r"did you mean 'lottery'"),
@@ -346,11 +346,11 @@ def test_an_unfinished_complete_run_is_no_start(complete: Path, tmp_path: Path) 
 
 
 def test_a_run_of_another_model_is_not_resumed(finished: Path) -> None:
-    with pytest.raises(ValueError, match=r"was trained with graph 'mbv1' \(asked: 'mbv1_dnw'\)"):
+    with pytest.raises(ValueError, match=r"was trained with graph 'mbv1' \(now: 'mbv1_dnw'\)"):
         main([f"--resume={finished}", "--graph", "mbv1_dnw"])
-    with pytest.raises(ValueError, match=r"was trained with epochs 2 \(asked: 3\)"):
+    with pytest.raises(ValueError, match=r"was trained with epochs 2 \(now: 3\)"):
         resume(finished, epochs=3)
-    with pytest.raises(ValueError, match=r"is continued where it is"):
+    with pytest.raises(ValueError, match=r"is continued in place"):
         main(["--resume", str(finished), "--out", "elsewhere"])
 
 
@@ -363,13 +363,13 @@ def test_a_run_is_not_resumed_on_other_images(
         whole, train=MemoryImages(list(whole.train)[:-1], whole.train.labels[:-1])
     )
     monkeypatch.setattr("train.loop.open_source", lambda *_, **__: fewer)
-    with pytest.raises(ValueError, match=r"other images \(1438 images, .* given: 1437 images"):
+    with pytest.raises(ValueError, match=r"other images \(1438 images, .* now 1437 images"):
         resume(tmp_path / "run")
     inverted = dataclasses.replace(
         whole, train=MemoryImages([255 - x for x in whole.train], whole.train.labels)
     )
     monkeypatch.setattr("train.loop.open_source", lambda *_, **__: inverted)
-    with pytest.raises(ValueError, match=r"other images \(1438 images, .* given: 1438 images"):
+    with pytest.raises(ValueError, match=r"other images \(1438 images, .* now 1438 images"):
         resume(tmp_path / "run")
     other = dataclasses.replace(whole, classes=("zero", *whole.classes[1:]))
     monkeypatch.setattr("train.loop.open_source", lambda *_, **__: other)
@@ -384,8 +384,9 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_overwritten(tmp_path
     training.learner.schedule.base_lrs = [1e30]
     training.learner.optimizer.param_groups[0]["lr"] = 1e30
     message = (
-        r"the loss is nan in epoch 2 at step 2 \(24 in all\), at a learning rate of 4.\d+e\+29: "
-        r"the first output that is not finite is that of layer0.0.0 \(Conv2d\); .* keeps .* lower"
+        r"the loss is nan in epoch 2 at step 2 \(24 in total\), at a learning rate of 4.\d+e\+29: "
+        r"the first output that is not finite is that of layer0.0.0 \(Conv2d\); "
+        r".* still holds .* lower"
     )
     with pytest.raises(ValueError, match=message):
         training.advance()
@@ -399,7 +400,7 @@ def test_a_run_whose_configuration_was_edited_is_not_resumed(tmp_path: Path) -> 
     Training(options(tmp_path / "run")).advance()
     file = tmp_path / "run" / "config.yaml"
     file.write_text(file.read_text().replace("epochs: 2", "epochs: 9"))
-    with pytest.raises(ValueError, match=r"config.yaml was changed .* epochs 2 \(asked: 9\)"):
+    with pytest.raises(ValueError, match=r"config.yaml was changed .* epochs 2 \(now: 9\)"):
         resume(tmp_path / "run")
 
 
@@ -445,7 +446,7 @@ def test_damaged_files_are_refused(finished: Path, tmp_path: Path) -> None:
         folder.load_model()
     state = Checkpoints(finished).load()
     Checkpoints(tmp_path).save({**state, "model": 7}, 1)
-    with pytest.raises(ValueError, match=r"checkpoints is not of this run"):
+    with pytest.raises(ValueError, match=r"checkpoints belongs to another run"):
         resume(tmp_path)
     for text in ("options: {}", "", "7", "options: [", "options: {epochs: many}\nclasses: 3"):
         (tmp_path / "config.yaml").write_text(text)
@@ -533,4 +534,4 @@ def test_a_network_that_is_begun_from_another_one_says_what_differs(
     train(options(tmp_path / "other", **{**begun, **change}))
     name, value = next((n, v) for n, v in change.items() if v is not None)
     assert f"{name} " in caplog.text
-    assert f"(here: {value!r}): with the same weights" in caplog.text
+    assert f"(here: {value!r}): the new run's network" in caplog.text

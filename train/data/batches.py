@@ -169,7 +169,7 @@ def workers_that_fit(workers: int, batch_bytes: int) -> int:
     fitting = sum(number * batch_bytes <= free for number in batches)
     if fitting < workers:
         _log.warning(
-            "%s has %.0f MB free, but %d worker processes need %.0f MB, so only %d are "
+            "%s has %.0f MB free, but %d worker processes need %.0f MB, so %d are "
             "started; give a container more shared memory (docker run --shm-size 8g)",
             *(SHARED_MEMORY, free / 1e6, workers, batches[-1] * batch_bytes / 1e6, fitting),
         )

@@ -52,8 +52,8 @@ def check_batch_size(batch_size: int, num_train: int) -> None:
     """Raise ValueError if there are fewer training images than one batch needs."""
     if batch_size > num_train:
         raise ValueError(
-            f"--batch-size {batch_size} is larger than the number of training images, {num_train}; "
-            "use a smaller one"
+            f"--batch-size {batch_size} is larger than the {num_train} training images; use a "
+            "smaller one"
         )
 
 
