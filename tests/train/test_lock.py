@@ -99,9 +99,7 @@ def test_a_process_that_died_leaves_no_lock(
     lock = RunLock(tmp_path)
     lock.acquire()
     lock.check()
-    assert said(holder(tmp_path)).startswith(
-        f"{tmp_path} is being trained by process {os.getpid()}"
-    )
+    assert said(holder(tmp_path)).startswith(f"{tmp_path} is in use by process {os.getpid()}")
 
 
 def test_the_folder_is_free_after_training_and_after_a_failure(
@@ -174,7 +172,7 @@ def test_a_stopped_process_keeps_the_folder(tmp_path: Path, holder: Holder) -> N
 def test_of_many_that_start_at_once_one_trains(tmp_path: Path, holder: Holder) -> None:
     found = [said(process) for process in [holder(tmp_path, 5) for _ in range(6)]]
     assert found.count("owner") == 1
-    assert sum("is being trained by process" in line for line in found) == 5
+    assert sum("is in use by process" in line for line in found) == 5
 
 
 def test_locks_are_handed_on_without_a_gap(tmp_path: Path) -> None:
@@ -204,7 +202,7 @@ def test_two_commands_in_one_folder(tmp_path: Path) -> None:
         resume = [sys.executable, "-m", "train.imagenet", f"--resume={run}"]
         second = subprocess.run(resume, cwd=ROOT, capture_output=True, text=True)
         assert second.returncode == 2
-        assert f"error: {run} is being trained by process {first.pid} on " in second.stderr
+        assert f"error: {run} is in use by process {first.pid} on " in second.stderr
         assert first.poll() is None
     finally:
         first.kill()

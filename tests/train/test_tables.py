@@ -127,7 +127,7 @@ def test_an_interrupt_saves_and_ends_what_runs_side_by_side(
     assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGKILL)
     if number == signal.SIGTERM:
         told = told.splitlines()[-1]
-        assert told == "stopped by SIGTERM: every run is saved; the same command goes on"
+        assert told == "stopped by SIGTERM: all runs are saved; the same command continues them"
     for run in tmp_path.rglob("metrics.csv"):
         assert Checkpoints(run.parent).load()["steps"] > 0
 
