@@ -36,6 +36,6 @@ def check_state(
             return
         got = f"{list(states.shape)} of {states.dtype}"
     raise ValueError(
-        f"expected a state as a call returns it, with states {expected}, got {got}; begin with "
-        "graph.initial_state(x)"
+        f"expected a state returned by an earlier call, with states {expected}, got {got}; begin "
+        "with graph.initial_state(x)"
     )

@@ -108,7 +108,7 @@ def test_frozen_sequences_check_frames_channels_and_states() -> None:
     (layer,) = network
     state = layer.initial_state(x)
     for wrong in (state.states, layer.initial_state(x[:1])):
-        with pytest.raises(ValueError, match="expected a state as a call returns it"):
+        with pytest.raises(ValueError, match="expected a state returned by an earlier call"):
             network(x, wrong)
 
 
