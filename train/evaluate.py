@@ -6,12 +6,11 @@ from typing import Annotated
 import tyro
 
 from train.cli import as_text, run_command
-from train.data import are_shards, open_source
+from train.data import are_shards, make_batches, open_source
 from train.metrics import Normalize
 from train.metrics import evaluate as measure
 from train.process_group import make_fabric
 from train.run import RunFolder, Weights
-from train.setup import make_batches
 from train.start import check_classes
 
 
@@ -42,8 +41,15 @@ def evaluate(
         )
     source = open_source(training=False, classes=config.classes, **data_options.source())
     check_classes(folder, config.classes, source.classes)
-    batches = make_batches(source, config, fabric.device)
-    normalize = Normalize(config).to(fabric.device)
+    batches = make_batches(
+        source,
+        image_size=data_options.image_size,
+        batch_size=config.options.optimization.batch_size,
+        seed=config.options.run.seed,
+        workers=data_options.workers,
+        device=fabric.device,
+    )
+    normalize = Normalize(config.mean, config.std).to(fabric.device)
     return measure(model, normalize, batches.validation(), len(config.classes))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from train.cli import as_text, parse_options, run_command
-from train.loop import Training
+from train.loop import start_training
 from train.options import Options
 from train.provenance import how_to_run
 from train.run import RunFolder
@@ -23,7 +23,7 @@ def train(options: Options) -> dict[str, Any]:
     Raises:
         ValueError: If options, data, device or folders keep the run from starting.
     """
-    return Training(options).fit()
+    return start_training(options).fit()
 
 
 def resume(run: str | Path, **changes: Any) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def run_training(
     """
     args = sys.argv[1:] if args is None else args
     options = parse_options(args, prog, description.strip(), defaults)
-    training = Training(options)
+    training = start_training(options)
     first = training.processes.first
     if first:
         print(f"training {options.network.graph} into {training.folder.path}", flush=True)

@@ -1,5 +1,6 @@
 """A network with its optimizer, and one training step."""
 
+import math
 from itertools import islice
 from typing import Any
 
@@ -12,9 +13,9 @@ from dnw_graph.node import synchronize_norms
 from train.average import averaged
 from train.data import Batches, ResidentBatches
 from train.metrics import Normalize, evaluate
+from train.options import OptimizationOptions
 from train.process_group import ProcessGroup
 from train.run import RunConfig
-from train.setup import make_schedule
 from train.step import Gradients, Step, seed_step, why_not_finite
 
 LOOK_EVERY = 10
@@ -54,7 +55,7 @@ class Learner:
         self.seed, self.num_classes = run.seed, len(config.classes)
         if run.sync_norms and processes.size > 1:
             model = synchronize_norms(model)
-        self.normalize = Normalize(config).to(fabric.device)
+        self.normalize = Normalize(config.mean, config.std).to(fabric.device)
         if run.precision == "64":
             model, self.normalize = model.double(), self.normalize.double()
         self.plain_model = model
@@ -193,3 +194,25 @@ class Learner:
         self.steps, self.lr = state["steps"], state["lr"]
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, fit: OptimizationOptions, steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return the learning rate schedule: a linear warm-up, then the decay.
+
+    Args:
+        optimizer: The optimizer whose learning rate is set before each step.
+        fit: Number of epochs, warm-up epochs, and kind of decay.
+        steps: Steps per epoch.
+    """
+    warmup, total = fit.warmup_epochs * steps, fit.epochs * steps
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        if fit.lr_schedule == "steps":
+            return 0.1 ** (int(step >= total / 2) + int(step >= 3 * total / 4))
+        return (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

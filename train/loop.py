@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +13,56 @@ from dnw_graph import cost
 from dnw_graph.analysis import HistoryWriter, real_edges
 from train.checkpoint import Checkpoints
 from train.curves import Curves, check_curves
-from train.data import open_source
+from train.data import Source, make_batches, open_source
 from train.interrupt import Interrupted, Interrupts
 from train.learner import LOOK_EVERY, Learner, NotFiniteError
 from train.lock import RunLock
 from train.meter import EpochMeter
 from train.metrics import as_line, evaluations_of, progress, show
 from train.options import Options
+from train.previous import check_resume, with_auto_resume
 from train.process_group import ProcessGroup, make_fabric
 from train.provenance import how_to_run
 from train.report.page import report_of
-from train.run import RunConfig
-from train.setup import (
-    check_network,
-    check_new,
-    check_resume,
-    default_folder,
-    go_on,
-    make_batches,
-)
-from train.start import begin_from
+from train.run import RunConfig, RunFolder
+from train.start import begin_from, check_network, check_new, default_folder
 
 
-class Training:
-    """One training run, whose options, device, data and folders have been checked.
+def start_training(options: Options, interrupts: Interrupts | None = None) -> "Training":
+    """Begin a run, or continue one if ``--resume`` is set or ``--auto-resume`` finds one.
 
     Args:
         options: Options of the run.
+        interrupts: See :class:`Training`.
+
+    Raises:
+        ValueError: If options, device, data or folders keep the run from starting.
+    """
+    if options.run.resume is None and options.run.out is None:
+        options = options.replace(out=default_folder(options))
+    fabric = make_fabric(options.run.device, options.run.precision, many=True)
+    fabric.launch()
+    processes = ProcessGroup(fabric)
+    # No other run writes to the folder from here on, so all processes read the same content.
+    lock = RunLock(Path(options.run.resume or str(options.run.out)))
+    if processes.first and lock.folder.is_dir():
+        lock.acquire()
+    processes.wait()
+    options = with_auto_resume(options).resolved()
+    check_curves(options)
+    start = Training.begin if options.run.resume is None else Training.resume
+    return start(options, processes, lock, interrupts)
+
+
+class Training:
+    """A training run; made by :meth:`begin`, :meth:`resume`, or :func:`start_training`.
+
+    Args:
+        config: The configuration of the run.
+        model: The network, with the weights it starts from.
+        source: The images.
+        processes: The processes of the run.
+        lock: The lock on the run folder.
         interrupts: Records signals. If None, a new object that is active during :meth:`fit`.
 
     Attributes:
@@ -48,69 +72,105 @@ class Training:
         rows: The metrics of each epoch.
 
     Raises:
-        ValueError: If options, device, data or folders keep the run from starting.
+        ValueError: If there are too few images, or a batch cannot be divided among processes.
     """
 
-    def __init__(self, options: Options, interrupts: Interrupts | None = None) -> None:
-        if options.run.resume is None and options.run.out is None:
-            options = options.replace(out=default_folder(options))
-        fabric = make_fabric(options.run.device, options.run.precision, many=True)
-        fabric.launch()
-        self.processes, self.device = ProcessGroup(fabric), fabric.device
-        # No other run writes to the folder from here on, so all processes read the same content.
-        self.lock = RunLock(Path(options.run.resume or str(options.run.out)))
-        if self.processes.first and self.lock.folder.is_dir():
-            self.lock.acquire()
-        self.processes.wait()
-        options = go_on(options).resolved()
-        check_curves(options)
-        network = check_network(options)
-        previous = check_resume(options)
-        self.folder = (
-            previous.folder if previous else check_new(options, network, self.processes.first)
-        )
-        self.processes.wait()  # from here on the folder may change
-        source = open_source(**options.data.source())
-        if previous:
-            previous.check_images(source)
-        overwrite, out = options.run.overwrite, str(self.folder.path)
-        options = options.replace(resume=None, out=out, overwrite=False)
-        self.config = RunConfig.of(options, source)
-        self.options, self.images = self.config.options, source.fingerprint()
+    def __init__(
+        self,
+        config: RunConfig,
+        model: nn.Module,
+        source: Source,
+        processes: ProcessGroup,
+        lock: RunLock,
+        interrupts: Interrupts | None = None,
+    ) -> None:
+        self.config, self.options, self.lock = config, config.options, lock
+        self.processes, self.device = processes, processes.fabric.device
+        self.folder = RunFolder(str(self.options.run.out))
+        self.images = source.fingerprint()
         self.batches = make_batches(
-            source, self.config, self.device, self.processes.rank, self.processes.size
+            replace(source, augmentation=config.augmentation),
+            image_size=self.options.data.image_size,
+            batch_size=self.options.optimization.batch_size,
+            seed=self.options.run.seed,
+            workers=self.options.data.workers,
+            device=self.device,
+            rank=processes.rank,
+            world_size=processes.size,
         )
         self.batches.check()
-        seed_everything(options.run.seed, verbose=False)
-        model = self.config.build()
-        if not previous:
-            begin_from(model, options.run, self.config.classes)
-            cost(model, options.data.image_size)  # raises ValueError if an image is too small
-        self.learner = Learner(self.config, model, fabric, self.processes, self.batches.steps)
+        self.learner = Learner(config, model, processes.fabric, processes, self.batches.steps)
         self.history = HistoryWriter(self.folder.path, self.plain_model, self.batches.steps)
         self.checkpoints = Checkpoints(self.folder.path)
-        self.curves = Curves(self.folder.path, self.config)
-        self.interrupts = interrupts or Interrupts(patient=self.processes.size > 1)
+        self.curves = Curves(self.folder.path, config)
+        self.interrupts = interrupts or Interrupts(patient=processes.size > 1)
         self.saved_at = time.monotonic()
         self.rows: list[dict[str, Any]] = []
         self.epoch = self.done = 0
-        if previous:
-            self.meter = EpochMeter(len(self.config.classes), self.device, {})
-            self.load_state_dict(previous.state)
-            unfinished = self.epoch < options.optimization.epochs
-            if self.processes.first and unfinished and self.options != previous.config.options:
-                self.folder.save_config(self.config)
-        else:
-            self.meter = self._new_meter()
-            self._begin(overwrite)
+        self.meter = self._new_meter()
+
+    @classmethod
+    def begin(
+        cls,
+        options: Options,
+        processes: ProcessGroup,
+        lock: RunLock,
+        interrupts: Interrupts | None = None,
+    ) -> "Training":
+        """Begin a new run in ``options.run.out``, and write its first files.
+
+        Raises:
+            ValueError: If options, data or folders keep the run from starting.
+        """
+        folder = check_new(options, check_network(options), processes.first)
+        processes.wait()  # from here on the folder may change
+        source = open_source(**options.data.source())
+        stored = options.replace(out=str(folder.path), overwrite=False)
+        config = RunConfig.of(stored, source)
+        seed_everything(options.run.seed, verbose=False)
+        model = config.build()
+        begin_from(model, options.run, config.classes)
+        cost(model, options.data.image_size)  # raises ValueError if an image is too small
+        training = cls(config, model, source, processes, lock, interrupts)
+        training._write_first_files(options.run.overwrite)
+        return training
+
+    @classmethod
+    def resume(
+        cls,
+        options: Options,
+        processes: ProcessGroup,
+        lock: RunLock,
+        interrupts: Interrupts | None = None,
+    ) -> "Training":
+        """Continue the run in ``options.run.resume`` from its last checkpoint.
+
+        Raises:
+            ValueError: If the options or the images are not those of the run, or it has no
+                checkpoint.
+        """
+        check_network(options)
+        previous = check_resume(options)
+        processes.wait()  # from here on the folder may change
+        source = open_source(**options.data.source())
+        previous.check_images(source)
+        stored = options.replace(resume=None, out=str(previous.folder.path), overwrite=False)
+        config = RunConfig.of(stored, source)
+        seed_everything(options.run.seed, verbose=False)
+        training = cls(config, config.build(), source, processes, lock, interrupts)
+        training.load_state_dict(previous.state)
+        unfinished = training.epoch < options.optimization.epochs
+        if processes.first and unfinished and config.options != previous.config.options:
+            training.folder.save_config(config)
+        return training
 
     @property
     def plain_model(self) -> nn.Module:
         """The network without wrappers."""
         return self.learner.plain_model
 
-    def _begin(self, overwrite: bool) -> None:
-        """Write the first files of a new run."""
+    def _write_first_files(self, overwrite: bool) -> None:
+        """Write configuration, initial weights and checkpoint of a new run."""
         if self.processes.first:
             if not self.lock.is_held:
                 self.folder.path.mkdir(parents=True, exist_ok=True)

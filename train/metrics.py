@@ -1,7 +1,7 @@
 """Metrics of a network, and their display during training."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,22 +14,26 @@ from tqdm import tqdm
 
 from dnw_graph import NeuralGraph
 from dnw_graph.analysis.history import Ids
-from train.run import RunConfig
 
 RealEdges = Mapping[str, tuple[Ids, int]]
 """What :func:`dnw_graph.analysis.real_edges` returns."""
 
 
 class Normalize(nn.Module):
-    """Normalises bytes ``[B, 3, H, W]`` to floats of mean 0 and standard deviation 1."""
+    """Normalises bytes ``[B, 3, H, W]`` to floats of mean 0 and standard deviation 1.
+
+    Args:
+        mean: Mean of each channel, for pixels from 0 to 1.
+        std: Standard deviation of each channel.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.register_buffer("mean", 255 * torch.tensor(config.mean).view(3, 1, 1))
-        self.register_buffer("std", 255 * torch.tensor(config.std).view(3, 1, 1))
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the normalised images, contiguous regardless of the strides of the input."""

@@ -37,7 +37,7 @@ class Predictor:
         fabric = make_fabric(device, self.config.options.run.precision)
         self._device = fabric.device
         self._model = fabric.setup(folder.load_model(weights))
-        self._normalize = Normalize(self.config).to(fabric.device)
+        self._normalize = Normalize(self.config.mean, self.config.std).to(fabric.device)
         size = self.config.options.data.image_size
         self._transform = evaluation_transform(self.config.augmentation, size)
 

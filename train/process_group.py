@@ -92,11 +92,13 @@ class ProcessGroup:
         fabric: Lightning Fabric, already launched.
 
     Attributes:
+        fabric: Lightning Fabric.
         rank: Rank of this process.
         size: Number of processes.
     """
 
     def __init__(self, fabric: Fabric) -> None:
+        self.fabric = fabric
         self.rank, self.size = fabric.global_rank, fabric.world_size
         # Small values are sent by the CPU, which does not wait for a GPU.
         self._group: Any = dist.new_group(backend="gloo") if self.size > 1 else None

@@ -1,4 +1,10 @@
-"""Start a run from the network or the wiring of another run."""
+"""Start a run: its folder, and the network or wiring of another run that it starts from."""
+
+import dataclasses
+import logging
+import re
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +15,16 @@ from dnw_graph.wiring import Complete, selectors
 from train.data import class_name
 from train.options import Options, RunOptions
 from train.run import RunFolder, build_network
+
+_log = logging.getLogger(__name__)
+
+
+def default_folder(options: Options) -> str:
+    """Return the run folder for options without ``--out``."""
+    values = options.network.given().items()
+    words = [options.network.graph, *(name if value is True else value for name, value in values)]
+    parts = [re.sub(r"[^\w.]+", "_", str(word)).strip("_") for word in words]
+    return f"runs/{'-'.join(parts)}-seed{options.run.seed}"
 
 
 def check_classes(folder: RunFolder, theirs: tuple[str, ...], ours: tuple[str, ...]) -> None:
@@ -132,3 +148,65 @@ def inherit(model: nn.Module, from_run: str, classes: tuple[str, ...]) -> None:
         dnw_graph.inherit(model, **weights)
     except ValueError as error:
         raise ValueError(f"--from {folder.path}: {error}") from error
+
+
+def check_network(options: Options) -> nn.Module:
+    """Return the network on the meta device, to check that it can be built.
+
+    Raises:
+        ValueError: If the model or rule is unknown, or a size is invalid.
+    """
+    with torch.device("meta"):
+        return build_network(options, num_classes=2)
+
+
+def check_new(options: Options, network: nn.Module, first: bool = True) -> RunFolder:
+    """Return the folder of a new run, after checking ``--out``, ``--init`` and ``--from``.
+
+    Args:
+        options: The options of the run.
+        network: Its network, on the meta device.
+        first: Whether this is the process that writes files; only this one checks the folder.
+
+    Raises:
+        ValueError: If the folder is taken, or ``--init`` does not name a run of the same network.
+    """
+    run = options.run
+    assert run.out is not None
+    folder = RunFolder(run.out)
+    check_from(options, network)
+    if run.init is not None:
+        if folder.path.resolve() == Path(run.init).resolve():
+            raise ValueError(
+                f"--init {run.init} would be overwritten by the run; choose another folder with "
+                "--out"
+            )
+        network_weights(RunFolder(run.init), network)
+        if first:
+            _report_changes(RunFolder(run.init), options)
+    if first:
+        folder.check_free(run.overwrite)
+    return folder
+
+
+def _report_changes(folder: RunFolder, options: Options) -> None:
+    """Log the differences between a run's network options and those of a new run."""
+    before, after = folder.load_config().options.network, options.network.resolved()
+    changes = {
+        name: (value, getattr(after, name))
+        for name, value in dataclasses.asdict(before).items()
+        if name not in ("graph", "backend") and value != getattr(after, name)
+    }
+    if changes:
+        _log.warning(
+            "--init %s is a network with %s: the new run's network may compute something else with "
+            "the same weights",
+            *(folder.path, differences_as_text(changes, "here")),
+        )
+
+
+def differences_as_text(changes: dict[str, tuple[Any, Any]], label: str = "now") -> str:
+    """Return differences as text: each option's first value, and its second with a label."""
+    return ", ".join(
+        f"{k} {first!r} ({label}: {second!r})" for k, (first, second) in changes.items()
+    )

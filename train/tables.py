@@ -29,7 +29,7 @@ from train.checkpoint import Checkpoints
 from train.cli import load_recipe, run_command
 from train.files import atomically
 from train.interrupt import Interrupted, Interrupts, stop_with_parent
-from train.loop import Training
+from train.loop import start_training
 from train.metrics import as_line
 from train.options import Options
 from train.results import Results, as_markdown
@@ -223,7 +223,7 @@ def train_cell(cell: Cell, deadline: float) -> dict[str, Any] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", NeverActsWarning)
-            training = Training(options, _stopping)
+            training = start_training(options, _stopping)
     except NeverActsWarning as warning:
         raise _never_acts(cell.row, warning) from None
     with training.interrupts:

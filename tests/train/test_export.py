@@ -9,12 +9,11 @@ import torch
 
 from dnw_graph import load_frozen
 from tests.train.test_training import options
-from train.data import open_source
+from train.data import make_batches, open_source
 from train.export import export, notes, report
 from train.imagenet import train
 from train.metrics import Normalize
 from train.run import RunFolder
-from train.setup import make_batches
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +34,14 @@ def test_every_kind_of_file_classifies_as_the_run(run: str, tmp_path: Path) -> N
     )
     program = torch.export.load(export(run, "torch"))
     source = open_source("digits", training=False)
-    batches = make_batches(source, config, torch.device("cpu")).validation()
-    normalize, seen = Normalize(config), 0
+    batches = make_batches(
+        source,
+        image_size=config.options.data.image_size,
+        batch_size=config.options.optimization.batch_size,
+        seed=0,
+        device=torch.device("cpu"),
+    ).validation()
+    normalize, seen = Normalize(config.mean, config.std), 0
     with torch.inference_mode():
         for images, _ in batches:
             x = normalize(images)

@@ -19,7 +19,7 @@ from tests.train.test_resume import SMALL, TINY
 from train.checkpoint import Checkpoints
 from train.imagenet import train as fit
 from train.lock import LOCK, OWNER, RunLock
-from train.loop import Training
+from train.loop import start_training
 from train.options import Options
 from train.run import RunFolder
 
@@ -75,7 +75,7 @@ def said(process: "subprocess.Popen[str]") -> str:
 
 def test_the_second_process_is_told_who_trains(tmp_path: Path, holder: Holder) -> None:
     run = tmp_path / "run"
-    Training(options(run)).lock.release()
+    start_training(options(run)).lock.release()
     first = holder(run)
     assert said(first) == "owner"
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
@@ -83,7 +83,7 @@ def test_the_second_process_is_told_who_trains(tmp_path: Path, holder: Holder) -
     others = resumed(run), options(run, overwrite=True), options(run, auto_resume=True)
     for other in others:
         with pytest.raises(ValueError, match=message):
-            Training(other)
+            start_training(other)
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
 
 
@@ -110,7 +110,7 @@ def test_the_folder_is_free_after_training_and_after_a_failure(
     assert not {LOCK, OWNER} & {p.name for p in run.iterdir()}
     assert said(holder(run, 0)) == "owner"
     with pytest.raises(ValueError, match="there is no such folder"):
-        Training(options(run, overwrite=True, data="nowhere"))
+        start_training(options(run, overwrite=True, data="nowhere"))
     assert said(holder(run, 0)) == "owner"
 
 
@@ -123,10 +123,10 @@ def test_without_locks_the_one_that_comes_later_takes_over(
 ) -> None:
     monkeypatch.setattr(fcntl, "lockf", no_locks)
     run = tmp_path / "run"
-    stopped = Training(options(run))
+    stopped = start_training(options(run))
     stopped.advance()
     monkeypatch.setattr(train.lock, "_open_files", {})  # as in another process
-    newer = Training(resumed(run))
+    newer = start_training(resumed(run))
     newer.fit()
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     assert len((run / "metrics.csv").read_text().splitlines()) == 1 + 3
@@ -140,10 +140,10 @@ def test_one_that_was_taken_over_stops_and_writes_nothing(
 ) -> None:
     monkeypatch.setattr(fcntl, "lockf", no_locks)
     run = tmp_path / "run"
-    stopped = Training(options(run, history_every=1, checkpoint_every=1))
+    stopped = start_training(options(run, history_every=1, checkpoint_every=1))
     stopped.advance()
     monkeypatch.setattr(train.lock, "_open_files", {})
-    newer = Training(resumed(run))
+    newer = start_training(resumed(run))
     newer.advance()
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     with pytest.raises(
@@ -260,7 +260,7 @@ def test_a_run_that_began_meanwhile_is_not_overwritten(
 
     monkeypatch.setattr(train.loop, "open_source", begun_meanwhile)
     with pytest.raises(ValueError, match="run is in use by process"):
-        Training(options(run, overwrite=True))
+        start_training(options(run, overwrite=True))
     assert sorted(p.name for p in run.iterdir()) == [LOCK, OWNER]
 
 
@@ -268,10 +268,10 @@ def test_a_run_is_read_after_its_folder_is_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    Training(options(run)).lock.release()
+    start_training(options(run)).lock.release()
     order = []
     acquire, load = RunLock.acquire, Checkpoints.load
     monkeypatch.setattr(RunLock, "acquire", lambda self: order.append("lock") or acquire(self))
     monkeypatch.setattr(Checkpoints, "load", lambda self: order.append("read") or load(self))
-    Training(resumed(run)).lock.release()
+    start_training(resumed(run)).lock.release()
     assert order == ["lock", "read"]

@@ -135,10 +135,10 @@ def test_a_signal_to_all_processes_saves_once(tmp_path: Path) -> None:
 APART = """
 import sys
 import torch
-from train.loop import Training
+from train.loop import start_training
 from train.cli import parse_options, run_command
 
-training = Training(parse_options(sys.argv[1:], "", ""))
+training = start_training(parse_options(sys.argv[1:], "", ""))
 training.checkpoint()
 if training.processes.rank == 1:
     with torch.no_grad():

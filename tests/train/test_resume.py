@@ -25,7 +25,7 @@ from train.imagenet import resume, train
 from train.import_allenai import read_checkpoint
 from train.interrupt import Interrupted
 from train.learner import NotFiniteError
-from train.loop import Training
+from train.loop import Training, start_training
 from train.options import Options
 from train.run import RunFolder
 
@@ -80,7 +80,7 @@ def test_any_rule_goes_on_within_an_epoch(
     if rule in ("lottery", "fine_tune"):
         given["from_run"] = str(complete)
     summary = train(options(tmp_path / "whole", **given))
-    stop_after(Training(options(tmp_path / "stopped", **given)), 3, monkeypatch)
+    stop_after(start_training(options(tmp_path / "stopped", **given)), 3, monkeypatch)
     torch.manual_seed(999)
     assert Checkpoints(tmp_path / "stopped").load()["done"] == 3
     resumed = resume(tmp_path / "stopped")
@@ -96,7 +96,7 @@ def test_everything_that_may_be_switched_on_is_resumed(
         **{"micro_batch_size": 25, "label_smoothing": 0.1, "warmup_epochs": 1},
     }
     train(options(tmp_path / "whole", **given))
-    stop_after(Training(options(tmp_path / "stopped", **given)), 7, monkeypatch)
+    stop_after(start_training(options(tmp_path / "stopped", **given)), 7, monkeypatch)
     assert Checkpoints(tmp_path / "stopped").load()["done"] == 2
     resume(tmp_path / "stopped")
     assert differences(tmp_path / "whole", tmp_path / "stopped") == []
@@ -109,7 +109,7 @@ def test_a_run_that_is_stopped_while_it_measures_goes_on(
 ) -> None:
     given = {"recalibrate": 2, "epochs": 1}
     train(options(tmp_path / "whole", **given))
-    training = Training(options(tmp_path / "stopped", **given))
+    training = start_training(options(tmp_path / "stopped", **given))
     measure = training.learner.measure
 
     def interrupted(*args: object) -> object:
@@ -125,7 +125,7 @@ def test_a_run_that_is_stopped_while_it_measures_goes_on(
 
 
 def test_a_signal_between_epochs_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    training = Training(options(tmp_path / "run", **TINY))
+    training = start_training(options(tmp_path / "run", **TINY))
     save = training.folder.save_metrics
 
     def signalled(rows: Sequence[Mapping[str, object]]) -> None:
@@ -192,8 +192,8 @@ def test_the_same_command_begins_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {"auto_resume": True, "epochs": 1}
-    stop_after(Training(options(tmp_path / "run", **given)), 2, monkeypatch)
-    again = Training(options(tmp_path / "run", **given))
+    stop_after(start_training(options(tmp_path / "run", **given)), 2, monkeypatch)
+    again = start_training(options(tmp_path / "run", **given))
     assert again.done == 2
     again.fit()
     assert train(options(tmp_path / "run", **given))["epochs"] == 1  # finished, and left alone
@@ -227,7 +227,7 @@ def fill(disk: Path, leave: int) -> None:
 
 def test_a_full_disk_leaves_the_checkpoint_before(disk: Path) -> None:
     small = {"graph": "mbv1", "width": 0.25}
-    training = Training(options(disk / "run", **small))
+    training = start_training(options(disk / "run", **small))
     training.advance()
     kept = {p: p.read_bytes() for p in (disk / "run" / "checkpoints").iterdir()}
     fill(disk, leave=100_000)
@@ -286,7 +286,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(options(tmp_path / "whole"))
-    stop_after(Training(options(tmp_path / "run", checkpoint_every=2)), 7, monkeypatch)
+    stop_after(start_training(options(tmp_path / "run", checkpoint_every=2)), 7, monkeypatch)
     newest = max((tmp_path / "run" / "checkpoints").iterdir())
     newest.write_bytes(newest.read_bytes()[:1000])
     resume(tmp_path / "run")
@@ -297,7 +297,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
 def test_a_damaged_history_is_put_aside_and_begins_anew(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    training = Training(options(tmp_path / "run", **TINY))
+    training = start_training(options(tmp_path / "run", **TINY))
     training.advance()
     first = tmp_path / "run" / "history" / "0000000000.npz"
     first.write_bytes(first.read_bytes()[:50])
@@ -306,7 +306,7 @@ def test_a_damaged_history_is_put_aside_and_begins_anew(
     assert (tmp_path / "run" / "history-damaged-1" / first.name).stat().st_size == 50
     steps = next(iter(load_history(tmp_path / "run").values())).steps
     assert steps == [2 * training.batches.steps]
-    Training(options(tmp_path / "run", **TINY, overwrite=True))
+    start_training(options(tmp_path / "run", **TINY, overwrite=True))
 
 
 def test_few_checkpoints_are_kept(tmp_path: Path) -> None:
@@ -392,7 +392,7 @@ def test_a_hostile_cache_is_not_used(
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
-    training = Training(options(tmp_path / "run"))
+    training = start_training(options(tmp_path / "run"))
     before = Checkpoints(tmp_path / "run").load()["steps"]
     with torch.no_grad():
         next(iter(training.plain_model.parameters()))[0] = torch.inf

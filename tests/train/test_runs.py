@@ -11,7 +11,7 @@ from PIL import Image
 from benchmarks.kills import ROOT, environment
 from tests.train.test_step import TINY, options
 from train.imagenet import resume, train
-from train.loop import Training
+from train.loop import start_training
 
 
 def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (12, 12)) -> None:
@@ -58,7 +58,7 @@ def test_bad_images_fail_or_are_skipped(
 def test_a_resumed_run_skips_what_it_skipped(images: Path, tmp_path: Path) -> None:
     (images / "train" / "cat" / "text.jpg").write_text("no picture")
     given = {"data": str(images), "batch_size": 6, "train_images": None, "validation_images": None}
-    training = Training(options(tmp_path / "run", **given, epochs=2, bad_images="skip"))
+    training = start_training(options(tmp_path / "run", **given, epochs=2, bad_images="skip"))
     training.advance()
     assert resume(tmp_path / "run")["bad_images"] == 2
 
@@ -87,7 +87,7 @@ def test_without_weights_and_biases_it_is_said(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match="pip install wandb"):
-        Training(options(tmp_path / "run", wandb="dnw"))
+        start_training(options(tmp_path / "run", wandb="dnw"))
 
 
 def test_nothing_piles_up_in_3000_steps() -> None:

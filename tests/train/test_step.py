@@ -12,7 +12,7 @@ from train.data import open_source
 from train.evaluate import evaluate
 from train.imagenet import train
 from train.learner import NotFiniteError
-from train.loop import Training
+from train.loop import start_training
 from train.metrics import Normalize
 from train.options import OptimizationOptions, Options
 from train.run import RunConfig
@@ -34,7 +34,7 @@ def gradients(**fit: float) -> tuple[nn.Module, Gradients]:
     config = RunConfig.of(Options.from_flat(TINY), open_source("digits"))
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 10)).double()
     fabric = Fabric(accelerator="cpu", devices=1)
-    wrapped, normalize = fabric.setup_module(model), Normalize(config).double()
+    wrapped, normalize = fabric.setup_module(model), Normalize(config.mean, config.std).double()
     options = OptimizationOptions(batch_size=50, **fit)
     return model, Gradients(fabric, wrapped, model, normalize, options, num_classes=10)
 
@@ -91,7 +91,7 @@ def test_mixed_images_have_mixed_labels(kind: str) -> None:
 
 
 def test_the_average_follows_the_weights(tmp_path: Path) -> None:
-    training = Training(options(tmp_path / "run", ema_decay=0.9))
+    training = start_training(options(tmp_path / "run", ema_decay=0.9))
     average, expected = training.learner.average, None
     assert average is not None
     for images, labels in training.batches.train(0):
@@ -151,7 +151,7 @@ def test_the_first_module_that_goes_wrong_is_named() -> None:
 
 
 def test_weights_do_not_change_in_a_step_that_is_not_finite(tmp_path: Path) -> None:
-    training = Training(options(tmp_path / "run"))
+    training = start_training(options(tmp_path / "run"))
     for parameter in training.plain_model.parameters():
         parameter.register_hook(lambda grad: grad * torch.inf)
         break

@@ -22,13 +22,13 @@ from train.data import open_source
 from train.data.images import MemoryImages
 from train.evaluate import evaluate
 from train.imagenet import main, resume, train
+from train.learner import make_schedule
 from train.loop import Training
 from train.options import OptimizationOptions, Options
 from train.predict import Predictor
 from train.predict import main as predict_main
 from train.process_group import make_fabric
 from train.run import RunConfig, RunFolder
-from train.setup import make_schedule
 
 SMALL = {  # a network that trains in seconds
     "graph": "mbv1",

@@ -2,6 +2,7 @@
 
 from train.data.bad import BadImage, BadImages
 from train.data.batches import Batches
+from train.data.make import make_batches
 from train.data.read import read_image
 from train.data.resident import ResidentBatches, fits
 from train.data.shards import are_shards
@@ -21,6 +22,7 @@ __all__ = [
     "class_name",
     "evaluation_transform",
     "fits",
+    "make_batches",
     "open_source",
     "read_image",
 ]

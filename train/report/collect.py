@@ -137,7 +137,7 @@ class RunData:
             for block, node in enumerate(graph.nodes):
                 hooks.append(node.register_forward_hook(_storing(states, block)))
         try:
-            self.model(Normalize(self.config)(images))
+            self.model(Normalize(self.config.mean, self.config.std)(images))
         finally:
             for hook in hooks:
                 hook.remove()
