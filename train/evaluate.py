@@ -37,7 +37,11 @@ def evaluate(
     if data is not None:
         shards = data if are_shards(data) else None
         data_options = replace(
-            data_options, data=data, validation_images=None, validation_data=shards
+            data_options,
+            data=data,
+            dataset="imagenet" if data_options.dataset == "digits" else data_options.dataset,
+            validation_images=None,
+            validation_data=shards,
         )
     source = open_source(training=False, classes=config.classes, **data_options.source())
     check_classes(folder, config.classes, source.classes)

@@ -107,7 +107,7 @@ class Training:
         self.saved_at = time.monotonic()
         self.rows: list[dict[str, Any]] = []
         self.epoch = self.done = 0
-        self.meter = self._new_meter()
+        self.meter = EpochMeter(len(config.classes), self.device, {})
 
     @classmethod
     def begin(
@@ -132,6 +132,7 @@ class Training:
         begin_from(model, options.run, config.classes)
         cost(model, options.data.image_size)  # raises ValueError if an image is too small
         training = cls(config, model, source, processes, lock, interrupts)
+        training.meter = training._new_meter()
         training._write_first_files(options.run.overwrite)
         return training
 

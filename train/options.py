@@ -54,8 +54,8 @@ class DataOptions:
     """Folder that holds train/<class>/* and val/<class>/* (or test/), or "digits" for
     scikit-learn's handwritten digits; by default, imagenet (or cifar10) in $DNW_DATA or data/."""
     dataset: Dataset = "imagenet"
-    """Kind of images: photographs are cropped, CIFAR-10 images shifted; also sets the
-    normalisation."""
+    """Kind of images: photographs are cropped, CIFAR-10 images shifted, digits neither; also sets
+    the normalisation. With --data digits it is digits."""
     train_images: int | None = None
     """Number of training images to use, the same from each class; by default, all."""
     validation_images: int | None = None
@@ -71,6 +71,17 @@ class DataOptions:
     workers: int | Literal["auto"] = "auto"
     """Processes that load images, per training process; auto is 0 if all images fit into memory and
     training is on a CPU, and otherwise one per core, at most 8."""
+
+    def __post_init__(self) -> None:
+        if "digits" not in (self.data, self.dataset):
+            return
+        if self.data not in (None, "digits"):
+            raise ValueError(
+                f"--data {self.data} is not scikit-learn's digits: use --dataset imagenet or "
+                "cifar10, or --data digits"
+            )
+        object.__setattr__(self, "data", "digits")
+        object.__setattr__(self, "dataset", "digits")
 
     def source(self) -> dict[str, Any]:
         """Return the arguments for :func:`train.data.open_source`."""

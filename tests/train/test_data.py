@@ -33,6 +33,7 @@ from train.data.batches import workers_that_fit
 from train.data.images import FileImages, MemoryImages
 from train.data.source import Source
 from train.data.transforms import moves, random_part, shift, training_transform
+from train.options import Options
 
 
 def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (20, 16)) -> Path:
@@ -713,3 +714,15 @@ print(sum(len(x) for x, _ in loaded.train(0)), sum(len(x) for x, _ in loaded.val
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["96", "120"]
     assert "but 4 worker processes need 145 MB" in done.stderr
+
+
+def test_digits_are_called_digits() -> None:
+    for options in (
+        {"data": "digits"},
+        {"dataset": "digits"},
+        {"data": "digits", "dataset": "cifar10"},
+    ):
+        stored = Options.from_flat(options)
+        assert (stored.data.data, stored.data.dataset) == ("digits", "digits")
+    with pytest.raises(ValueError, match=r"--data photos is not .* digits: use --dataset"):
+        Options.from_flat({"data": "photos", "dataset": "digits"})

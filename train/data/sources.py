@@ -15,7 +15,7 @@ from train.data.images import MemoryImages
 from train.data.shards import are_shards, shards
 from train.data.source import Source
 
-Dataset = Literal["imagenet", "cifar10"]
+Dataset = Literal["imagenet", "cifar10", "digits"]
 
 
 def open_source(
