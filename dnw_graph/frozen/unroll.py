@@ -215,7 +215,6 @@ def compact(unrolled: Unrolled, channel: Tensor, ends: Tensor) -> FrozenGraph:
         ends: Numbers in ``unrolled`` of the outputs.
     """
     edge_index = torch.cat([index for index, _ in unrolled.edges], 1)
-    weight = torch.cat([weight for _, weight in unrolled.edges])
     needed = reached(edge_index.flip(0), unrolled.size, ends.unique())
     number = torch.full((unrolled.size,), -1, device="cpu")
     originals: list[Tensor] = []  # nodes of each part, by number in the graph
@@ -231,9 +230,7 @@ def compact(unrolled: Unrolled, channel: Tensor, ends: Tensor) -> FrozenGraph:
         parts.append(part)
         rows.append(_rows(layer.formula, needed_nodes - nodes[0]))
     stride = max(layer.formula.stride for layer in unrolled.layers if layer.role == Role.INPUT)
-    live = needed[edge_index[0]] & needed[edge_index[1]]
-    source, target = number[edge_index[:, live]]
-    by_target = (target * max(unrolled.size, 1) + source).argsort()
+    edge_index, edge_weight = _renumbered(unrolled, number)
     none = torch.empty(0, dtype=torch.int64, device="cpu")
     inputs = [channel[n] for n, p in zip(originals, parts, strict=True) if p.role == Role.INPUT]
     empty = (_zeros(0), _zeros(0), _zeros(0, 3, 3))
@@ -242,8 +239,8 @@ def compact(unrolled: Unrolled, channel: Tensor, ends: Tensor) -> FrozenGraph:
     return FrozenGraph(
         [_levelled(part, stride) for part in parts],
         (stride,) * (stride > 1),
-        edge_index=torch.stack([source, target])[:, by_target],
-        edge_weight=weight[live][by_target],
+        edge_index=edge_index,
+        edge_weight=edge_weight,
         inputs=torch.cat(inputs or [none]),
         outputs=number[ends],
         node=node,
@@ -252,6 +249,16 @@ def compact(unrolled: Unrolled, channel: Tensor, ends: Tensor) -> FrozenGraph:
         filters=filters,
         reached=torch.ones(len(node), dtype=torch.bool, device="cpu"),
     )
+
+
+def _renumbered(unrolled: Unrolled, number: Tensor) -> Edges:
+    """Return the edges between nodes that have a number, -1 for none, by target and source."""
+    edge_index = number[torch.cat([index for index, _ in unrolled.edges], 1)]
+    needed = (edge_index >= 0).all(0)
+    source, target = edge_index = edge_index[:, needed]
+    by_target = (target * max(unrolled.size, 1) + source).argsort()
+    weight = torch.cat([weight for _, weight in unrolled.edges])
+    return edge_index[:, by_target], weight[needed][by_target]
 
 
 def _zeros(*shape: int) -> Tensor:
