@@ -27,8 +27,8 @@ class Cost:
         real_edges: Real edges of all graphs.
         candidate_edges: Candidate edges of all graphs.
         dead_nodes: Nodes without a real edge out, other than outputs, as the paper counts them.
-        unneeded_nodes: Unreachable nodes, without a path of real edges to an output that is read:
-            dead nodes, nodes that feed only unreachable ones, and outputs that are not read.
+        unneeded_nodes: Nodes without a path of real edges to an output that is read, also called
+            unreachable: dead nodes, nodes that feed only such nodes, and outputs that are not read.
             :func:`freeze` removes them.
     """
 
@@ -104,7 +104,7 @@ def cost(model: nn.Module, image_size: int | None = None, *, example: Tensor | N
     }
 
     def reads(graph: NeuralGraph, outputs: Tensor) -> Tensor:
-        """Return a mask of the inputs that have a path to the outputs in a mask."""
+        """Return a mask of the inputs with a path to one of the outputs in the mask ``outputs``."""
         nodes = graph.topology.outputs
         if len(outputs) == len(nodes):
             nodes = nodes[outputs]

@@ -253,7 +253,9 @@ class NeuralGraph(CandidateModule):
             sequences is the state after the last frame of each.
 
         Raises:
-            ValueError: If the state or lengths do not fit, or the schedule does not take them.
+            ValueError: If the input, state or lengths do not fit, or the schedule does not take
+                them.
+            TypeError: If ``x`` is not a tensor.
         """
         self._check_input(x)
         self.evaluations = {}

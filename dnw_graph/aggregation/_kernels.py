@@ -345,7 +345,7 @@ def _dots(source, target, inputs, grads, n, like, out):
 
 @_jit.Kernel
 def _transpose(rowptr, source, by_source, target, order):
-    """Sort the edges of a block by ``(source, target)``; return False if a source is invalid."""
+    """Sort edges by ``(source, target)``; return False if a source is invalid."""
     by_source[:] = 0
     for e in range(len(source)):
         if source[e] < 0 or source[e] >= len(by_source) - 1:

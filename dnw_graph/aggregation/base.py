@@ -1,4 +1,4 @@
-"""The interface of a backend, and the only place where gradients pass straight through."""
+"""The interface of a backend, and its autograd function with straight-through gradients."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -122,7 +122,10 @@ class Backend(MessagePassing):  # type: ignore[misc]
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Combines the three products of a backend; only this class defines these gradients."""
+    """Combines the three products of a backend into one differentiable function.
+
+    Functions for whole graphs (in :mod:`dnw_graph.schedule`) define the same gradients.
+    """
 
     @staticmethod
     def forward(

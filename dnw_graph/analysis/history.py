@@ -63,12 +63,15 @@ class WiringHistory:
         return [record.epoch for record in self.records]
 
     @property
-    def births(self) -> Ids:
-        """Number of edges that became real since the previous record ``[T]``; at first, all."""
+    def births(self) -> NDArray[np.int64]:
+        """Number of edges that became real since the previous record ``[T]``.
+
+        For the first record, the number of all real edges.
+        """
         return np.array([len(record.born) for record in self.records], dtype=np.int64)
 
     @property
-    def deaths(self) -> Ids:
+    def deaths(self) -> NDArray[np.int64]:
         """Number of edges that ceased to be real since the previous record ``[T]``."""
         return np.array([len(record.died) for record in self.records], dtype=np.int64)
 
@@ -298,7 +301,7 @@ def _pack(ids: Ids) -> NDArray[Any]:
 
 
 def _unpack(steps: NDArray[Any], candidates: int) -> Ids:
-    """Return the ids that :func:`_packed` turned into differences; raise ValueError if invalid."""
+    """Return the ids that :func:`_pack` turned into differences; raise ValueError if invalid."""
     if steps.ndim != 1 or steps.dtype.kind != "u":
         raise ValueError("edge ids must be a one-dimensional array of unsigned integers")
     ids = steps.astype(np.int64).cumsum()

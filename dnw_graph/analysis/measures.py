@@ -42,7 +42,11 @@ class Statistic:
 
     @property
     def z(self) -> float:
-        """Number of standard deviations from the mean; infinite if ``std`` is 0."""
+        """Number of standard deviations from the mean.
+
+        It is 0 if the value equals the mean up to rounding; otherwise infinite if ``std`` is 0, and
+        NaN if a number is missing.
+        """
         difference, rounding = self.value - self.mean, 1e-12 * max(1.0, abs(self.mean))
         if math.isnan(difference) or math.isnan(self.std) or abs(difference) < rounding:
             return 0.0 if abs(difference) < rounding else math.nan

@@ -1,4 +1,4 @@
-"""Checks of inputs and states that graphs in time and frozen ones share."""
+"""Checks of inputs and states, shared by graphs and frozen graphs."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -45,7 +45,8 @@ class ForwardPass:
         backend: The backend, which sums messages.
         nodes: Node function of each block.
         messages: Message function of each block, which is applied to its states.
-        evaluations: Number of evaluations of the graph, for schedules where it can vary.
+        evaluations: Number of evaluations of the graph by phase, ``"forward"`` and ``"backward"``;
+            written by schedules where it can vary.
         state: States to start from, which the schedule replaces by the last ones; None if the call
             passed no state.
     """
@@ -114,7 +115,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def check(self, topology: Topology) -> None:
-        """Raise ValueError if the schedule cannot run a topology.
+        """Check that the schedule can run a topology.
 
         Raises:
             ValueError: If it cannot; the message names the nodes that prevent it.

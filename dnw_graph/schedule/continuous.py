@@ -29,13 +29,13 @@ class Continuous(InTime):
         rtol: Relative tolerance of adaptive solvers.
         atol: Absolute tolerance of adaptive solvers.
         t1: Time at the end.
-        step_size: Step of solvers with a fixed step; None for one step.
+        step_size: Step size of fixed-step solvers; None for a single step.
         adjoint: Whether to compute gradients by solving the adjoint equation backward, which needs
             memory for one evaluation only, instead of through the solver.
-        rectified: Whether to clip the solver's states at 0 at each evaluation of the graph, as in
-            the published implementation, whose ReLU works in place; its checkpoints need this.
         max_evaluations: Largest number of evaluations of the graph in the forward pass, and in the
             backward pass.
+        rectified: Whether to clip the solver's states at 0 at each evaluation of the graph, as in
+            the published implementation, whose ReLU works in place; its checkpoints need this.
 
     Raises:
         ValueError: If the method is unknown or a number is out of range; on a forward or backward

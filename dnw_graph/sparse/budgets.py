@@ -83,7 +83,7 @@ def _erk(layer: Weight) -> float:
 
 
 def _allocate(total: int, sizes: Mapping[str, int], raw: Mapping[str, float]) -> dict[str, int]:
-    """Return budgets that sum to ``total``, proportional to ``raw`` densities, none above 1."""
+    """Return budgets that sum to ``total``, with densities up to 1 in proportion to ``raw``."""
     full_layers: set[str] = set()
     while True:
         remaining = total - sum(sizes[name] for name in full_layers)

@@ -167,7 +167,12 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def check_names(patterns: Sequence[str], layers: Mapping[str, Weight]) -> None:
-    """Raise ValueError if a name or pattern matches no layer; the message names the closest."""
+    """Check that each name or pattern matches a layer.
+
+    Raises:
+        ValueError: A name or pattern matches no layer; the message names the closest.
+        TypeError: ``patterns`` is a single string.
+    """
     if isinstance(patterns, str):
         raise TypeError(f"keep_dense must be a list of names, such as [{patterns!r}]")
     for pattern in patterns:

@@ -220,7 +220,9 @@ class Topology:
             outputs: Output nodes in the order of the output's channels, instead of roles.
 
         Raises:
-            ValueError: As for :class:`Topology`; or an undirected graph, or an unknown role.
+            ValueError: As for :class:`Topology`; or an undirected graph, an unknown role, inputs or
+                outputs that are not nodes, or invalid channels or blocks.
+            TypeError: Inputs or outputs that are not a list.
         """
         nodes = _networkx.nodes_of(graph, inputs, outputs)
         names, ends = nodes["names"], (nodes["inputs"], nodes["outputs"])

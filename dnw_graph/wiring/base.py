@@ -287,7 +287,11 @@ class Rule(ABC):
         """
 
     def inherit(self, candidates: Candidates, trained: Tensor) -> None:
-        """Set the wiring, in place, from the trained weights ``[E]`` of a complete graph."""
+        """Set the wiring, in place, from the trained weights ``[E]`` of a complete graph.
+
+        Raises:
+            ValueError: The rule does not start from another run (:attr:`starts_from`).
+        """
         raise ValueError(
             f"rule {RULES.name_of(self)} does not start from the weights of another run"
         )

@@ -12,8 +12,9 @@ from dnw_graph.wiring.select import top_k
 class TopKAST(Rule):
     r"""Make the ``k`` largest ``|w|`` real (A), and compute gradients of a larger set (B).
 
-    B is the set of the largest ``|w|`` too, and the cost of a step depends on its size. Edges of B
-    that are not real decay faster than real ones, by the density :math:`D = k / E`:
+    B also holds the largest ``|w|``, and the cost of a step depends on its size. Edges of B that
+    are not real decay faster than real ones, by the factor :math:`1 / D` for the density
+    :math:`D = k / E`:
 
     .. math::
         g_{uv} \leftarrow g_{uv} + \begin{cases}
