@@ -72,8 +72,8 @@ class Arena:
 
 
 def _make() -> Arena | None:
-    """Return an arena of the size of the memory, or None if the system does not allow one."""
-    if sys.platform != "linux":  # only there is an unused region known to cost nothing
+    """Return an arena as large as the machine's memory; None if the system does not allow one."""
+    if sys.platform != "linux":  # elsewhere, an unused region may cost memory
         return None
     try:
         return Arena(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -1,4 +1,4 @@
-"""Compiled kernels by Numba, which are cached if possible and use PyTorch's thread count."""
+"""Kernels compiled by Numba, cached if possible, which use PyTorch's number of threads."""
 
 import os
 import threading

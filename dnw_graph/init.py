@@ -50,7 +50,7 @@ INITS = PartRegistry("init", Init)
 
 @INITS.register("uniform")
 class Uniform(Init):
-    r"""``b = 1 / \sqrt n`` for ``n`` nodes with a candidate edge out, the same for all nodes.
+    """``b = 1 / sqrt(n)`` for ``n`` nodes with a candidate edge out, the same for all nodes.
 
     Source: the published implementation, whose nodes normalise their inputs.
     """
@@ -66,11 +66,11 @@ class FanIn(Init):
     r"""Keeps the scale of states from node to node: :math:`\sum_u w_{uv}^2 = g_v^2` on average.
 
     The sum is over the real edges into :math:`v`, and :math:`g_v^2` is the mean squared gain of the
-    nodes that may feed it. For ``m_v`` edges chosen at random, :math:`b_v = g_v \sqrt{3 / m_v}`
-    (He et al. 2015, equation 10). For the ``m_v`` largest of :math:`E_v` candidates into a node,
-    the mean square is larger by the factor :math:`(1 - (1 - s)^3) / s` for :math:`s = m_v / E_v`.
-    If the real edges are the ``k`` candidates of the graph with the largest ``|w|``, the bounds and
-    the smallest real ``|w|``, ``t``, follow from
+    nodes that may feed it. For :math:`m_v` edges chosen at random, :math:`b_v = g_v \sqrt{3 / m_v}`
+    (He et al. 2015, equation 10). For the :math:`m_v` largest of :math:`E_v` candidates into a
+    node, the mean square is larger by the factor :math:`(1 - (1 - s)^3) / s` with
+    :math:`s = m_v / E_v`. If the real edges are the ``k`` candidates of the graph with the largest
+    ``|w|``, the bounds and the smallest real ``|w|``, :math:`t`, follow from
 
     .. math::
         \frac{E_v}{b_v} \int_t^{b_v} w^2 dw = g_v^2, \qquad

@@ -199,8 +199,8 @@ class NeuralGraph(CandidateModule):
             wiring = self.wiring()
             factor = (bound / largest).repeat_interleave(wiring.rowptr.diff().cpu())
             self.weight.detach()[wiring.slot] *= factor.to(self.weight)
-        # Schedules order maps by node number: these are the channel of each input node, and the
-        # position of each output channel.
+        # Schedules order maps by node number. ``input_order`` is the channel of each input node,
+        # ``output_order`` the row of each output channel; None if they are in order.
         topology = self.grouping.topology
         inputs, outputs = topology.inputs.argsort(), topology.outputs.argsort().argsort()
         for name, order in (("input_order", inputs), ("output_order", outputs)):

@@ -57,7 +57,7 @@ class FrozenModel(nn.Sequential):
             x: Input of the network.
             state: State of the nodes, as for :meth:`NeuralGraph.forward`; only for a single graph
                 that takes or returns sequences.
-            lengths: Lengths of the sequences, as for :meth:`NeuralGraph.forward`; for the same.
+            lengths: Lengths of the sequences, as for :meth:`NeuralGraph.forward`; likewise.
 
         Raises:
             ValueError: A state or lengths were passed, but the network does not take them.
@@ -278,7 +278,7 @@ def _fuse_norms(layers: Sequence[nn.Module]) -> list[nn.Module]:
 def _freeze_layers(layers: Sequence[nn.Module]) -> list[nn.Module]:
     """Freeze graphs, from the last to the first, since each needs the channels that the next reads.
 
-    Outputs that the next graph does not read are removed, of graphs and of convolutions.
+    Outputs of graphs and convolutions that the next graph does not read are removed.
     """
     frozen: list[nn.Module] = []
     for layer in reversed(layers):

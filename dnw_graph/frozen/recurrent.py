@@ -106,7 +106,7 @@ class FrozenRecurrent(nn.Module):
             check_state(state, GraphState, [x.shape[0], self.num_nodes, *features])
         elif schedule.takes_sequence and x.shape[1] > schedule.steps + 1:
             raise ValueError(
-                f"a sequence of {x.shape[1]} does not flow in within {schedule.steps} steps; pass "
+                f"a sequence of {x.shape[1]} frames does not fit in {schedule.steps} steps; pass "
                 f"{schedule.steps + 1} frames or fewer, or a state"
             )
 

@@ -216,7 +216,7 @@ def node_backward(
         dot *= rstd[g]
         dshift += total
         dscale += dot
-        # With n the normalised input: dL/dI = a (g - mean(g) - n mean(g n)).
+        # With h the normalised input: dL/dI = a (g - mean(g) - h mean(g h)).
         slope, base = np.float64(0), np.float64(0)
         if not given:
             slope = -a * rstd[g] * dot / (group_size * H * W)

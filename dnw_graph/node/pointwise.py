@@ -1,4 +1,4 @@
-"""Node functions that act on each number separately."""
+"""Elementwise node functions."""
 
 import math
 from abc import abstractmethod

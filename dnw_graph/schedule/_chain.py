@@ -52,6 +52,8 @@ class Chain:
 
 @dataclass(frozen=True)
 class _Shared:
+    """What all functions of a chain use: edges, the buffer of messages, gradients to weights."""
+
     wiring: Wiring
     messages: Tensor
     correlation: Correlation
@@ -70,6 +72,8 @@ class _Shared:
 
 
 class _Begin(torch.autograd.Function):
+    """Starts a chain; its backward, the last to run, computes the gradients to the weights."""
+
     @staticmethod
     def forward(ctx: Any, shared: _Shared, weight: Tensor, like: Tensor) -> Tensor:
         ctx.shared, ctx.dtype = shared, weight.dtype
@@ -83,6 +87,8 @@ class _Begin(torch.autograd.Function):
 
 
 class _Aggregate(torch.autograd.Function):
+    """Sums messages into a block; its backward writes to the buffer of gradients."""
+
     @staticmethod
     def forward(ctx: Any, shared: _Shared, block: Block, link: Tensor) -> tuple[Tensor, Tensor]:
         ctx.shared, ctx.block = shared, block
@@ -100,6 +106,8 @@ class _Aggregate(torch.autograd.Function):
 
 
 class _Push(torch.autograd.Function):
+    """Writes the messages of a block; its backward sums gradients from the buffer."""
+
     @staticmethod
     def forward(ctx: Any, shared: _Shared, block: Block, link: Tensor, messages: Tensor) -> Tensor:
         ctx.shared, ctx.block = shared, block

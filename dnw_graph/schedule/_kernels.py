@@ -1,8 +1,8 @@
 """CPU kernels that compute a whole static graph.
 
-If node functions act on each number separately, columns of the states ``[V, N]`` are independent of
-each other, so every thread computes some of them for the whole graph, without synchronisation
-between nodes. If node functions act on maps, the nodes of each level are divided among threads.
+If node functions are elementwise, columns of the states ``[V, N]`` are independent of each other,
+so every thread computes some of them for the whole graph, without synchronisation between nodes. If
+node functions act on maps, the nodes of each level are divided among threads.
 """
 
 import math

@@ -17,7 +17,7 @@ from dnw_graph.topology import Block, Role, Topology
 
 
 class _Sums:
-    """The messages of the blocks that have fired; as :class:`Chain`, but for any backend."""
+    """The messages of the blocks that have fired; like :class:`Chain`, but for any backend."""
 
     def __init__(self, forward_pass: ForwardPass) -> None:
         self._aggregate = forward_pass.aggregator()
@@ -43,7 +43,10 @@ def _sums(forward_pass: ForwardPass, like: Tensor) -> "Chain | _Sums":
 
 @SCHEDULES.register("static")
 class Static(Schedule):
-    r"""``I_j = \sum_{i<j} A_{ji} Z_i``, ``Z_j = f_j(I_j)``: a feed-forward network (section 2.1).
+    r"""A feed-forward network: each block fires once, after all earlier blocks (section 2.1).
+
+    .. math::
+        I_j = \sum_{i<j} A_{ji} Z_i, \qquad Z_j = f_j(I_j)
 
     Edges must lead to later blocks, inputs must not have parents, and each output needs a path from
     an input.

@@ -16,7 +16,7 @@ def nodes_of(
     inputs: Iterable[Hashable] | None,
     outputs: Iterable[Hashable] | None,
 ) -> dict[str, Any]:
-    """Return names, edges, inputs, outputs and blocks of a graph, nodes numbered as they come.
+    """Return names, edges, inputs, outputs and blocks, with nodes numbered in iteration order.
 
     Raises:
         ValueError: An undirected graph or one with parallel edges, an unknown role, inputs or

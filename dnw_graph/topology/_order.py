@@ -1,4 +1,4 @@
-"""Sorting and levelling of edge lists, without a pass over edges in Python."""
+"""Sorting of edge lists, and levels and distances of nodes, without Python loops over edges."""
 
 from collections.abc import Callable, Iterable
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def check_edges(edge_index: Tensor, num_nodes: int) -> None:
-    """Raise ValueError for a wrong shape or type, or an edge of a node that does not exist."""
+    """Raise ValueError for a wrong shape or type, or an edge with a node that does not exist."""
     if edge_index.dim() != 2 or edge_index.shape[0] != 2 or edge_index.is_floating_point():
         raise ValueError(
             f"edge_index must hold integers [2, E], got {edge_index.dtype} {list(edge_index.shape)}"

@@ -1,4 +1,4 @@
-"""Graphs of networkx in files that other programs read."""
+"""Files of networkx graphs, in formats that other programs support."""
 
 import json
 import re
@@ -92,7 +92,7 @@ def _kind_of_names(graph: nx.DiGraph) -> str:
 
 
 def _with_names_in_attribute(graph: nx.DiGraph, attribute: str) -> nx.DiGraph:
-    """Restore names that igraph moved to an attribute when it renamed nodes to n0, n1, ..."""
+    """Return a graph with the names that igraph moved to an attribute when it wrote n0, n1, ..."""
     names = {node: data.get(attribute) for node, data in graph.nodes(data=True)}
     renamed = list(graph) == [f"n{i}" for i in range(len(graph))]
     if not renamed or None in names.values() or len(set(names.values())) < len(names):

@@ -9,7 +9,10 @@ from torch import Tensor
 from dnw_graph.topology.topology import Topology
 
 LARGE = 32
-"""Mean size from which complete blocks are not merged: dense products are as fast for them."""
+"""Mean number of nodes per block from which complete blocks are not merged.
+
+Dense products are then as fast block by block.
+"""
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,13 +56,13 @@ class Topology:
     Args:
         edge_index: Candidate edges ``[2, E]``, row 0 the sources, row 1 the targets, in any order.
         block: Block of each node ``[V]``; must not decrease.
-        role: :class:`Role` of each node ``[V]``; one role a block.
+        role: :class:`Role` of each node ``[V]``; one role per block.
         names: Names of the nodes in errors and exports. Default: their numbers.
         inputs: Input nodes in the order of the input's channels. Default: ascending.
         outputs: Output nodes in the order of the output's channels. Default: ascending.
 
     Raises:
-        ValueError: An edge of a node that does not exist, a duplicate edge, a block with two
+        ValueError: An edge with a node that does not exist, a duplicate edge, a block with two
             roles, no input or no output.
     """
 
@@ -104,8 +104,8 @@ class Topology:
             blocks: Of each block, in the order of its nodes' numbers: the number of nodes, their
                 role, and the nodes that feed all of them.
             names: See :class:`Topology`.
-            inputs: See there.
-            outputs: See there.
+            inputs: See :class:`Topology`.
+            outputs: See :class:`Topology`.
 
         Raises:
             ValueError: An empty block, a source that does not exist or that is listed twice; or as
@@ -345,8 +345,8 @@ class Topology:
     def to_networkx(self) -> nx.DiGraph:
         """Return the candidates as a directed graph.
 
-        Nodes are called by :attr:`names` and have the attributes ``role`` and ``block``, inputs and
-        outputs also ``channel``. :meth:`from_networkx` makes the same topology of it.
+        Nodes are named by :attr:`names` and have the attributes ``role`` and ``block``, inputs and
+        outputs also ``channel``. :meth:`from_networkx` converts the result back.
         """
         graph, names = self.nodes_to_networkx(), self.names
         graph.add_edges_from((names[u], names[v]) for u, v in self.edge_index.t().tolist())
@@ -508,7 +508,7 @@ class Topology:
 
     @cached_property
     def distance(self) -> Tensor:
-        """Edges on a shortest path from an input to each node ``[V]``; -1 if there is none."""
+        """Number of edges on a shortest path from an input to each node ``[V]``; -1 without one."""
         return _order.distances(self.edge_index, self.num_nodes, self.inputs)
 
     @cached_property
@@ -566,7 +566,7 @@ class Topology:
             sources: For each block, the sources of its edges, or those of one node if all its nodes
                 have the same.
         """
-        #: Candidates into node ``v`` are ``rowptr[v]`` to ``rowptr[v + 1]`` - 1. ``[V + 1]``
+        #: Candidates into node ``v`` are ``rowptr[v]`` to ``rowptr[v + 1] - 1``. ``[V + 1]``
         self.rowptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         self.num_candidates = int(self.rowptr[-1])
         self.blocks = tuple(self._blocks(sources))

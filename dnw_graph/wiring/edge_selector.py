@@ -195,10 +195,11 @@ class EdgeSelector(nn.Module):
         return sampler
 
     def start(self, follows: object, total_steps: int, restart: bool | None) -> str | None:
-        """Set the clock for a training run whose steps ``follows`` counts.
+        """Set the clock for a training run.
 
         Args:
-            follows: The object that calls :meth:`before_step` and :meth:`after_step`.
+            follows: The object that follows the run and calls :meth:`before_step` and
+                :meth:`after_step`.
             total_steps: Steps of the whole training run.
             restart: As for :func:`dnw_graph.attach`.
 
@@ -222,7 +223,7 @@ class EdgeSelector(nn.Module):
         return self._attachment is follows
 
     def leave(self, follows: object) -> None:
-        """Stop following the training run, if ``follows`` is the object that counts its steps."""
+        """Stop following the training run, if ``follows`` is the object that follows it."""
         if self.is_followed_by(follows):
             self._attachment, self._step_state = None, _StepState()
 

@@ -15,7 +15,7 @@ class Fixed(Rule):
 
     @override
     def select(self, candidates: Candidates) -> Tensor:
-        return candidates.state["edge_id"].clone()  # the wiring is still used after the next change
+        return candidates.state["edge_id"].clone()  # a wiring may outlive the next change of state
 
     @override
     def straight_through(self, progress: TrainingProgress) -> bool:

@@ -121,9 +121,10 @@ def _(weight: Tensor, k: int) -> Tensor:
 
 @_jit.Kernel
 def _at_least(bits, minimum, ids):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Write the ids of sign-free ``bits`` of at least ``minimum``, and return their numbers.
+    """Write the ids of sign-free ``bits`` of at least ``minimum``, and return how many there are.
 
-    Each row of ``ids`` is for one part of the bits. Ids beyond its capacity are counted only.
+    Each row of ``ids``, and each count, is for one part of the bits. Ids beyond the capacity of a
+    row are only counted.
     """
     chunks, capacity = ids.shape
     size = (len(bits) + chunks - 1) // chunks

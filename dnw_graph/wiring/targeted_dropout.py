@@ -67,7 +67,7 @@ class TargetedDropout(Rule):
 
 
 def _draw(number: int, probability: float, candidates: Candidates) -> Tensor:
-    """Return indices below ``number``, ascending, each drawn independently with a probability.
+    """Return indices below ``number``, ascending, each drawn independently with ``probability``.
 
     Draws the gaps between them, which have a geometric distribution, so it needs one random number
     per index returned rather than ``number`` of them.

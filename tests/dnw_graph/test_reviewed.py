@@ -99,7 +99,7 @@ def test_frozen_sequences_check_lengths_as_the_graph_does(lengths: object) -> No
 
 def test_frozen_sequences_check_frames_channels_and_states() -> None:
     network = freeze(sequences())
-    with pytest.raises(ValueError, match="sequence of 10 does not flow in within 7 steps"):
+    with pytest.raises(ValueError, match="sequence of 10 frames does not fit in 7 steps"):
         network(torch.randn(2, 10, 4))
     for shape in ((2, 8, 5), (2, 0, 4), (2, 8)):
         with pytest.raises(ValueError, match=r"expected input \[B, T, 4, ...\]"):
