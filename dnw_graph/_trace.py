@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from dnw_graph.neural_graph import NeuralGraph
 
-COUNTED = (NeuralGraph, nn.modules.conv._ConvNd, nn.Linear)
+WEIGHTED = (NeuralGraph, nn.modules.conv._ConvNd, nn.Linear)
 AVERAGE_POOLS = (
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
@@ -76,7 +76,7 @@ class _Watch(TorchFunctionMode):
         return result
 
 
-def run(model: nn.Module, example: Tensor) -> list["Call"]:
+def run(model: nn.Module, example: Tensor) -> list[Call]:
     """Run a network in evaluation mode and return the calls of its layers in order."""
     watch = _Watch()
     layers = list(_layers(model))
@@ -95,12 +95,12 @@ def run(model: nn.Module, example: Tensor) -> list["Call"]:
     results = {id(x): x for x in tree_leaves(out) if isinstance(x, Tensor)}
     other_reads = watch.other_reads | results
     return [
-        call if id(call.out) not in other_reads else _Fixed(call.module, call.x, call.out)
+        call if id(call.out) not in other_reads else _ReadElsewhere(call.module, call.x, call.out)
         for call in watch.calls
     ]
 
 
-class _Fixed(Call):
+class _ReadElsewhere(Call):
     """A call whose whole output is read by something other than a layer."""
 
 
@@ -129,7 +129,7 @@ def live_channels(
         if isinstance(call.module, NeuralGraph):
             outputs = torch.ones(_width(call.out), dtype=torch.bool, device="cpu")
             channels = reads(call.module, use.get(id(call.out), outputs))
-        elif _keeps_channels(call) and not isinstance(call, _Fixed):
+        elif _keeps_channels(call) and not isinstance(call, _ReadElsewhere):
             channels = use.get(id(call.out), all_channels)
         else:
             channels = all_channels
@@ -138,7 +138,7 @@ def live_channels(
     for call in calls:
         inputs = nonzero.get(id(call.x), torch.ones(_width(call.x), dtype=torch.bool, device="cpu"))
         outputs = torch.ones(_width(call.out), dtype=torch.bool, device="cpu")
-        if not isinstance(call, _Fixed):
+        if not isinstance(call, _ReadElsewhere):
             outputs = use.get(id(call.out), outputs)
         live.append((inputs, outputs))
     return live
@@ -155,7 +155,7 @@ def _keeps_channels(call: Call) -> bool:
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
     """Yield the modules that count as one layer: graphs, convolutions, childless modules."""
     children = list(module.children())
-    if isinstance(module, (*COUNTED, Counted)) or not children:
+    if isinstance(module, (*WEIGHTED, Counted)) or not children:
         yield module
     else:
         for child in children:
@@ -167,7 +167,7 @@ def unknown_layers(module: nn.Module) -> Iterator[nn.Module]:
 
     Multi-head attention is one of them: it uses its weights without calling the layers in it.
     """
-    if isinstance(module, (*COUNTED, Counted)):
+    if isinstance(module, (*WEIGHTED, Counted)):
         return
     is_ignored = isinstance(module, (*NORMS, nn.Embedding))
     if not is_ignored and any(True for _ in module.parameters(recurse=False)):

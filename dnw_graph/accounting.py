@@ -133,7 +133,7 @@ def cost(model: nn.Module, image_size: int | None = None, *, example: Tensor | N
 
 def _example(model: nn.Module, image_size: int | None) -> Tensor:
     """Return zeros in the shape that the first layer of a network reads."""
-    layers = [m for m in model.modules() if isinstance(m, _FIRST)]
+    layers = [m for m in model.modules() if isinstance(m, _FIRST_LAYERS)]
     if image_size is not None or any(isinstance(m, nn.Conv2d) for m in layers):
         layers = [m for m in layers if not isinstance(m, nn.Linear)]
     first: nn.Module | None = next(iter(layers), None)
@@ -149,7 +149,7 @@ def _example(model: nn.Module, image_size: int | None) -> Tensor:
     return like.new_zeros(shape)
 
 
-_FIRST = NeuralGraph, nn.Conv2d, nn.Linear
+_FIRST_LAYERS = NeuralGraph, nn.Conv2d, nn.Linear
 
 
 def _num_weights(module: nn.Module) -> int:

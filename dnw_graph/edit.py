@@ -74,7 +74,7 @@ def edited(
     with torch.no_grad():
         weights, ids = _weights(new, wiring, graph)
         if "edge_id" in new.selector._buffers:
-            _fix(weights, new.selector.get_buffer("edge_id"), ids)
+            _set_fixed_edges(weights, new.selector.get_buffer("edge_id"), ids)
         new.selector.set_weights_of_candidates(new.weight, weights)
         new.weight.requires_grad_(graph.weight.requires_grad)
         for new_functions, old_functions in (
@@ -161,7 +161,7 @@ def _edge(edge: tuple[Hashable, Hashable]) -> str:
     return f"edge {edge[0]!r} -> {edge[1]!r}"
 
 
-def _fix(weights: Tensor, fixed: Tensor, ids: Tensor) -> None:
+def _set_fixed_edges(weights: Tensor, fixed: Tensor, ids: Tensor) -> None:
     """Overwrite a rule's ``fixed`` edges with the largest of ``ids`` that the budget allows."""
     ids = ids.to(fixed.device)
     if len(ids) > len(fixed):

@@ -134,7 +134,7 @@ class Engine:
         flat = x.detach().reshape(*x.shape[:2], -1).contiguous()
         with self._lock:
             stride = 1 if stem is None else int(stem.stride[0])
-            sizes = self.graph.sizes([-(-n // stride) for n in _maps(x)])
+            sizes = self.graph.sizes([-(-n // stride) for n in _map_size(x)])
             at_once = max(1, PIXELS_AT_ONCE // max(1, math.prod(sizes[0])))
             parts = flat.split(at_once)
             outputs = [self._plan(x[:1], len(part), stem).run(part) for part in parts]
@@ -241,7 +241,7 @@ class _Plan:
         image = x.shape[1:]
         if stem is not None:
             x = stem(x)
-        self.sizes = graph.sizes(_maps(x))
+        self.sizes = graph.sizes(_map_size(x))
         self._lay_out_levels()
         self._make_tables()
         self._lay_out_stem(image)
@@ -278,7 +278,7 @@ class _Plan:
             inside = np.zeros((self.batch, height + padding, pitch), dtype=np.int32)
             inside[:, :height, :width] = -1
             masks.append(np.resize(np.append(inside, np.zeros(lanes, np.int32)), vectors * lanes))
-        self.levels[:, kernels.BASE] = bases = _placed(sizes, lives)
+        self.levels[:, kernels.BASE] = bases = _offsets(sizes, lives)
         self.states = _zeros(max(map(operator.add, bases, sizes)))
         self.sums = _zeros(sums_size)
         self.mask = np.concatenate(masks)
@@ -469,7 +469,7 @@ def _zeros(*shape: int) -> Tensor:
     return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
 
-def _placed(sizes: Sequence[int], lives: Sequence[tuple[int, int]]) -> list[int]:
+def _offsets(sizes: Sequence[int], lives: Sequence[tuple[int, int]]) -> list[int]:
     """Return offsets for pieces of memory, such that pieces in use together do not overlap.
 
     Args:
@@ -487,7 +487,7 @@ def _placed(sizes: Sequence[int], lives: Sequence[tuple[int, int]]) -> list[int]
     return [bases[piece] for piece in range(len(sizes))]
 
 
-def _maps(x: Tensor) -> tuple[int, ...]:
+def _map_size(x: Tensor) -> tuple[int, ...]:
     """Return the height and width of an input's maps; features that are not maps are one line."""
     return tuple(x.shape[2:]) if x.dim() == 4 else (1, math.prod(x.shape[2:]))
 

@@ -323,9 +323,7 @@ def _pad_to_vectors(read: Tensor) -> Tensor:
 
     PyTorch's convolutions take longer for 30 output channels than for 32.
     """
-    missing = -int(read.sum()) % 16 or 16 * (
-        not read.any()
-    )  # a convolution needs an output channel
+    missing = -int(read.sum()) % 16 if read.any() else 16  # a convolution needs an output channel
     return read | (~read & ((~read).cumsum(0) <= missing))
 
 
@@ -382,8 +380,8 @@ def _join(first: FrozenGraph, second: FrozenGraph) -> FrozenGraph | None:
     sums = [p for p in first.parts if p.role == Role.OUTPUT and p == _without_formula(p)]
     ends = _numbers(first, sums)
     read = first.outputs[second.inputs]
-    once = torch.equal(read.sort().values, ends) and len(first.outputs) == len(ends)
-    if not once or bool(torch.isin(first.edge_index[0], ends).any()):
+    one_to_one = torch.equal(read.sort().values, ends) and len(first.outputs) == len(ends)
+    if not one_to_one or bool(torch.isin(first.edge_index[0], ends).any()):
         return None
     remaining = [p for p in first.parts if p not in sums]
     nodes = _numbers(first, remaining)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dnw_graph.frozen.graph import FrozenGraph
-from dnw_graph.frozen.unroll import Unrolled, compact, formula_of, numbers_of
+from dnw_graph.frozen.unroll import Unrolled, add_layer, compact, formula_of
 from dnw_graph.neural_graph import GraphState, NeuralGraph
 from dnw_graph.node import Formula
 from dnw_graph.schedule import Discrete, checked_lengths
@@ -135,14 +135,14 @@ def _step(graph: NeuralGraph, needed: Tensor) -> FrozenGraph:
     for block in topology.blocks:
         nodes = slice(block.nodes.start, block.nodes.stop)
         if block.role == Role.INPUT:
-            frames[nodes] = numbers_of(unrolled, block, Role.INPUT, Formula())
+            frames[nodes] = add_layer(unrolled, block, Role.INPUT, Formula())
         shifted = replace(block, nodes=range(number + nodes.start, number + nodes.stop))
-        message = _of_any_time(graph, graph.messages[block.index])
-        before[nodes] = numbers_of(unrolled, shifted, Role.INPUT, message)
+        message = _time_independent_formula(graph, graph.messages[block.index])
+        before[nodes] = add_layer(unrolled, shifted, Role.INPUT, message)
     for block in topology.blocks:
         nodes = slice(block.nodes.start, block.nodes.stop)
-        formula = _of_any_time(graph, graph.nodes[block.index])
-        after[nodes] = numbers_of(unrolled, block, Role.OUTPUT, formula)
+        formula = _time_independent_formula(graph, graph.nodes[block.index])
+        after[nodes] = add_layer(unrolled, block, Role.OUTPUT, formula)
     unrolled.edges.append(
         (torch.stack([before[edge_index[0]], after[edge_index[1]]]), weight[weight != 0])
     )
@@ -166,9 +166,9 @@ def _start(graph: NeuralGraph, inputs: Tensor) -> FrozenGraph:
         for block in blocks:
             formula = Formula()
             if role == Role.OUTPUT:
-                formula = _of_any_time(graph, graph.nodes[block.index])
+                formula = _time_independent_formula(graph, graph.nodes[block.index])
             nodes = slice(block.nodes.start, block.nodes.stop)
-            numbers[nodes] = numbers_of(unrolled, block, role, formula)
+            numbers[nodes] = add_layer(unrolled, block, role, formula)
     sources = topology.inputs
     ones = torch.ones(len(sources), dtype=torch.float32, device="cpu")
     unrolled.edges.append((torch.stack([frames[sources], after[sources]]), ones))
@@ -178,7 +178,7 @@ def _start(graph: NeuralGraph, inputs: Tensor) -> FrozenGraph:
     return compact(unrolled, channel, after[grouped[inputs]])
 
 
-def _of_any_time(graph: NeuralGraph, module: nn.Module) -> Formula:
+def _time_independent_formula(graph: NeuralGraph, module: nn.Module) -> Formula:
     """Return the formula of a node or message function that does not depend on the time.
 
     Raises:

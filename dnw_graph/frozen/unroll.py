@@ -65,7 +65,9 @@ def unroll(graph: NeuralGraph, wanted: Tensor) -> FrozenGraph:
     unrolled, schedule = Unrolled(), graph.schedule
     if isinstance(schedule, Static):
         last = _add_blocks(graph, unrolled, edges)
-    elif isinstance(schedule, Discrete) and not schedule.takes_sequence | schedule.gives_sequence:
+    elif isinstance(schedule, Discrete) and not (
+        schedule.takes_sequence or schedule.gives_sequence
+    ):
         last = _add_steps(graph, schedule, unrolled, edges)
     else:
         raise ValueError(
@@ -111,13 +113,13 @@ def _add_steps(graph: NeuralGraph, schedule: Discrete, unrolled: Unrolled, edges
     current = torch.arange(topology.num_nodes, device="cpu")
     for block in blocks:
         if held and block.role == Role.INPUT:
-            held_inputs[_slice(block)] = numbers_of(unrolled, block, Role.INPUT, Formula())
+            held_inputs[_slice(block)] = add_layer(unrolled, block, Role.INPUT, Formula())
     sending = set(topology.block[edge_index[0]].tolist())
     for step in range(schedule.steps + 1):
         previous, current = current, torch.empty_like(current)
         for block in blocks:
             role, formula = _step_layer(graph, schedule, block, step, block.index in sending)
-            current[_slice(block)] = numbers_of(unrolled, block, role, formula)
+            current[_slice(block)] = add_layer(unrolled, block, role, formula)
         if step:
             unrolled.edges.append(
                 (torch.stack([previous[edge_index[0]], current[edge_index[1]]]), weight)
@@ -154,7 +156,7 @@ def _slice(block: Block) -> slice:
     return slice(block.nodes.start, block.nodes.stop)
 
 
-def numbers_of(unrolled: Unrolled, *layer: Any) -> Tensor:
+def add_layer(unrolled: Unrolled, *layer: Any) -> Tensor:
     """Add a layer (a block, a role and a formula), and return the numbers of its nodes."""
     first = unrolled.add(*layer)
     return torch.arange(first, unrolled.size, device="cpu")
@@ -178,10 +180,14 @@ def formula_of(module: Any, t: float) -> Formula:
 
 
 def _is_identity(formula: Formula) -> bool:
-    return formula.scale is None and formula.eps is None and not formula.relu | _filters(formula)
+    return (
+        formula.scale is None
+        and formula.eps is None
+        and not (formula.relu or _has_filters(formula))
+    )
 
 
-def _filters(formula: Formula) -> bool:
+def _has_filters(formula: Formula) -> bool:
     return formula.filters is not None
 
 
@@ -195,7 +201,7 @@ def chained(first: Formula, then: Formula) -> Formula:
         return first
     if _is_identity(first):
         return then
-    if _filters(first) or then.scale is not None or then.eps is not None:
+    if _has_filters(first) or then.scale is not None or then.eps is not None:
         raise ValueError(
             "freeze() does not support this message function: it must be the identity after a node "
             "function with a filter, and must not have a scale or norm after any other"
@@ -284,7 +290,7 @@ def _part(layer: _Layer, first: int, size: int) -> Part:
         norm=formula.scale is not None,
         eps=formula.eps,
         relu=formula.relu,
-        filters=_filters(formula),
+        filters=_has_filters(formula),
     )
 
 

@@ -42,7 +42,7 @@ def run(forward_pass: ForwardPass, x: Tensor) -> Tensor | None:
         return None
     x, stride = x.to(fused.accepted(x)), int(nodes[0].stride)  # type: ignore[arg-type]
     plans: list[fused.Plan] = []
-    computing: list[tuple[NormReluConv, Tensor]] = []
+    nodes_and_maps: list[tuple[NormReluConv, Tensor]] = []
     for block, node in zip(blocks, nodes, strict=True):
         if isinstance(node, NormReluConv):
             maps = _like_inputs(x, block, stride)
@@ -50,11 +50,11 @@ def run(forward_pass: ForwardPass, x: Tensor) -> Tensor | None:
             if plan is None:
                 return None
             plans.append(plan)
-            computing.append((node, maps))
+            nodes_and_maps.append((node, maps))
     tensors = [t for p in plans for t in (p.scale, p.shift, p.filters, p.mean, p.rstd)]
     settings = [(p.stride, p.eps, p.given) for p in plans]
     y, *statistics = _Function.apply(products, settings, forward_pass.weight, x, *tensors)
-    for i, (node, maps) in enumerate(computing):
+    for i, (node, maps) in enumerate(nodes_and_maps):
         mean, rstd = statistics[2 * i : 2 * i + 2]
         node.learn(mean, rstd, maps[0].numel())
     result: Tensor = y
@@ -132,7 +132,7 @@ class _Function(torch.autograd.Function):
         inputs, parameters = saved[:number], saved[number : 4 * number]
         statistics = saved[4 * number :]
         blocks = products.topology.blocks
-        computing = [block for block in blocks if block.role != Role.OUTPUT]
+        others = [block for block in blocks if block.role != Role.OUTPUT]
         to_inputs: dict[int, Tensor] = {}
         grad, row = grad.contiguous(), 0
         for block in blocks:
@@ -144,7 +144,7 @@ class _Function(torch.autograd.Function):
         to_tensors: list[Tensor | None] = [None] * (5 * number)
         edges = products.edges_by_source()
         for i in reversed(range(number)):
-            block = computing[i]
+            block = others[i]
             target_grads = {j: g for j, g in to_inputs.items() if block.index in blocks[j].sources}
             (stride, _, given), maps = settings[i], inputs[i]
             to_maps = empty(maps, maps.shape)
@@ -161,5 +161,5 @@ class _Function(torch.autograd.Function):
             if to_weight is not None and target_grads:
                 products.correlate(block, state, target_grads, edges, to_weight)
             del state_grad, state  # so that the next block's gradients can reuse their memory
-        to_x = [to_inputs[block.index] for block in computing if block.role == Role.INPUT]
+        to_x = [to_inputs[block.index] for block in others if block.role == Role.INPUT]
         return None, None, to_weight, to_x[0] if len(to_x) == 1 else torch.cat(to_x), *to_tensors

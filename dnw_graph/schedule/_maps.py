@@ -19,7 +19,7 @@ from dnw_graph.aggregation._kernels import TYPES, by_source, wide
 from dnw_graph.node import NormReluConv, ReluConv, fused
 from dnw_graph.schedule import _kernels
 from dnw_graph.schedule.base import ForwardPass, is_identity, is_observed
-from dnw_graph.topology import Role, Topology
+from dnw_graph.topology import Block, Role, Topology
 from dnw_graph.wiring import Wiring
 
 
@@ -88,10 +88,10 @@ def _nodes(forward_pass: ForwardPass, x: Tensor) -> _Nodes | None:
         same = type(node) is type(first) and node.use_fused
         if not same or node.conv.weight.dtype not in (torch.float32, torch.float64):
             return None
-    inputs = sum(block.role == Role.INPUT for block in forward_pass.topology.blocks)
-    if any(node.stride != first.stride for node in functions[:inputs]):
+    num_input_blocks = sum(b.role == Role.INPUT for b in forward_pass.topology.blocks)
+    if any(node.stride != first.stride for node in functions[:num_input_blocks]):
         return None
-    if any(node.stride != 1 for node in functions[inputs:]):
+    if any(node.stride != 1 for node in functions[num_input_blocks:]):
         return None
     filters = torch.cat([node.conv.weight for node in functions])[:, 0]
     sizes = [int(node.num_nodes) for node in functions]
@@ -122,7 +122,7 @@ def _with_norms(
     training = batch and first.training
     stride = int(functions[0].stride)
     if training and (first.momentum is None or math.prod(fused.shape(x, stride)[1:]) == 1):
-        return None  # computed block by block, which raises errors
+        return None  # block by block, this is supported or raises an error
     scale, shift = (torch.cat([getattr(n, name) for n in norms]) for name in ("weight", "bias"))
     if batch and not training:
         mean, variance = (
@@ -186,7 +186,8 @@ class _Function(torch.autograd.Function):
         ctx.dtype = weight.dtype
         ctx.save_for_backward(x, inputs, z, *parameters)
         ctx.mark_non_differentiable(mean, rstd)
-        return torch.cat([z[b.nodes.start : b.nodes.stop] for b in _ends(topology)]), mean, rstd
+        outputs = [z[b.nodes.start : b.nodes.stop] for b in _output_blocks(topology)]
+        return torch.cat(outputs), mean, rstd
 
     @staticmethod
     @once_differentiable
@@ -297,7 +298,7 @@ def backward(
     _kernels.backward_maps(*arrays, given, _jit.threads())
 
 
-def _ends(topology: Topology) -> list[Any]:
+def _output_blocks(topology: Topology) -> list[Block]:
     return [block for block in topology.blocks if block.role == Role.OUTPUT]
 
 

@@ -355,7 +355,7 @@ class Topology:
     def nodes_to_networkx(self) -> nx.DiGraph:
         """Return the nodes as a directed graph without edges; see :meth:`to_networkx`."""
         names, graph = self.names, nx.DiGraph()
-        channel = {int(v): i for v in (self.inputs, self.outputs) for i, v in enumerate(v)}
+        channel = {int(v): i for ends in (self.inputs, self.outputs) for i, v in enumerate(ends)}
         for v, (role, block) in enumerate(
             zip(self.role.tolist(), self.block.tolist(), strict=True)
         ):
@@ -634,8 +634,8 @@ class Topology:
             nodes = range(int(starts[j]), int(starts[j + 1]))
             edges = range(int(self.rowptr[nodes.start]), int(self.rowptr[nodes.stop]))
             sources = tuple(member[source_lists[j]].unique().tolist())
-            possible = len(nodes) * sum(int(sizes[i]) for i in sources)
-            yield Block(j, Role(int(self.role[nodes.start])), nodes, edges, sources, possible)
+            pairs = len(nodes) * sum(int(sizes[i]) for i in sources)
+            yield Block(j, Role(int(self.role[nodes.start])), nodes, edges, sources, pairs)
 
 
 def _as_nodes(nodes: Iterable[int]) -> Tensor:

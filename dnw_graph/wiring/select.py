@@ -43,9 +43,9 @@ def _top_k(weight: Tensor, k: int) -> Tensor:
     bits = np.from_dlpack(values.view(torch.int32 if is_narrow else torch.int64))
     # Without their signs, bits have the order of the magnitudes; infinity and NaN come last.
     infinity = 0x7F800000 if is_narrow else 0x7FF0000000000000
-    subset = _candidates(bits, k) if _jit.can_compile() else None
-    if subset is not None:
-        bits = bits[subset]
+    shortlist = _shortlist(bits, k) if _jit.can_compile() else None
+    if shortlist is not None:
+        bits = bits[shortlist]
     if len(bits) <= _SMALL or not _jit.can_compile():
         ids = _largest_by_partition(bits, k, infinity)
     else:
@@ -59,20 +59,20 @@ def _top_k(weight: Tensor, k: int) -> Tensor:
             f"every edge weight must be finite, but weight {index} is {float(values[index])}: the "
             "run diverged; go back to a checkpoint and lower the learning rate"
         )
-    return torch.from_numpy(ids if subset is None else subset[ids])
+    return torch.from_numpy(ids if shortlist is None else shortlist[ids])
 
 
-def _candidates(bits: np.ndarray, k: int) -> np.ndarray | None:
+def _shortlist(bits: np.ndarray, k: int) -> np.ndarray | None:
     """Return ids, ascending, that include those of the ``k`` largest, or None if all must be read.
 
     A sample estimates the k-th largest, with a margin of eight standard deviations. If the estimate
     is still wrong, too few or too many ids result, and None is returned. Whole cache lines are
     sampled, since reading one number takes as long as reading its cache line.
     """
-    step = len(bits) // _LINES
-    if step < 8 * _LINE or k > len(bits) // 16:
+    step = len(bits) // _NUM_LINES
+    if step < 8 * _LINE_SIZE or k > len(bits) // 16:
         return None
-    sample = bits[: _LINES * step].reshape(_LINES, step)[:, :_LINE].ravel()
+    sample = bits[: _NUM_LINES * step].reshape(_NUM_LINES, step)[:, :_LINE_SIZE].ravel()
     sample &= np.iinfo(bits.dtype).max
     share = len(sample) / len(bits)
     rank = int(k * share + 8 * (k * share) ** 0.5 + 8)
@@ -84,19 +84,19 @@ def _candidates(bits: np.ndarray, k: int) -> np.ndarray | None:
     return np.concatenate([row[:count] for row, count in zip(ids, counts, strict=True)])
 
 
-_LINES, _LINE = 1 << 10, 16  # number of cache lines sampled, and numbers in each
+_NUM_LINES, _LINE_SIZE = 1 << 10, 16  # number of cache lines sampled, and numbers in each
 _SMALL = 1 << 18  # up to this many numbers, np.partition is used
 
 
 def _largest_by_partition(bits: np.ndarray, k: int, infinity: int) -> np.ndarray | None:
     """Return the ids of the k largest sign-free ``bits``, ascending; None if one is not finite."""
-    size = bits & np.iinfo(bits.dtype).max
-    ordered = np.partition(size, len(size) - k)
-    if ordered[len(size) - k :].max() >= infinity:
+    magnitude = bits & np.iinfo(bits.dtype).max
+    ordered = np.partition(magnitude, len(bits) - k)
+    if ordered[len(bits) - k :].max() >= infinity:
         return None
-    threshold = ordered[len(size) - k]
-    is_selected = size > threshold
-    ties = np.flatnonzero(size == threshold)
+    threshold = ordered[len(bits) - k]
+    is_selected = magnitude > threshold
+    ties = np.flatnonzero(magnitude == threshold)
     is_selected[ties[: k - np.count_nonzero(is_selected)]] = True
     return np.flatnonzero(is_selected)
 

@@ -56,11 +56,11 @@ def test_top_k_equals_a_stable_sort(ways, weight: Tensor, data: st.DataObject) -
 def test_top_k_among_many(kind: str, k: int) -> None:
     """Beyond 131,072 weights a sample is asked first; right or wrong, the result is exact."""
     size = 400_000
-    step = size // select._LINES
+    step = size // select._NUM_LINES
     weight = torch.randn(size)
-    sampled = torch.arange(size) % step < select._LINE
+    sampled = torch.arange(size) % step < select._LINE_SIZE
     if kind == "hidden from the sample":
-        weight[~sampled & (torch.arange(size) % step < 2 * select._LINE)] *= 1e6
+        weight[~sampled & (torch.arange(size) % step < 2 * select._LINE_SIZE)] *= 1e6
     elif kind == "in the sample":
         weight[sampled] *= 1e6
     elif kind == "equal":
