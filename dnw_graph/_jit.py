@@ -25,6 +25,11 @@ def _note_fork() -> None:
 os.register_at_fork(after_in_child=_note_fork)
 
 
+def in_forked_child() -> bool:
+    """Return whether this process was forked, so that kernels run on one thread."""
+    return _in_forked_child
+
+
 def can_compile() -> bool:
     """Return whether Numba compiles, which ``NUMBA_DISABLE_JIT=1`` disables."""
     return not numba.config.DISABLE_JIT

@@ -55,11 +55,9 @@ class Reference(Backend):
     ) -> Tensor:
         wiring = edges.wiring.with_gradient
         if wiring is None:
-            start, edge_id = (
-                edges.block.edges.start,
-                torch.arange(len(weight), device=weight.device),
-            )
-            edge_index = self._renumbered(edges, edges.wiring.topology.edges(start + edge_id))
+            edge_id = torch.arange(len(weight), device=weight.device)
+            all_edges = edges.wiring.topology.edges(edges.block.edges.start + edge_id)
+            edge_index = self._renumbered(edges, all_edges)
         else:
             edge_index, edge_id = self._edges(edges, wiring)
         x, grad = torch.cat(list(states)).to(weight.dtype), grad.to(weight.dtype)

@@ -85,6 +85,7 @@ class SparseWholeGraph(WholeGraph):
         edges = wiring.edge_weight, wiring.edge_index[0], wiring.rowptr
         return _kernels.gather(*edges, _range(block), *self._listed(states))
 
+    @override
     def edges_by_source(self) -> Any:
         """Return the edges for ``push`` and ``correlate``, sorted by ``(source, target)``."""
         wiring, trained = self.wiring, self.wiring.with_gradient

@@ -33,21 +33,11 @@ class PartKernel:
 
     Attributes:
         at: Index of the part.
-        part: The part.
         kind: The kernel in use: ``BY_TILE``, ``BY_NODE`` or ``DENSE``.
-        edges: Number of edges into it.
-        candidates: Number of entries of the dense matrix.
-        sparse: Measured seconds of the faster sparse kernel.
-        dense: Measured seconds of the dense product.
     """
 
     at: int
-    part: Part
     kind: int
-    edges: int
-    candidates: int
-    sparse: float
-    dense: float
 
     @property
     def is_dense(self) -> bool:
@@ -441,8 +431,7 @@ class _Plan:
         out = np.zeros((len(x), *self.outputs), dtype=np.float32)
         for at, part in enumerate(engine.parts):
             first, past = self.blocks[at, :2]
-            edges = int(engine.ptr[past] - engine.ptr[first])
-            if part.role == Role.INPUT or not edges:
+            if part.role == Role.INPUT or engine.ptr[past] == engine.ptr[first]:
                 continue
             matrix, rows = engine.matrix(at)
             seconds = {}
@@ -452,9 +441,7 @@ class _Plan:
                 seconds[kind] = _seconds(partial(self._fire, x.numpy(), out, at, at + 1))
             kind = min(seconds, key=lambda kind: seconds[kind])
             self.blocks[at, kernels.KIND] = kind
-            sparse = min(seconds[kernels.BY_TILE], seconds[kernels.BY_NODE])
-            dense = seconds[kernels.DENSE]
-            part_kernels.append(PartKernel(at, part, kind, edges, matrix.numel(), sparse, dense))
+            part_kernels.append(PartKernel(at, kind))
         return part_kernels
 
     @property
@@ -526,6 +513,6 @@ def usable(x: Tensor) -> bool:
         and not (torch.is_grad_enabled() and x.requires_grad)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and not _jit._in_forked_child
+        and not _jit.in_forked_child()
         and _jit.can_compile()
     )

@@ -73,7 +73,7 @@ class NormReluConv(NodeFunction):
             z, statistics = fused.norm_relu_conv(x.to(fused.accepted(x)).contiguous(), plan)
             self.learn(*statistics, x[0].numel(), t)
             return z
-        x = normalised(norm_at(self.norm, t), x).transpose(0, 1)
+        x = normalised(norm, x).transpose(0, 1)
         return self.conv(F.relu(x)).transpose(0, 1).contiguous()
 
     def _synchronized(self, x: Tensor, norm: SyncBatchNorm2d) -> Tensor:

@@ -33,6 +33,7 @@ class InTime(Schedule):
                 f"{topology.describe(constant)}; add edges, or take the node out of the outputs"
             )
 
+    @override
     def group(self, topology: Topology) -> Grouping:
         """Return one block per role: in time, all nodes fire at once."""
         return by_role(topology)
