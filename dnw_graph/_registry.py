@@ -65,7 +65,7 @@ class PartRegistry(Registry[type[T]], Generic[T]):
 
         Args:
             part: A name, optionally with arguments (``"targeted_dropout(rho=0.9)"``), a class, or
-                an object, which is returned itself.
+                an object, which is returned unchanged.
 
         Raises:
             ValueError: If the name is unknown (the message lists the known ones), or the part does

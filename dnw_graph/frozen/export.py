@@ -22,7 +22,7 @@ def to_exported(model: nn.Module, example: Tensor) -> torch.export.ExportedProgr
     """Return a frozen network as a program of ordinary operators, for any number of images.
 
     Args:
-        model: What :func:`freeze` or :func:`freeze_graphs` returned.
+        model: The result of :func:`freeze` or :func:`freeze_graphs`.
         example: An input ``[B, ...]``; the program takes inputs of this shape for any ``B``.
 
     Raises:

@@ -22,7 +22,7 @@ class LayerReport:
         macs: Multiply-adds.
         parameters: Number of weights of edges, filters, convolutions and linear layers.
         milliseconds: Median time of a call.
-        remark: For a graph, its numbers of nodes and edges, and how its sums are formed.
+        remark: For a graph, its numbers of nodes and edges, and how its sums are computed.
     """
 
     name: str

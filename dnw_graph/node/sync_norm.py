@@ -39,8 +39,10 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def affine_of(self, x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Return ``a, b [V]`` such that ``a x + b`` is normalised; update running statistics.
 
-        With ``N``, ``m`` and ``v`` the sums over processes ``p`` of ``n_p``, ``n_p m_p / N`` and
-        ``n_p (v_p + (m_p - m)^2) / N``: ``a = s / sqrt(v + eps)``, ``b = shift - a m``.
+        Process ``p`` has ``n_p`` values with mean ``m_p`` and variance ``v_p``. Over all processes,
+        their number ``N`` is the sum of ``n_p``, their mean ``m`` that of ``n_p m_p / N``, and
+        their variance ``v`` that of ``n_p (v_p + (m_p - m)^2) / N``. For a norm with scale ``s``,
+        ``a = s / sqrt(v + eps)`` and ``b = shift - a m``.
 
         Args:
             x: The values of this process.

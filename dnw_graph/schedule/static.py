@@ -56,7 +56,7 @@ class Static(Schedule):
     def check(self, topology: Topology) -> None:
         for block in topology.blocks:
             if any(i >= block.index for i in block.sources):
-                self._explain_backward(topology, block)
+                self._raise_for_backward_edge(topology, block)
         input_blocks = [b for b in topology.blocks if b.role == Role.INPUT and b.edges]
         if input_blocks:
             targets = self._edges(topology, input_blocks[0])[1].unique()
@@ -122,7 +122,7 @@ class Static(Schedule):
         return topology.edges(torch.arange(block.edges.start, block.edges.stop, device="cpu"))
 
     @classmethod
-    def _explain_backward(cls, topology: Topology, block: Block) -> None:
+    def _raise_for_backward_edge(cls, topology: Topology, block: Block) -> None:
         """Raise ValueError for an edge that does not lead to a later block; a cycle is named."""
         if topology.depth is None:
             graph = nx.DiGraph(topology.edge_index.t().tolist())

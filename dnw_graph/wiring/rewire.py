@@ -24,12 +24,12 @@ from dnw_graph.wiring.select import top_k
 
 
 class Rewire(Fixed):
-    """Base class of rules that start from ``k`` random edges and regularly replace the smallest.
+    r"""Base class of rules that start from ``k`` random edges and regularly replace the smallest.
 
     A new edge was not real before, starts with weight 0, and has no momentum.
 
     Args:
-        every: Steps between changes, :math:`\\Delta T`.
+        every: Steps between changes, :math:`\Delta T`.
         fraction: Share of the real edges that the first change replaces.
         until: Share of the training run after which edges no longer change.
 
