@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from dnw_graph._evaluation import evaluating
 from dnw_graph.neural_graph import NeuralGraph
 
 WEIGHTED = (NeuralGraph, nn.modules.conv._ConvNd, nn.Linear)
@@ -82,16 +83,12 @@ def run(model: nn.Module, example: Tensor) -> list[Call]:
     layers = list(_layers(model))
     handles = [layer.register_forward_pre_hook(watch.enter) for layer in layers]
     handles += [layer.register_forward_hook(watch.leave, with_kwargs=True) for layer in layers]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad(), watch:
+        with evaluating(model), torch.no_grad(), watch:
             out = model(example)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     results = {id(x): x for x in tree_leaves(out) if isinstance(x, Tensor)}
     other_reads = watch.other_reads | results
     return [

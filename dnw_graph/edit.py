@@ -33,10 +33,10 @@ def edited(
 
     Args:
         graph: The original graph, which is not changed.
-        wiring: The result of :meth:`NeuralGraph.to_networkx` after any changes. Its edges are the
-            candidates; those with ``real=False`` are not real. Nodes are identified by name, which
-            may have become a string, or have moved to the node attribute ``id``, ``name`` or
-            ``label``.
+        wiring: The result of :meth:`NeuralGraph.to_networkx` after any changes, with
+            ``candidates=True`` to keep hallucinated edges. Its edges are the candidates; those with
+            ``real=False`` are not real. Nodes are identified by name, which may have become a
+            string, or have moved to the node attribute ``id``, ``name`` or ``label``.
         rule: The rule, if different from that of ``graph``. A rule with fixed edges fixes the real
             edges of ``wiring``, or the largest of them if the budget is smaller.
         num_edges: The budget ``k``; the number of real edges of ``wiring`` by default.
@@ -53,7 +53,8 @@ def edited(
     if not isinstance(inner, NeuralGraph):
         raise TypeError(f"edited() takes a NeuralGraph, got a {type(inner).__name__}")
     graph = inner
-    if len(graph.functions) < 4:  # see NeuralGraph.__getstate__
+    if not {"node", "input_node", "output_node", "message"} <= graph.functions.keys():
+        # See NeuralGraph.__getstate__.
         raise ValueError(
             "this graph is a copy, and copies do not keep node functions that a lambda or a local "
             "function builds: edit the original graph, or build its node functions with a class"

@@ -165,7 +165,7 @@ class NeuralGraph(CandidateModule):
         self, state_dict: dict[str, Any], prefix: str, errors: list[str]
     ) -> None:
         """Add an error if a state is of another topology, which shapes may not reveal."""
-        # States saved before version 0.2 have no fingerprint and are not checked.
+        # States saved by earlier code have no fingerprint and are not checked.
         saved = state_dict.setdefault(f"{prefix}fingerprint", self.fingerprint)
         if not saved.is_meta and int(saved) != self.topology.fingerprint:
             errors.append(

@@ -37,7 +37,7 @@ class Auto(Backend):
         self._dense, self._reference = Dense(), Reference()
         self._sparse = Sparse() if _jit.can_compile() else self._reference
 
-    def choose(self, edges: BlockEdges, weight: Tensor) -> Backend:
+    def choose(self, edges: BlockEdges) -> Backend:
         """Return the backend for one block."""
         block, wiring = edges.block, edges.wiring
         share = len(wiring.edge_id) / wiring.topology.num_candidates
@@ -78,5 +78,5 @@ class Auto(Backend):
 
     @override
     def forward(self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor]) -> Tensor:
-        result: Tensor = self.choose(edges, weight)(edges, weight, states)
+        result: Tensor = self.choose(edges)(edges, weight, states)
         return result

@@ -82,8 +82,11 @@ def to_onnx(
 
     _check_outputs(model, run, example, "ONNX Runtime")
     temporary = Path(f"{os.fspath(path)}.part")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _onnx_content(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from dnw_graph._evaluation import evaluating
 from dnw_graph.wiring import EdgeSelector, SelectorOwner, whole
 
 Layer = _ConvNd | nn.Linear
@@ -90,12 +91,9 @@ class Weight(NamedTuple):
     @property
     def evaluated(self) -> Tensor:
         """The weights in evaluation mode, without a gradient."""
-        modes = [(module, module.training) for module in self.layer.modules()]
-        self.layer.eval()
-        weight: Tensor = getattr(self.layer, self.parameter).detach()
-        for module, mode in modes:
-            module.training = mode
-        return weight
+        with evaluating(self.layer):
+            weight: Tensor = getattr(self.layer, self.parameter)
+        return weight.detach()
 
     @property
     def num_real(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from dnw_graph._evaluation import evaluating
 from dnw_graph.sparse.budgets import Spread, budgets_of
 from dnw_graph.sparse.layers import (
     SparseWeight,
@@ -185,8 +186,13 @@ def bake(module: nn.Module) -> nn.Module:
     Returns:
         The module, whose layers differ from those before :func:`sparsify` only in their values.
     """
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
+    with evaluating(module):
+        _bake(module)
+    return module
+
+
+def _bake(module: nn.Module) -> None:
+    """Replace the parametrizations of a module in evaluation mode by their values."""
     _unshare(module)
     for _, (layer, parameter) in list(sparse_weights_of(module)):
         # Removal deletes an attribute of the layer's class, which copies of the layer share.
@@ -198,6 +204,3 @@ def bake(module: nn.Module) -> nn.Module:
                 for key in [key for key, hook in hooks.items() if hook in (_refresh, _release)]:
                     del hooks[key]
             _refresh(layer)
-    for part, mode in modes:
-        part.training = mode
-    return module

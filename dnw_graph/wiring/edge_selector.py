@@ -322,7 +322,7 @@ class SelectorOwner(nn.Module):
     selector: EdgeSelector
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        old = f"{prefix}choice."  # until version 0.1
+        old = f"{prefix}choice."  # its earlier name
         for key in [key for key in state_dict if key.startswith(old)]:
             state_dict[f"{prefix}selector.{key.removeprefix(old)}"] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -208,7 +208,7 @@ def test_auto_goes_by_cost() -> None:
     def chosen(num_edges: int) -> type:
         graph = NeuralGraph(topology, num_edges=num_edges)
         edges = BlockEdges(topology.blocks[1], (topology.blocks[0],), graph.wiring())
-        return type(graph.backend.choose(edges, graph.weight))
+        return type(graph.backend.choose(edges))
 
     assert chosen(10) is Sparse
     assert chosen(topology.num_candidates) is Dense

@@ -553,3 +553,11 @@ def test_wirings_of_recurrent_layers_are_inherited() -> None:
     weight: Any = net.recurrent.weight_hh_l0
     assert weight[0, 0] == first["recurrent.weight_hh_l0"][0, 0]
     assert measure(net, random=2)["recurrent.weight_hh_l0"].structure.num_edges == 64
+
+
+def test_an_error_leaves_modules_in_training_mode() -> None:
+    layers = nn.Sequential(nn.Linear(4, 4), nn.Dropout())
+    sparsify(layers, rule="lottery")
+    with pytest.raises(ValueError, match="inherit"):
+        bake(layers)
+    assert all(module.training for module in layers.modules())
