@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ["dnw_graph", "models", "train"]  # later ones may import earlier ones
 LIBRARY = [  # likewise, inside dnw_graph
     "_deprecated",
+    "_evaluation",
     "_registry",
     "_wrapped",
     "_jit",
