@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.epochs import BASE, COLORS
 from dnw_graph import NeuralGraph
 from train.files import atomically
-from train.loop import Training
+from train.loop import start_training
 from train.options import Options
 from train.provenance import commit, folder_name, machine
 
@@ -117,7 +117,7 @@ def record(args: Arguments, rule: str) -> dict[str, Any]:
     settings = {**BASE, "rule": rule, "epochs": args.epochs, "seed": args.seed, "data": args.data}
     out = str(Path(args.runs) / folder_name() / f"{rule}-e{args.epochs}-seed{args.seed}")
     options = Options.from_flat({**settings, "out": out, "overwrite": True, "report": False})
-    training = Training(options)
+    training = start_training(options)
     graph = training.plain_model.graphs[GRAPH]
     sizes = StepSizes(graph, training.learner.optimizer, every=7)
     rows: list[dict[str, Any]] = []

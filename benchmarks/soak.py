@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from train.loop import Training
+from train.loop import start_training
 from train.options import Options
 
 EVERY = 300
@@ -61,7 +61,7 @@ def soak(steps: int, root: Path) -> list[dict[str, float]]:
             **{"ema_decay": 0.99, "clip_grad_norm": 1.0, "report": False},
         }
     )
-    training, samples = Training(options), []
+    training, samples = start_training(options), []
     while training.epoch < options.optimization.epochs:
         training.advance()
         if training.learner.steps % EVERY == 0:

@@ -6,6 +6,8 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: their threads must not spin
     os.environ["OMP_WAIT_POLICY"] = "passive"
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,14 @@ hypothesis.settings.load_profile("default")
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _compiled_anew() -> Iterator[None]:
+    """Drop compiled code after each test, so that no test depends on those before it."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -142,8 +142,8 @@ def test_deep_graphs_learn_with_defaults(topology: Topology) -> None:
     torch.manual_seed(0)
     graph = NeuralGraph(topology, num_edges=topology.num_candidates // 5, node="relu")
     optimizer = torch.optim.Adam(graph.parameters(), lr=1e-3)
-    attach(graph, optimizer, total_steps=20 * 23)
-    for _ in range(20):
+    attach(graph, optimizer, total_steps=30 * 23)
+    for _ in range(30):
         for batch in train[torch.randperm(len(train))].split(64):
             optimizer.zero_grad()
             nn.functional.cross_entropy(graph(x[batch]), y[batch]).backward()

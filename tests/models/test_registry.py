@@ -68,7 +68,7 @@ def test_the_stem_strides_over_large_images_only(image_size: int, stride: int) -
         (
             "resnet18_dnw",
             {"rule": "n_of_m"},
-            r"n_of_m does not fit conv1 \(its input channels do not",
+            r"n_of_m does not fit conv1 \(its number of input channels is not",
         ),
         ("mbv1", {"image_size": 16, "stem_stride": 2}, r"use 17 pixels or more"),
     ],

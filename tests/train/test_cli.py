@@ -47,7 +47,8 @@ def test_defaults_are_the_papers_protocol_for_imagenet() -> None:
 def test_options_survive_being_flattened() -> None:
     options = parse("--epochs", "3", "--stem-stride", "2", "--overwrite", "--data", "digits")
     assert Options.from_flat(options.flat()) == options
-    assert set(options.differences(Options())) == {"epochs", "stem_stride", "overwrite", "data"}
+    changed = {"epochs", "stem_stride", "overwrite", "data", "dataset"}
+    assert set(options.differences(Options())) == changed
 
 
 def test_unknown_options_are_refused_in_python_too() -> None:

@@ -23,7 +23,7 @@ from train.data.images import MemoryImages
 from train.evaluate import evaluate
 from train.imagenet import main, resume, train
 from train.learner import make_schedule
-from train.loop import Training
+from train.loop import start_training
 from train.options import OptimizationOptions, Options
 from train.predict import Predictor
 from train.predict import main as predict_main
@@ -79,7 +79,7 @@ def test_a_sparse_resnet_trains_and_resumes(tmp_path: Path) -> None:
     with (whole.path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert all(int(row["edges_changed"]) > 0 for row in rows)
-    stopped = Training(options(tmp_path / "stopped", **given))
+    stopped = start_training(options(tmp_path / "stopped", **given))
     stopped.advance()
     del stopped
     resume(tmp_path / "stopped")
@@ -97,7 +97,7 @@ def test_a_dense_resnet_is_a_complete_graph_to_start_from(tmp_path: Path) -> Non
         "rule": "lottery",
         "from_run": str(tmp_path / "dense"),
     }
-    training = Training(options(tmp_path / "ticket", **given))
+    training = start_training(options(tmp_path / "ticket", **given))
     initial, last = (RunFolder(tmp_path / "dense").load_weights(n) for n in ("initial", "last"))
     weight = training.plain_model.get_parameter("fc.parametrizations.weight.original")
     assert torch.equal(weight, initial["fc.weight"])
@@ -130,7 +130,7 @@ def test_the_learning_rate_may_fall_in_steps() -> None:
 
 def test_smoothed_labels_raise_the_training_loss_only(tmp_path: Path) -> None:
     def first_loss(smoothing: float) -> float:
-        training = Training(options(tmp_path / f"{smoothing}", label_smoothing=smoothing))
+        training = start_training(options(tmp_path / f"{smoothing}", label_smoothing=smoothing))
         images, labels = next(iter(training.batches.train(0)))
         loss, logits, _ = training.learner.step(images, labels)
         expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
@@ -211,7 +211,7 @@ def test_a_run_is_never_overwritten_unasked(finished: Path, tmp_path: Path) -> N
 
 
 def test_init_takes_the_network_and_not_the_classifier(finished: Path, tmp_path: Path) -> None:
-    started = Training(options(tmp_path / "new", init=str(finished)))
+    started = start_training(options(tmp_path / "new", init=str(finished)))
     ours, theirs = started.plain_model.state_dict(), RunFolder(finished).load_weights("last")
     apart = {name for name in ours if not torch.equal(ours[name], theirs[name])}
     assert apart == {"classifier.weight", "classifier.bias"}
@@ -222,7 +222,7 @@ def test_init_takes_the_network_and_not_the_classifier(finished: Path, tmp_path:
     )
     main(["--resume", str(tmp_path / "new")])
     with pytest.raises(ValueError, match=r"the network of --init .* \(mbv1, width 0.25, norm"):
-        Training(options(tmp_path / "other", init=str(finished), width=0.5))
+        start_training(options(tmp_path / "other", init=str(finished), width=0.5))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_errors_come_before_anything_is_written(
     tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        Training(options(tmp_path / "run", **changes))
+        start_training(options(tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
 
 
@@ -284,7 +284,7 @@ def test_rules_that_start_from_a_complete_run(
 
 def test_a_run_of_lottery_is_resumed(complete: Path, tmp_path: Path) -> None:
     given = {"graph": "mbv1_dnw", "width": 0.225, "rule": "lottery", "from_run": str(complete)}
-    stopped = Training(options(tmp_path / "stopped", **given, train_images=200))
+    stopped = start_training(options(tmp_path / "stopped", **given, train_images=200))
     stopped.advance()
     del stopped
     assert resume(tmp_path / "stopped")["epochs"] == 2
@@ -293,13 +293,13 @@ def test_a_run_of_lottery_is_resumed(complete: Path, tmp_path: Path) -> None:
 def test_a_resnet_starts_from_another_with_a_new_classifier(tmp_path: Path) -> None:
     given = {"graph": "resnet18", "width": None, "train_images": 100, "epochs": 1}
     train(options(tmp_path / "first", **given))
-    training = Training(options(tmp_path / "second", **given, init=str(tmp_path / "first")))
+    training = start_training(options(tmp_path / "second", **given, init=str(tmp_path / "first")))
     last = RunFolder(tmp_path / "first").load_weights("last")
     ours = training.plain_model.state_dict()
     assert torch.equal(ours["layer4.1.conv2.weight"], last["layer4.1.conv2.weight"])
     assert not torch.equal(ours["fc.weight"], last["fc.weight"])
     with pytest.raises(ValueError, match=r"nowhere is not a run folder"):
-        Training(options(tmp_path / "third", **given, init="nowhere"))
+        start_training(options(tmp_path / "third", **given, init="nowhere"))
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ def test_a_run_of_another_model_is_not_resumed(finished: Path) -> None:
 def test_a_run_is_not_resumed_on_other_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Training(options(tmp_path / "run")).advance()
+    start_training(options(tmp_path / "run")).advance()
     whole = open_source("digits")
     fewer = dataclasses.replace(
         whole, train=MemoryImages(list(whole.train)[:-1], whole.train.labels[:-1])
@@ -378,7 +378,7 @@ def test_a_run_is_not_resumed_on_other_images(
 
 
 def test_a_loss_that_is_not_finite_stops_before_anything_is_overwritten(tmp_path: Path) -> None:
-    training = Training(options(tmp_path / "run"))
+    training = start_training(options(tmp_path / "run"))
     training.advance()
     before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
     training.learner.schedule.base_lrs = [1e30]
@@ -397,7 +397,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_overwritten(tmp_path
 
 
 def test_a_run_whose_configuration_was_edited_is_not_resumed(tmp_path: Path) -> None:
-    Training(options(tmp_path / "run")).advance()
+    start_training(options(tmp_path / "run")).advance()
     file = tmp_path / "run" / "config.yaml"
     file.write_text(file.read_text().replace("epochs: 2", "epochs: 9"))
     with pytest.raises(ValueError, match=r"config.yaml was changed .* epochs 2 \(now: 9\)"):
@@ -512,7 +512,7 @@ def test_mixed_precision_trains(tmp_path: Path) -> None:
 def test_every_model_can_be_trained_and_loaded_again(tmp_path: Path) -> None:
     for name in list_models():
         width = 0.1 if "width" in model_options(name) else None
-        training = Training(options(tmp_path / name, graph=name, width=width))
+        training = start_training(options(tmp_path / name, graph=name, width=width))
         restored = RunFolder(tmp_path / name).load_model("initial")
         ours = training.plain_model.state_dict()
         assert same(ours, restored.state_dict())
