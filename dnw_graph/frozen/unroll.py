@@ -40,8 +40,13 @@ class Unrolled:
         self.size = 0
 
     def add(self, *layer: Any) -> int:
-        """Add a layer (a block, a role and a formula), and return the number of its first node."""
+        """Add a layer (a block, a role and a formula), and return the number of its first node.
+
+        Raises:
+            ValueError: A tensor of the formula does not have one entry per node.
+        """
         self.layers.append(_Layer(*layer))
+        _check_formula(self.layers[-1])
         self.size += len(self.layers[-1].block.nodes)
         return self.size - len(self.layers[-1].block.nodes)
 
@@ -179,12 +184,26 @@ def formula_of(module: Any, t: float) -> Formula:
     return formula
 
 
+def _check_formula(layer: _Layer) -> None:
+    """Raise ValueError if a tensor of a formula does not have one entry per node of its block."""
+    size = len(layer.block.nodes)
+    for name, shape in (("scale", (size,)), ("shift", (size,)), ("filters", (size, 3, 3))):
+        value = getattr(layer.formula, name)
+        if value is None or (isinstance(value, Tensor) and value.shape == shape):
+            continue
+        found = list(value.shape) if isinstance(value, Tensor) else repr(value)
+        raise ValueError(
+            f"the formula of the node function of block {layer.block.index} must have {name} "
+            f"{list(shape)} or None, got {found}"
+        )
+
+
 def _is_identity(formula: Formula) -> bool:
-    return (
-        formula.scale is None
-        and formula.eps is None
-        and not (formula.relu or _has_filters(formula))
-    )
+    return not (_is_affine(formula) or formula.relu or _has_filters(formula))
+
+
+def _is_affine(formula: Formula) -> bool:
+    return any(part is not None for part in (formula.scale, formula.shift, formula.eps))
 
 
 def _has_filters(formula: Formula) -> bool:
@@ -201,10 +220,10 @@ def chained(first: Formula, then: Formula) -> Formula:
         return first
     if _is_identity(first):
         return then
-    if _has_filters(first) or then.scale is not None or then.eps is not None:
+    if _has_filters(first) or _is_affine(then):
         raise ValueError(
             "freeze() does not support this message function: it must be the identity after a node "
-            "function with a filter, and must not have a scale or norm after any other"
+            "function with a filter, and must not have a scale, shift or norm after any other"
         )
     relu = first.relu or then.relu
     return replace(first, relu=relu, filters=then.filters, stride=then.stride)

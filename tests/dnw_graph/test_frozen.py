@@ -29,7 +29,7 @@ from dnw_graph.frozen import (
 )
 from dnw_graph.frozen.engine import PartKernel
 from dnw_graph.frozen.file import FORMAT, _described, _digest
-from dnw_graph.node import Norm, NormReluConv
+from dnw_graph.node import Formula, Norm, NormReluConv
 from models import create_model
 from tests.conftest import BUDGETED, ready, relative_error
 
@@ -528,3 +528,44 @@ def test_sums_are_timed_once_for_inputs_of_about_a_size(monkeypatch: pytest.Monk
         x = torch.randn(batch, 3)
         torch.testing.assert_close(frozen(x), graph(x).detach(), rtol=1e-4, atol=1e-5)
     assert 0 < len(timed) <= 3 * 3 * len(frozen.graphs[0].parts)
+
+
+class Shifted(nn.Module):
+    """Adds a number to each input, and says so in a formula without a scale."""
+
+    def __init__(self, num_nodes: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.randn(num_nodes))
+
+    def forward(self, x: Tensor, t: float) -> Tensor:
+        return x + self.shift[:, None]
+
+    def formula(self, t: float) -> Formula:
+        return Formula(shift=self.shift)
+
+
+def test_a_shift_alone_is_frozen_or_refused() -> None:
+    topology, x = Topology.layered([4, 6, 3]), torch.randn(5, 4)
+    for options in ({"node": Shifted}, {"node": "identity", "message": Shifted}):
+        graph = NeuralGraph(topology, rule="complete", **options).eval()
+        assert relative_error(freeze(graph)(x), graph(x)) < 1e-5
+    graph = NeuralGraph(topology, rule="complete", node="relu", message=Shifted)
+    with pytest.raises(
+        ValueError, match=r"does not support this message function.* scale, shift or"
+    ):
+        freeze(graph.eval())
+
+
+@pytest.mark.parametrize(
+    ("formula", "message"),
+    [
+        ({"scale": torch.ones(3)}, r"function of block 0 must have scale \[4\] or None, got \[3\]"),
+        ({"shift": 2.0}, r"must have shift \[4\] or None, got 2.0"),
+        ({"filters": torch.ones(4, 3)}, r"must have filters \[4, 3, 3\] or None, got \[4, 3\]"),
+    ],
+)
+def test_a_formula_has_an_entry_per_node(formula: dict[str, Any], message: str) -> None:
+    node = type("Odd", (Shifted,), {"formula": lambda self, t: Formula(**formula)})
+    graph = NeuralGraph(Topology.layered([4, 6, 3]), rule="complete", node=node).eval()
+    with pytest.raises(ValueError, match=message):
+        freeze(graph)
