@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import dnw_graph
 from dnw_graph._wrapped import unwrapped_names
 from dnw_graph.wiring import Complete, selectors
+from models import ModelConfig
 from train.data import class_name
 from train.options import Options, RunOptions
 from train.run import RunFolder, build_network
@@ -69,8 +70,9 @@ def network_weights(folder: RunFolder, network: nn.Module) -> dict[str, Tensor]:
 def _classifier(options: Options) -> str:
     """Return the prefix of the names of a network's classifier: the weights that classes resize."""
     with torch.device("meta"):
-        two, three = (build_network(options, num_classes=n).state_dict() for n in (2, 3))
-    name = next(name for name, value in two.items() if value.shape != three[name].shape)
+        numbers = ModelConfig.num_classes, ModelConfig.num_classes + 1
+        one, other = (build_network(options, num_classes=n).state_dict() for n in numbers)
+    name = next(name for name, value in one.items() if value.shape != other[name].shape)
     return name.partition(".")[0] + "."
 
 
@@ -153,11 +155,14 @@ def inherit(model: nn.Module, from_run: str, classes: tuple[str, ...]) -> None:
 def check_network(options: Options) -> nn.Module:
     """Return the network on the meta device, to check that it can be built.
 
+    The number of classes is not known yet. The models' default is less likely than a small number
+    to be too small for the options, such as a number of edges.
+
     Raises:
         ValueError: If the model or rule is unknown, or a size is invalid.
     """
     with torch.device("meta"):
-        return build_network(options, num_classes=2)
+        return build_network(options, num_classes=ModelConfig.num_classes)
 
 
 def check_new(options: Options, network: nn.Module, first: bool = True) -> RunFolder:

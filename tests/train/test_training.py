@@ -29,6 +29,7 @@ from train.predict import Predictor
 from train.predict import main as predict_main
 from train.process_group import make_fabric
 from train.run import RunConfig, RunFolder
+from train.start import check_network
 
 SMALL = {  # a network that trains in seconds
     "graph": "mbv1",
@@ -223,6 +224,12 @@ def test_init_takes_the_network_and_not_the_classifier(finished: Path, tmp_path:
     main(["--resume", str(tmp_path / "new")])
     with pytest.raises(ValueError, match=r"the network of --init .* \(mbv1, width 0.25, norm"):
         start_training(options(tmp_path / "other", init=str(finished), width=0.5))
+
+
+def test_the_number_of_classes_is_not_assumed_to_be_small(tmp_path: Path) -> None:
+    edges = (10, 10, 10, 10, 10, 5000)  # of 2,048 candidates of the classifier for two classes
+    changes = {"graph": "mbv1_dnw_small", "num_edges": edges, "width": None, "image_size": 32}
+    check_network(options(tmp_path, **changes))
 
 
 @pytest.mark.parametrize(
