@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
+from typing_extensions import override
+
 T = TypeVar("T")
 
 
@@ -25,9 +27,16 @@ class Registry(Generic[T]):
 
         Raises:
             ValueError: If the name is already registered.
+            TypeError: If it is not a name, as in a decorator without a call.
         """
+        if not isinstance(name, str):
+            raise TypeError(
+                f"the decorator that registers a {self.kind} must be called with a name, "
+                f"got {name!r}"
+            )
 
         def add(entry: T) -> T:
+            self._check(entry)
             if name in self._entries:
                 raise ValueError(f"{self.kind} {name!r} is already registered; choose another name")
             self._entries[name] = entry
@@ -41,7 +50,11 @@ class Registry(Generic[T]):
         close = difflib.get_close_matches(str(name), self._entries, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         names = ", ".join(sorted(self._entries))
-        raise ValueError(f"unknown {self.kind} {name!r}{hint} (known: {names})")
+        custom = "" if close else "; to use one of your own, import its file first"
+        raise ValueError(f"unknown {self.kind} {name!r}{hint} (known: {names}){custom}")
+
+    def _check(self, entry: T) -> None:
+        """Raise TypeError if an object cannot be registered."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))
@@ -59,6 +72,11 @@ class PartRegistry(Registry[type[T]], Generic[T]):
     def __init__(self, kind: str, base: type[T]) -> None:
         super().__init__(kind)
         self._base = base
+
+    @override
+    def _check(self, entry: type[T]) -> None:
+        if not isinstance(entry, type) or not issubclass(entry, self._base):
+            raise TypeError(f"a {self.kind} is a subclass of {self._base.__name__}, got {entry!r}")
 
     def resolve(self, part: str | T | type[T]) -> T:
         """Return the object for a name, a class or an object.

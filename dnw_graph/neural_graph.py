@@ -275,7 +275,9 @@ class NeuralGraph(CandidateModule):
         frames = [
             self._node_major(f) for f in (x.unbind(1) if self.schedule.takes_sequence else [x])
         ]
-        outputs = [self._batch_major(y) for y in self.schedule.run(forward_pass, frames)]
+        states_of_outputs = self.schedule.run(forward_pass, frames)
+        self._check_outputs(states_of_outputs)
+        outputs = [self._batch_major(y) for y in states_of_outputs]
         y = torch.stack(outputs, dim=1) if self.schedule.gives_sequence else outputs[0]
         if recurrent is None:
             return y
@@ -283,6 +285,25 @@ class NeuralGraph(CandidateModule):
         if node is not None:
             states = states[node.argsort().to(states.device)]
         return y, GraphState(states.transpose(0, 1), recurrent.step)
+
+    def _check_outputs(self, outputs: Any) -> None:
+        """Raise ValueError if a schedule did not return a list of states of the outputs."""
+        expected = len(self.topology.outputs)
+        if not isinstance(outputs, list):
+            found = type(outputs).__name__
+        elif not all(isinstance(y, Tensor) for y in outputs):
+            found = f"a list of {', '.join(sorted({type(y).__name__ for y in outputs}))}"
+        elif not outputs or (len(outputs) > 1 and not self.schedule.gives_sequence):
+            found = f"a list of {len(outputs)}"
+        elif any(len(y) != expected for y in outputs):
+            found = str([list(y.shape) for y in outputs[:3]])
+        else:
+            return
+        number = "one per step" if self.schedule.gives_sequence else "one tensor"
+        raise ValueError(
+            f"run of schedule {SCHEDULES.name_of(self.schedule)} must return a list of states "
+            f"[{expected}, B, ...] of the outputs, {number}, got {found}"
+        )
 
     @property
     def aggregation(self) -> Backend:

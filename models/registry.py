@@ -64,13 +64,36 @@ def register_model(
 
     Raises:
         ValueError: If the name is taken.
+        TypeError: If an argument is of another kind, or an option of the configuration has no
+            default.
     """
+    add_model = _MODELS.register(name)
+    _check_config(config)
 
     def add(build: ModelBuilder[Config]) -> ModelBuilder[Config]:
-        _MODELS.register(name)(_Model(build, config))
+        add_model(_Model(build, config))
         return build
 
     return add
+
+
+def _check_config(config: Any) -> None:
+    """Raise TypeError unless this is a subclass of ModelConfig whose options have defaults."""
+    if not isinstance(config, type) or not issubclass(config, ModelConfig):
+        raise TypeError(
+            f"the configuration of a model is a subclass of ModelConfig, got {config!r}"
+        )
+    if "__dataclass_fields__" not in vars(config):
+        raise TypeError(
+            f"{config.__name__} is not a dataclass: decorate it with "
+            "@dataclass(frozen=True, kw_only=True)"
+        )
+    fields = dataclasses.fields(config)
+    missing = [field.name for field in fields if field.default is dataclasses.MISSING]
+    if missing:
+        raise TypeError(
+            f"each option of {config.__name__} needs a default, but {', '.join(missing)} has none"
+        )
 
 
 def list_models() -> list[str]:
@@ -118,4 +141,7 @@ def create_model(name: str, **options: Any) -> nn.Module:
                 f"{name} takes no option {option!r}{hint} (it takes: {', '.join(defaults)})"
             )
     build, config = _MODELS[name]
-    return build(config(**options))
+    model = build(config(**options))
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the function of model {name!r} must return an nn.Module, got {model!r}")
+    return model

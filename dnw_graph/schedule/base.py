@@ -74,7 +74,13 @@ class ForwardPass:
             if not block.edges:
                 return messages[0].new_zeros(len(block.nodes), *messages[0].shape[1:])
             sources = tuple(blocks[i] for i in block.sources)
-            states = [messages[i] for i in block.sources]
+            states = [messages[i] for i in block.sources if i < len(messages)]
+            if [len(z) for z in states] != [len(source.nodes) for source in sources]:
+                raise ValueError(
+                    f"block {block.index} is fed by blocks {list(block.sources)}, so it needs the "
+                    "messages of each, at the index of the block: expected nodes "
+                    f"{[len(source.nodes) for source in sources]}, got {[len(z) for z in states]}"
+                )
             edges = BlockEdges(block, sources, self.wiring, prepared)
             total: Tensor = self.backend(edges, weights[block.index], states)
             return total
@@ -175,12 +181,18 @@ def checked_lengths(schedule: Schedule, x: Tensor, lengths: Tensor) -> Tensor:
 def parts_of(topology: Topology, x: Tensor) -> dict[int, Tensor]:
     """Return the parts of the inputs ``[inputs, *features]`` by index of the block."""
     blocks = [block for block in topology.blocks if block.role == Role.INPUT]
+    if len(x) != sum(len(block.nodes) for block in blocks):
+        raise ValueError(f"expected inputs [{topology.num_inputs}, B, ...], got {list(x.shape)}")
     parts = x.split([len(block.nodes) for block in blocks])
     return {block.index: part for block, part in zip(blocks, parts, strict=True)}
 
 
 def outputs_of(topology: Topology, states: Sequence[Tensor]) -> Tensor:
     """Return the states of the output nodes in node order, given the states of each block."""
+    if len(states) != len(topology.blocks):
+        raise ValueError(
+            f"expected the states of each of the {len(topology.blocks)} blocks, got {len(states)}"
+        )
     parts = [states[block.index] for block in topology.blocks if block.role == Role.OUTPUT]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -204,14 +216,20 @@ def is_identity(module: nn.Module) -> bool:
 
 
 def _checked(module: nn.Module, kind: str, block: Block, x: Tensor, t: float) -> Tensor:
+    if len(x) != len(block.nodes):
+        raise ValueError(
+            f"block {block.index} has {len(block.nodes)} nodes, but the schedule passes "
+            f"{list(x.shape)} to its {kind} function"
+        )
     out: Tensor = module(x, t)
-    if out.dim() != x.dim() or out.shape[:2] != x.shape[:2]:
+    fits = isinstance(out, Tensor) and out.dim() == x.dim() and out.shape[:2] == x.shape[:2]
+    if not fits:
         result = "states" if kind == "node" else "messages"
         function = module.function if isinstance(module, WithoutTime) else module
         raise ValueError(
             f"{kind} function {type(function).__name__} of block {block.index} must return "
             f"{result} [{len(block.nodes)}, B, ...] for inputs {list(x.shape)}, "
-            f"got {list(out.shape)}"
+            f"got {list(out.shape) if isinstance(out, Tensor) else type(out).__name__}"
         )
     return out
 

@@ -24,6 +24,8 @@ def nodes_of(
             that nodes share, blocks of some nodes only.
         TypeError: Inputs or outputs that are not a list.
     """
+    if not isinstance(graph, nx.Graph):
+        raise TypeError(f"expected a networkx.DiGraph, got a {type(graph).__name__}")
     if not graph.is_directed() or graph.is_multigraph():
         raise ValueError(
             f"expected a networkx.DiGraph, got a {type(graph).__name__}: edges need a direction, "

@@ -117,7 +117,9 @@ def random_dag(
 
 def checked_size(size: object) -> int:
     """Return a number of nodes; raise ValueError unless it is a whole number above 0."""
-    if not isinstance(size, Integral) or int(size) < 1:
+    if not isinstance(size, Integral):
+        raise ValueError(f"a block needs a whole number of nodes, got {size!r}")
+    if int(size) < 1:
         raise ValueError(f"a block needs at least one node, got {size!r}")
     return int(size)
 

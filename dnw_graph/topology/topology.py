@@ -112,7 +112,8 @@ class Topology:
                 for :class:`Topology`.
         """
         sizes, kinds, lists = [], [], []
-        for size, role, sources in blocks:
+        for block in blocks:
+            size, role, sources = _checked_block(block)
             sizes.append(builders.checked_size(size))
             kinds.append(Role.of(role))
             lists.append(_as_nodes(sources))
@@ -636,6 +637,17 @@ class Topology:
             sources = tuple(member[source_lists[j]].unique().tolist())
             pairs = len(nodes) * sum(int(sizes[i]) for i in sources)
             yield Block(j, Role(int(self.role[nodes.start])), nodes, edges, sources, pairs)
+
+
+def _checked_block(block: Any) -> tuple[int, Role | str, Iterable[int]]:
+    """Return a block of :meth:`Topology.from_blocks`; raise TypeError if it is not a triple."""
+    if not isinstance(block, tuple | list) or len(block) != 3 or not isinstance(block[2], Iterable):
+        raise TypeError(
+            "a block must be (number of nodes, role, numbers of the nodes that feed it), such as "
+            f'(8, "hidden", range(3)), got {block!r}'
+        )
+    size, role, sources = block
+    return size, role, sources
 
 
 def _as_nodes(nodes: Iterable[int]) -> Tensor:

@@ -119,9 +119,35 @@ class EdgeSelector(nn.Module):
             self.register_buffer("clock", clock.to(weight.device))
         flat = self.flat(weight.detach())
         blank = Candidates(flat, self.num_edges, self.topology, {}, TrainingProgress())
-        for name, value in self.rule.init_state(blank).items():
+        for name, value in self._checked_state(self.rule.init_state(blank)).items():
+            value = value.clone() if value is flat else value  # not the weights themselves
             self.register_buffer(name, value.to(weight.device))
         self._write(flat, weight)
+
+    def _checked_state(self, state: Any) -> dict[str, Tensor]:
+        """Return what ``init_state`` returned, or raise TypeError or ValueError."""
+        tensors = isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())
+        if not tensors:
+            raise TypeError(
+                f"init_state of rule {RULES.name_of(self.rule)} must return a dictionary of "
+                f"tensors, such as {{}}, got {repr(state)[:60]}"
+            )
+        for name in state:
+            if not isinstance(name, str) or not name.isidentifier() or hasattr(self, name):
+                raise ValueError(
+                    f"init_state of rule {RULES.name_of(self.rule)} cannot name a tensor {name!r}: "
+                    "use another name, of letters, digits and underscores"
+                )
+        return state
+
+    def _check_in_place(self, candidates: Candidates) -> None:
+        """Raise ValueError if a rule replaced a tensor of its state, which is not stored."""
+        for name, value in candidates.state.items():
+            if self._buffers.get(name) is not value:
+                raise ValueError(
+                    f"rule {RULES.name_of(self.rule)} assigned candidates.state[{name!r}], which "
+                    "is not stored: change tensors of init_state in place, as with copy_"
+                )
 
     def progress(self, training: bool) -> TrainingProgress:
         """Return the progress of the training run.
@@ -170,9 +196,20 @@ class EdgeSelector(nn.Module):
             )
         if selection.gradient_id is not None:
             check_ids(selection.gradient_id, self.topology.num_candidates)
+        if selection.edge_weight is not None:
+            self._check_weights("edge_weight", selection.edge_weight, len(selection.edge_id))
         if training and self.rule.changes_gradients:
             self._step_state.edge_id = selection.edge_id
         return selection
+
+    def _check_weights(self, method: str, weights: Any, number: int) -> None:
+        """Raise ValueError if a method of the rule did not return this number of weights."""
+        if not isinstance(weights, Tensor) or weights.shape != (number,):
+            shape = list(weights.shape) if isinstance(weights, Tensor) else repr(weights)[:60]
+            raise ValueError(
+                f"{method} of rule {RULES.name_of(self.rule)} must return weights [{number}], got "
+                f"{shape}"
+            )
 
     def wiring(self, weight: Tensor, training: bool) -> Wiring:
         """Return the wiring for weights ``[E]``, or ``[k]`` if the rule is compact."""
@@ -240,6 +277,9 @@ class EdgeSelector(nn.Module):
         grad = self.flat(whole(weight.grad))
         self.rule.before_step(candidates, grad, edge_id)
         values = self.rule.hallucinated_weight(candidates, grad, edge_id)
+        if values is not None:
+            self._check_weights("hallucinated_weight", values, self.topology.num_candidates)
+        self._check_in_place(candidates)
         self._step_state.hallucinated = None if values is None else (values, edge_id)
         self._write(grad, weight.grad)
 
@@ -269,6 +309,7 @@ class EdgeSelector(nn.Module):
             sample = (no_ids, no_ids.to(flat)) if sampler is None else sampler.result()
             candidates = replace(candidates, sampled=gathered(sample))
         self.rule.after_step(candidates, grad, forget)
+        self._check_in_place(candidates)
         self._write(flat, weight)
 
     @torch.no_grad()

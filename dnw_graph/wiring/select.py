@@ -57,7 +57,8 @@ def _top_k(weight: Tensor, k: int) -> Tensor:
         index = int((~values.isfinite()).nonzero()[0])
         raise ValueError(
             f"every edge weight must be finite, but weight {index} is {float(values[index])}: the "
-            "run diverged; go back to a checkpoint and lower the learning rate"
+            "run diverged; go back to a checkpoint and lower the learning rate (or, if the rule "
+            "passes other values to top_k, make these finite)"
         )
     return torch.from_numpy(ids if shortlist is None else shortlist[ids])
 

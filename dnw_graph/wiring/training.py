@@ -226,7 +226,15 @@ def penalty(model: nn.Module) -> Tensor | float:
         if type(selector.rule).penalty is not Rule.penalty:
             flat = selector.flat(whole(weight))
             term = selector.rule.penalty(flat, selector.progress(selector.training))
-            terms += [] if term is None else [term]
+            if term is None:
+                continue
+            if not isinstance(term, Tensor) or term.dim():
+                shape = list(term.shape) if isinstance(term, Tensor) else repr(term)
+                raise ValueError(
+                    f"penalty of rule {RULES.name_of(selector.rule)} must return one number, as a "
+                    f"tensor of shape [], or None, got {shape}"
+                )
+            terms.append(term)
     return torch.stack(terms).sum() if terms else 0.0
 
 

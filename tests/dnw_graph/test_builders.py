@@ -56,6 +56,9 @@ def test_from_blocks() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Topology.from_blocks([*blocks[:2], last])
+    for block in ((2, "output"), (2, "output", 3), {"size": 2}):
+        with pytest.raises(TypeError, match=r"a block must be \(number of nodes, role, numbers of"):
+            Topology.from_blocks([*blocks[:2], block])
 
 
 def test_complete_takes_memory_for_nodes_only() -> None:

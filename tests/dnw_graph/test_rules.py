@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dnw_graph import NeuralGraph, Rule, Topology, attach, inherit, penalty, sparsify
 from dnw_graph.wiring import (
     DNW,
+    RULES,
     SET,
     Candidates,
     L1Anneal,
@@ -410,6 +411,62 @@ class Loudest(Rule):
 
     def after_step(self, candidates: Candidates, grad: Tensor | None, forget: object) -> None:
         candidates.state["loud"].lerp_(grad.abs(), 1 / candidates.progress.step)
+
+
+class ReplacesState(Loudest):
+    def after_step(self, candidates: Candidates, grad: Tensor | None, forget: object) -> None:
+        candidates.state["loud"] = candidates.state["loud"] + 1
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "message"),
+    [
+        ("init_state", None, r"init_state of rule Wrong must return a dictionary of tensors"),
+        ("init_state", {"loud": 0.0}, r"must return a dictionary of tensors.*got \{'loud': 0.0\}"),
+        ("init_state", {"clock": torch.zeros(3)}, r"cannot name a tensor 'clock'"),
+        (
+            "edge_weight",
+            torch.ones(3),
+            r"edge_weight of rule Wrong must return weights \[\d+\], got",
+        ),
+        ("hallucinated_weight", torch.ones(3), r"must return weights \[118\], got \[3\]"),
+        ("penalty", torch.ones(3), r"must return one number, as a tensor .* got \[3\]"),
+        ("penalty", 0.1, r"must return one number, as a tensor of shape \[\], or None, got 0.1"),
+    ],
+)
+def test_methods_that_return_something_else(method: str, value: object, message: str) -> None:
+    wrong = type("Wrong", (Loudest,), {method: lambda *_: value})
+
+    def step() -> None:
+        graph = make(wrong())
+        for _ in train(graph, ready(graph, STEPS), 1):
+            penalty(graph)
+
+    with pytest.raises((ValueError, TypeError), match=message):
+        step()
+
+
+def test_state_changes_in_place_only() -> None:
+    graph = make(ReplacesState())
+    with pytest.raises(
+        ValueError, match=r"assigned candidates.state\['loud'\].*change .* in place"
+    ):
+        list(train(graph, ready(graph, STEPS), 1))
+
+
+def test_a_state_is_not_the_weights() -> None:
+    rule = type("Alias", (Loudest,), {"init_state": lambda _, c: {"loud": c.weight}})()
+    graph = make(rule)
+    assert graph.selector.loud.data_ptr() != graph.weight.data_ptr()
+
+
+def test_what_cannot_be_registered() -> None:
+    with pytest.raises(TypeError, match="registers a rule must be called with a name, got <class"):
+        RULES.register(Loudest)
+    with pytest.raises(TypeError, match="a rule is a subclass of Rule, got <class"):
+        RULES.register("relu")(nn.ReLU)
+    with pytest.raises(ValueError, match="to use one of your own, import its file first"):
+        make("my_own_one")
 
 
 def test_a_rule_of_ones_own_may_ask_for_the_same() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dnw_graph import NeuralGraph, Topology
 from dnw_graph.node import NODES, Norm, NormReluConv
-from dnw_graph.schedule import Continuous, Discrete
+from dnw_graph.schedule import Continuous, Discrete, Schedule, outputs_of, parts_of
 from tests.conftest import relative_error
 
 INSTANCE = partial(NormReluConv, norm="instance")
@@ -457,3 +457,40 @@ def test_errors_of_a_pass() -> None:
         ValueError, match=r"must not enlarge feature maps: expected at most \[4\] pixels"
     ):
         grown(torch.randn(2, 1, 4))
+
+
+class Returns(Schedule):
+    """A schedule that returns what a function makes of a pass."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def check(self, topology: Topology) -> None:
+        pass
+
+    def run(self, forward_pass: Any, frames: Any) -> Any:
+        return self.function(forward_pass, forward_pass.topology.blocks, frames[0])
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda f, b, x: x, r"run of schedule Returns must return a list .* \[2, B.*got Tensor"),
+        (lambda f, b, x: [], r"one tensor, got a list of 0"),
+        (lambda f, b, x: [x], r"one tensor, got \[\[3, 5\]\]"),
+        (lambda f, b, x: [x[:2], x[:2]], r"one tensor, got a list of 2"),
+        (lambda f, b, x: [None], r"one tensor, got a list of NoneType"),
+        (
+            lambda f, b, x: [f.aggregator()(b[2], [x])],
+            r"block 2 is fed by blocks \[0, 1\].*got \[3\]",
+        ),
+        (lambda f, b, x: [f.fire(b[1], x, 0)], r"block 1 has 4 nodes, but the schedule passes \[3"),
+        (lambda f, b, x: parts_of(f.topology, x.t()), r"expected inputs \[3, B, ...\], got \[5, 3"),
+        (lambda f, b, x: outputs_of(f.topology, [x]), r"states of each of the 3 blocks, got 1"),
+    ],
+)
+def test_a_schedule_of_ones_own_is_told_what_is_wrong(function: Any, message: str) -> None:
+    topology = Topology.layered([3, 4, 2])
+    graph = NeuralGraph(topology, rule="complete", schedule=Returns(function))
+    with pytest.raises(ValueError, match=message):
+        graph(torch.randn(5, 3))

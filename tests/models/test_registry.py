@@ -1,11 +1,14 @@
 """Every model in the registry, and what the registry refuses."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from dnw_graph import NeuralGraph
-from models import create_model, list_models, model_options, register_model
+from models import ModelConfig, create_model, list_models, model_options, register_model
 from models.mbv1 import MobileNetV1Config
+from models.registry import _MODELS
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -91,6 +94,30 @@ def test_all_norms_have_the_same_eps(name: str) -> None:
 def test_a_name_is_given_once() -> None:
     with pytest.raises(ValueError, match="model 'mbv1' is already registered"):
         register_model("mbv1")(lambda config: torch.nn.Identity())
+
+
+def test_what_cannot_be_a_model() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class NoDefault(ModelConfig):
+        hidden: int
+
+    class Bare(ModelConfig):
+        hidden: int = 3
+
+    with pytest.raises(TypeError, match="must be called with a name, got <function"):
+        register_model(lambda config: torch.nn.Identity())
+    with pytest.raises(TypeError, match=r"Bare is not a dataclass: decorate it with @dataclass"):
+        register_model("bare", Bare)
+    with pytest.raises(TypeError, match=r"each option of NoDefault needs a default, but hidden"):
+        register_model("no_default", NoDefault)
+    with pytest.raises(TypeError, match=r"is a subclass of ModelConfig, got \{\}"):
+        register_model("no_config", {})
+    register_model("nothing")(lambda config: None)
+    try:
+        with pytest.raises(TypeError, match=r"'nothing' must return an nn\.Module, got None"):
+            create_model("nothing")
+    finally:
+        del _MODELS._entries["nothing"]
 
 
 def test_an_image_smaller_than_promised_is_refused_when_it_comes() -> None:
