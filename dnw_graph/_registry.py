@@ -50,7 +50,7 @@ class Registry(Generic[T]):
         close = difflib.get_close_matches(str(name), self._entries, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         names = ", ".join(sorted(self._entries))
-        custom = "" if close else "; to use one of your own, import its file first"
+        custom = "" if close else "; to use a custom one, import its module first"
         raise ValueError(f"unknown {self.kind} {name!r}{hint} (known: {names}){custom}")
 
     def _check(self, entry: T) -> None:

@@ -289,7 +289,7 @@ class NeuralGraph(CandidateModule):
     def _check_outputs(self, outputs: Any) -> None:
         """Raise ValueError if a schedule did not return a list of states of the outputs."""
         expected = len(self.topology.outputs)
-        if not isinstance(outputs, list):
+        if not isinstance(outputs, list | tuple):
             found = type(outputs).__name__
         elif not all(isinstance(y, Tensor) for y in outputs):
             found = f"a list of {', '.join(sorted({type(y).__name__ for y in outputs}))}"

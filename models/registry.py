@@ -89,7 +89,8 @@ def _check_config(config: Any) -> None:
             "@dataclass(frozen=True, kw_only=True)"
         )
     fields = dataclasses.fields(config)
-    missing = [field.name for field in fields if field.default is dataclasses.MISSING]
+    none = dataclasses.MISSING
+    missing = [f.name for f in fields if f.default is none and f.default_factory is none]
     if missing:
         raise TypeError(
             f"each option of {config.__name__} needs a default, but {', '.join(missing)} has none"

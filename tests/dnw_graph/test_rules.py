@@ -465,7 +465,7 @@ def test_what_cannot_be_registered() -> None:
         RULES.register(Loudest)
     with pytest.raises(TypeError, match="a rule is a subclass of Rule, got <class"):
         RULES.register("relu")(nn.ReLU)
-    with pytest.raises(ValueError, match="to use one of your own, import its file first"):
+    with pytest.raises(ValueError, match="to use a custom one, import its module first"):
         make("my_own_one")
 
 
