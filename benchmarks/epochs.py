@@ -39,11 +39,14 @@ BASE = {
 COLORS = {"dnw": "C0", "dnw_factored": "C3", "random": "C1", "no_update": "C2"}
 """Colours of the rules in plots."""
 
-RULES = tuple(COLORS)
+RESTING = "dnw_factored, until 0.85"
+
+RULES = (*COLORS, RESTING)
 """Rules that are compared at every number of epochs."""
 
 VARIANTS: dict[str, dict[str, object]] = {
-    **{rule: {"rule": rule} for rule in RULES},
+    **{rule: {"rule": rule} for rule in COLORS},
+    RESTING: {"rule": "dnw_factored(until=0.85)"},
     "dnw, edges stay from 0.5 on": {"rule": "dnw(freeze_at=0.5)"},
     "dnw, edges stay from 0.75 on": {"rule": "dnw(freeze_at=0.75)"},
     "dnw, edges move from 0.1 on": {"rule": "dnw(move_from=0.1)"},

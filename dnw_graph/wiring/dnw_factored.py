@@ -25,7 +25,8 @@ class DNWFactored(Rule):
         c_v^2 = \operatorname{mean}_u (g_{uv} / r_u)^2
 
         m_{uv} \leftarrow \beta m_{uv} + (1 - \beta) \hat g_{uv}, \qquad
-        w_{uv} \leftarrow w_{uv} - \text{rate} \cdot \cos(\tfrac{\pi}{2} t) \cdot \theta \, m_{uv}
+        w_{uv} \leftarrow w_{uv} - \text{rate} \cdot
+            \cos\bigl(\tfrac{\pi}{2} \min(t / \text{until}, 1)\bigr) \cdot \theta \, m_{uv}
 
     where means are over the candidates out of ``u`` and into ``v``, :math:`\theta` is the smallest
     real ``|w|`` and :math:`t` is the share of the training run that is done. The gradient is
@@ -41,19 +42,27 @@ class DNWFactored(Rule):
             threshold :math:`\theta`.
         momentum: The coefficient :math:`\beta`.
         start: Factor for hallucinated weights when the graph is built or the layer is made sparse.
+        until: Share of the training run after which hallucinated weights no longer change, so that
+            the last steps train a nearly fixed wiring.
 
     Raises:
         ValueError: An argument is out of range.
     """
 
-    def __init__(self, rate: float = 0.02, momentum: float = 0.9, start: float = 0.7) -> None:
+    def __init__(
+        self, rate: float = 0.02, momentum: float = 0.9, start: float = 0.7, until: float = 1.0
+    ) -> None:
         if not 0 < rate < float("inf"):
             raise ValueError(f"rate must be above 0, got {rate}")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be 0 or more and below 1, got {momentum}")
         if not 0 <= start <= 1:
             raise ValueError(f"start must be between 0 and 1, got {start}")
-        self.rate, self.momentum, self.start = rate, momentum, start
+        if not 0 < until <= 1:
+            raise ValueError(
+                f"until must be a share of the training run, above 0 to 1, got {until}"
+            )
+        self.rate, self.momentum, self.start, self.until = rate, momentum, start, until
 
     @property
     @override
@@ -82,6 +91,7 @@ class DNWFactored(Rule):
         if len(edge_id) == len(weight):
             return None
         average_factored(average, grad, candidates.topology, 1 - self.momentum)
-        rate = self.rate * math.cos(math.pi / 2 * candidates.progress.fraction)
+        fraction = min(candidates.progress.fraction / self.until, 1.0)
+        rate = self.rate * math.cos(math.pi / 2 * fraction)
         step = -rate * weight[edge_id].abs().amin()
         return torch.addcmul(weight, average, step, out=empty(weight, weight.shape))

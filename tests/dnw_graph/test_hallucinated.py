@@ -1,6 +1,7 @@
 """Rules that change the gradients of hallucinated edges before the optimizer reads them."""
 
 import copy
+import math
 from collections.abc import Callable
 from unittest import mock
 
@@ -154,6 +155,29 @@ def test_graphs_in_time_move_likewise(schedule: str) -> None:
     wanted = torch.from_numpy(moved(before.numpy(), raw.numpy(), mask.numpy(), topology, 0.3))
     wanted = torch.where(mask, before - 0.1 * raw, wanted)
     assert relative_error(graph.weight.detach(), wanted) < 1e-12
+
+
+def test_hallucinated_weights_rest_after_a_share_of_the_training() -> None:
+    graph = NeuralGraph(
+        TOPOLOGY, rule="dnw_factored(until=0.5, momentum=0.0)", num_edges=31, node="relu"
+    )
+    optimizer = torch.optim.SGD(graph.parameters(), lr=0.0)
+    attach(graph, optimizer, total_steps=8)
+    x, sizes = torch.randn(16, TOPOLOGY.num_inputs), []
+    for _ in range(8):
+        before = graph.weight.detach().clone()
+        optimizer.zero_grad()
+        graph(x).square().sum().backward()
+        real = graph.wiring().mask
+        theta = before[real].abs().min()
+        optimizer.step()
+        sizes.append(
+            float(((graph.weight.detach() - before) / theta)[~real].square().mean().sqrt())
+        )
+    assert sizes[4:] == [0, 0, 0, 0]
+    ratios = [size / sizes[0] for size in sizes[:4]]
+    expected = [math.cos(math.pi / 2 * step / 4) for step in range(4)]
+    assert ratios == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -576,6 +600,7 @@ def test_a_rule_of_ones_own_may_change_gradients(channels_last: bool) -> None:
         ({"rate": float("nan")}, "rate must be above 0, got nan"),
         ({"momentum": 1.0}, "momentum must be 0 or more and below 1, got 1.0"),
         ({"start": 1.5}, "start must be between 0 and 1, got 1.5"),
+        ({"until": 0.0}, "until must be a share of the training run, above 0 to 1, got 0.0"),
     ],
 )
 def test_arguments_are_checked(argument: dict[str, float], message: str) -> None:
