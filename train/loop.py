@@ -47,11 +47,15 @@ def start_training(options: Options, interrupts: Interrupts | None = None) -> "T
     lock = RunLock(Path(options.run.resume or str(options.run.out)))
     if processes.first and lock.folder.is_dir():
         lock.acquire()
-    processes.wait()
-    options = with_auto_resume(options).resolved()
-    check_curves(options)
-    start = Training.begin if options.run.resume is None else Training.resume
-    return start(options, processes, lock, interrupts)
+    try:
+        processes.wait()
+        options = with_auto_resume(options).resolved()
+        check_curves(options)
+        start = Training.begin if options.run.resume is None else Training.resume
+        return start(options, processes, lock, interrupts)
+    except BaseException:
+        lock.release()
+        raise
 
 
 class Training:

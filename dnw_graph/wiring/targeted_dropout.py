@@ -50,6 +50,7 @@ class TargetedDropout(Rule):
         return self.first + (self.last - self.first) * progress.fraction
 
     @override
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # generators are not traced
     def select(self, candidates: Candidates) -> Tensor:
         weight, k = candidates.weight, candidates.num_edges
         largest = _largest_into_nodes(candidates) if self.per_node else top_k(weight, k)

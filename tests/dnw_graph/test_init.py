@@ -143,11 +143,13 @@ def test_deep_graphs_learn_with_defaults(topology: Topology) -> None:
     graph = NeuralGraph(topology, num_edges=topology.num_candidates // 5, node="relu")
     optimizer = torch.optim.Adam(graph.parameters(), lr=1e-3)
     attach(graph, optimizer, total_steps=30 * 23)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 30)  # accuracy settles
     for _ in range(30):
         for batch in train[torch.randperm(len(train))].split(64):
             optimizer.zero_grad()
             nn.functional.cross_entropy(graph(x[batch]), y[batch]).backward()
             optimizer.step()
+        decay.step()
     with torch.no_grad():
         accuracy = float((graph(x[test]).argmax(1) == y[test]).float().mean())
     assert accuracy >= 0.85
