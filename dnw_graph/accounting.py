@@ -1,7 +1,7 @@
 """Cost of a network: edges, parameters and multiply-adds of its live part."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -94,6 +94,34 @@ def cost(model: nn.Module, image_size: int | None = None, *, example: Tensor | N
         for call in calls
         if isinstance(call.module, NeuralGraph)
     }
+    live, unreachable = _liveness(calls, wirings)
+    total = Cost(unneeded_nodes=unreachable)
+    counted = set()
+    for call, (inputs, outputs) in zip(calls, live, strict=True):
+        module = call.module
+        if isinstance(module, NeuralGraph):
+            entry = _graph(module, wirings[module], call)
+        else:
+            entry = _layer(module, call, inputs, outputs)
+        # Parameters and edges count once, multiply-adds at every call.
+        owner = Weight(module).stored if isinstance(module, Layer) else module
+        total += Cost(macs=entry.macs) if id(owner) in counted else entry
+        counted.add(id(owner))
+    unknown = list({id(m): m for m in _trace.unknown_layers(model)}.values())
+    total += Cost(parameters=sum(map(_num_weights, unknown)))
+    _warn_of_unknown([*unknown, *(m for graph in wirings for m in _uncounted_functions(graph))])
+    return total
+
+
+def _liveness(
+    calls: Sequence[_trace.Call], wirings: Mapping[NeuralGraph, Tensor]
+) -> tuple[list[tuple[Tensor, Tensor]], int]:
+    """Return the live channels of each call, and the number of unreachable nodes of all graphs.
+
+    Args:
+        calls: Calls of layers, in order.
+        wirings: ``edge_index`` of the real edges of each graph.
+    """
     feeds = {graph: _ends(graph, e[1], Role.OUTPUT) for graph, e in wirings.items()}
     live = _trace.live_channels(
         calls, lambda graph, _: _ends(graph, wirings[graph][0], Role.INPUT), feeds
@@ -113,22 +141,7 @@ def cost(model: nn.Module, image_size: int | None = None, *, example: Tensor | N
         return distance[graph.topology.inputs] >= 0
 
     _trace.live_channels(calls, reads, feeds)
-    total = Cost(unneeded_nodes=sum(int((~mask).sum()) for mask in reachable.values()))
-    counted = set()
-    for call, (inputs, outputs) in zip(calls, live, strict=True):
-        module = call.module
-        if isinstance(module, NeuralGraph):
-            entry = _graph(module, wirings[module], call)
-        else:
-            entry = _layer(module, call, inputs, outputs)
-        # Parameters and edges count once, multiply-adds at every call.
-        owner = Weight(module).stored if isinstance(module, Layer) else module
-        total += Cost(macs=entry.macs) if id(owner) in counted else entry
-        counted.add(id(owner))
-    unknown = list({id(m): m for m in _trace.unknown_layers(model)}.values())
-    total += Cost(parameters=sum(map(_num_weights, unknown)))
-    _warn_of_unknown([*unknown, *(m for graph in wirings for m in _uncounted_functions(graph))])
-    return total
+    return live, sum(int((~mask).sum()) for mask in reachable.values())
 
 
 def _example(model: nn.Module, image_size: int | None) -> Tensor:

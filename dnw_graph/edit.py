@@ -49,16 +49,7 @@ def edited(
             functions were built by a local function.
         TypeError: If ``graph`` is not a :class:`NeuralGraph`.
     """
-    inner = unwrapped(graph)
-    if not isinstance(inner, NeuralGraph):
-        raise TypeError(f"edited() takes a NeuralGraph, got a {type(inner).__name__}")
-    graph = inner
-    if not {"node", "input_node", "output_node", "message"} <= graph.functions.keys():
-        # See NeuralGraph.__getstate__.
-        raise ValueError(
-            "this graph is a copy, and copies do not keep node functions that a lambda or a local "
-            "function builds: edit the original graph, or build its node functions with a class"
-        )
+    graph = _checked(unwrapped(graph))
     wiring = _with_names_of(graph.topology, wiring, allow_new_names)
     topology = _topology(wiring, graph.schedule)
     real = [data.get("real", True) for _, _, data in wiring.edges(data=True)]
@@ -86,6 +77,19 @@ def edited(
                 new_functions, new.grouping.topology, old_functions, graph.grouping.topology
             )
     return new.train(graph.training)
+
+
+def _checked(graph: nn.Module) -> NeuralGraph:
+    """Return a graph that can be built again, or raise an error."""
+    if not isinstance(graph, NeuralGraph):
+        raise TypeError(f"edited() takes a NeuralGraph, got a {type(graph).__name__}")
+    if not {"node", "input_node", "output_node", "message"} <= graph.functions.keys():
+        # See NeuralGraph.__getstate__.
+        raise ValueError(
+            "this graph is a copy, and copies do not keep node functions that a lambda or a local "
+            "function builds: edit the original graph, or build its node functions with a class"
+        )
+    return graph
 
 
 def _with_names_of(topology: Topology, wiring: nx.DiGraph, allow_new_names: bool) -> nx.DiGraph:

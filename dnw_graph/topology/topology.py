@@ -178,14 +178,7 @@ class Topology:
             num_nodes = max(largest, *inputs, *outputs, -1) + 1
         _order.check_edges(edge_index, num_nodes)
         edge_index = edge_index.long()
-        if names is not None and len(names) != num_nodes:
-            raise ValueError(f"names must name each of the {num_nodes} nodes, got {len(names)}")
-        if both := sorted(set(inputs) & set(outputs)):
-            shown = [v if names is None else names[v] for v in both[:5]]
-            raise ValueError(f"a node is either an input or an output, but {shown} are both")
-        for ends, nodes in (("inputs", inputs), ("outputs", outputs)):
-            if outside := [v for v in nodes if not 0 <= v < num_nodes]:
-                raise ValueError(f"{ends} {outside[:5]} are not among the {num_nodes} nodes")
+        _check_ends(inputs, outputs, num_nodes, names)
         role = torch.full((num_nodes,), Role.HIDDEN, device="cpu")
         role[inputs], role[outputs] = Role.INPUT, Role.OUTPUT
         level = _order.levels(edge_index, num_nodes)
@@ -637,6 +630,20 @@ class Topology:
             sources = tuple(member[source_lists[j]].unique().tolist())
             pairs = len(nodes) * sum(int(sizes[i]) for i in sources)
             yield Block(j, Role(int(self.role[nodes.start])), nodes, edges, sources, pairs)
+
+
+def _check_ends(
+    inputs: list[int], outputs: list[int], num_nodes: int, names: Sequence[Any] | None
+) -> None:
+    """Raise ValueError unless inputs and outputs are different nodes that exist and have names."""
+    if names is not None and len(names) != num_nodes:
+        raise ValueError(f"names must name each of the {num_nodes} nodes, got {len(names)}")
+    if both := sorted(set(inputs) & set(outputs)):
+        shown = [v if names is None else names[v] for v in both[:5]]
+        raise ValueError(f"a node is either an input or an output, but {shown} are both")
+    for ends, nodes in (("inputs", inputs), ("outputs", outputs)):
+        if outside := [v for v in nodes if not 0 <= v < num_nodes]:
+            raise ValueError(f"{ends} {outside[:5]} are not among the {num_nodes} nodes")
 
 
 def _checked_block(block: Any) -> tuple[int, Role | str, Iterable[int]]:
