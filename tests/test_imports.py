@@ -12,6 +12,7 @@ PACKAGES = ["dnw_graph", "models", "train"]  # later ones may import earlier one
 LIBRARY = [  # likewise, inside dnw_graph
     "_deprecated",
     "_evaluation",
+    "_files",
     "_registry",
     "_wrapped",
     "_jit",

@@ -46,7 +46,7 @@ def evaluate(
     source = open_source(training=False, classes=config.classes, **data_options.source())
     check_classes(folder, config.classes, source.classes)
     batches = make_batches(
-        source,
+        replace(source, augmentation=config.augmentation),
         image_size=data_options.image_size,
         batch_size=config.options.optimization.batch_size,
         seed=config.options.run.seed,

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from dnw_graph._files import replacing
+
 
 def atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name, then rename it, so it is never partially written.
@@ -18,15 +20,14 @@ def atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: If it could not be written; the previous content remains.
     """
-    partial = path.with_name(f".{path.name}.half")
     try:
-        partial.touch()
-        mode = partial.stat().st_mode  # some writers create files that only their owner may read
-        write(partial)
-        partial.chmod(mode)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.touch()
+            mode = partial.stat().st_mode  # some writers create files only their owner may read
+            write(partial)
+            partial.chmod(mode)
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
         _sync_folder(path.parent)
     except (OSError, SafetensorError, RuntimeError) as error:  # writers raise these for disk errors
         free = shutil.disk_usage(path.parent).free
@@ -34,8 +35,6 @@ def atomically(path: Path, write: Callable[[Path], object]) -> None:
             f"{path} could not be written ({str(error).splitlines()[0]}; {free / 1e6:,.0f} MB are "
             "free there); its previous content is still there"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

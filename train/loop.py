@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,28 @@ from train.run import RunConfig, RunFolder
 from train.start import begin_from, check_network, check_new, default_folder
 
 
+@dataclass(frozen=True)
+class Session:
+    """What a run uses while it is trained by this command, and does not save.
+
+    Attributes:
+        processes: The processes of the run.
+        lock: The lock on the run folder.
+        interrupts: Records signals; active during :meth:`Training.fit`.
+    """
+
+    processes: ProcessGroup
+    lock: RunLock
+    interrupts: Interrupts
+
+
 def start_training(options: Options, interrupts: Interrupts | None = None) -> "Training":
     """Begin a run, or continue one if ``--resume`` is set or ``--auto-resume`` finds one.
 
     Args:
         options: Options of the run.
-        interrupts: See :class:`Training`.
+        interrupts: Records signals. If None, a new object that is active during
+            :meth:`Training.fit`.
 
     Raises:
         ValueError: If options, device, data or folders keep the run from starting.
@@ -47,12 +63,13 @@ def start_training(options: Options, interrupts: Interrupts | None = None) -> "T
     lock = RunLock(Path(options.run.resume or str(options.run.out)))
     if processes.first and lock.folder.is_dir():
         lock.acquire()
+    interrupts = interrupts or Interrupts(patient=processes.size > 1)
     try:
         processes.wait()
         options = with_auto_resume(options).resolved()
         check_curves(options)
         start = Training.begin if options.run.resume is None else Training.resume
-        return start(options, processes, lock, interrupts)
+        return start(options, Session(processes, lock, interrupts))
     except BaseException:
         lock.release()
         raise
@@ -65,9 +82,7 @@ class Training:
         config: The configuration of the run.
         model: The network, with the weights it starts from.
         source: The images.
-        processes: The processes of the run.
-        lock: The lock on the run folder.
-        interrupts: Records signals. If None, a new object that is active during :meth:`fit`.
+        session: The processes of the run, the lock on its folder, and its signals.
 
     Attributes:
         learner: The network and its optimizer.
@@ -84,11 +99,10 @@ class Training:
         config: RunConfig,
         model: nn.Module,
         source: Source,
-        processes: ProcessGroup,
-        lock: RunLock,
-        interrupts: Interrupts | None = None,
+        session: Session,
     ) -> None:
-        self.config, self.options, self.lock = config, config.options, lock
+        self.config, self.options, self.lock = config, config.options, session.lock
+        processes = session.processes
         self.processes, self.device = processes, processes.fabric.device
         self.folder = RunFolder(str(self.options.run.out))
         self.images = source.fingerprint()
@@ -107,27 +121,21 @@ class Training:
         self.history = HistoryWriter(self.folder.path, self.plain_model, self.batches.steps)
         self.checkpoints = Checkpoints(self.folder.path)
         self.curves = Curves(self.folder.path, config)
-        self.interrupts = interrupts or Interrupts(patient=processes.size > 1)
+        self.interrupts = session.interrupts
         self.saved_at = time.monotonic()
         self.rows: list[dict[str, Any]] = []
         self.epoch = self.done = 0
         self.meter = EpochMeter(len(config.classes), self.device, {})
 
     @classmethod
-    def begin(
-        cls,
-        options: Options,
-        processes: ProcessGroup,
-        lock: RunLock,
-        interrupts: Interrupts | None = None,
-    ) -> "Training":
+    def begin(cls, options: Options, session: Session) -> "Training":
         """Begin a new run in ``options.run.out``, and write its first files.
 
         Raises:
             ValueError: If options, data or folders keep the run from starting.
         """
-        folder = check_new(options, check_network(options), processes.first)
-        processes.wait()  # from here on the folder may change
+        folder = check_new(options, check_network(options), session.processes.first)
+        session.processes.wait()  # from here on the folder may change
         source = open_source(**options.data.source())
         stored = options.replace(out=str(folder.path), overwrite=False)
         config = RunConfig.of(stored, source)
@@ -135,19 +143,13 @@ class Training:
         model = config.build()
         begin_from(model, options.run, config.classes)
         cost(model, options.data.image_size)  # raises ValueError if an image is too small
-        training = cls(config, model, source, processes, lock, interrupts)
+        training = cls(config, model, source, session)
         training.meter = training._new_meter()
         training._write_first_files(options.run.overwrite)
         return training
 
     @classmethod
-    def resume(
-        cls,
-        options: Options,
-        processes: ProcessGroup,
-        lock: RunLock,
-        interrupts: Interrupts | None = None,
-    ) -> "Training":
+    def resume(cls, options: Options, session: Session) -> "Training":
         """Continue the run in ``options.run.resume`` from its last checkpoint.
 
         Raises:
@@ -156,16 +158,16 @@ class Training:
         """
         check_network(options)
         previous = check_resume(options)
-        processes.wait()  # from here on the folder may change
+        session.processes.wait()  # from here on the folder may change
         source = open_source(**options.data.source())
         previous.check_images(source)
         stored = options.replace(resume=None, out=str(previous.folder.path), overwrite=False)
         config = RunConfig.of(stored, source)
         seed_everything(options.run.seed, verbose=False)
-        training = cls(config, config.build(), source, processes, lock, interrupts)
+        training = cls(config, config.build(), source, session)
         training.load_state_dict(previous.state)
         unfinished = training.epoch < options.optimization.epochs
-        if processes.first and unfinished and config.options != previous.config.options:
+        if session.processes.first and unfinished and config.options != previous.config.options:
             training.folder.save_config(config)
         return training
 

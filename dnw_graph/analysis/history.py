@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from dnw_graph._files import replacing
 from dnw_graph._wrapped import unwrapped
 from dnw_graph.wiring import selectors
 
@@ -204,10 +205,8 @@ class HistoryWriter:
             about["real"][name] = len(ids)
         arrays[_ABOUT] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
         path = self._folder / f"{step:010d}.npz"
-        partial = path.with_name(f".{path.name}.half")
-        with partial.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
-        partial.replace(path)
         self._previous = {name: ids for name, (ids, _) in current.items()}
 
     def _load_past(self) -> History:

@@ -4,13 +4,13 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dnw_graph._files import replacing
 from dnw_graph.frozen.graph import FrozenGraph
 from dnw_graph.frozen.model import FrozenModel
 from dnw_graph.neural_graph import NeuralGraph
@@ -81,12 +81,8 @@ def to_onnx(
         return torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
 
     _check_outputs(model, run, example, "ONNX Runtime")
-    temporary = Path(f"{os.fspath(path)}.part")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        partial.write_bytes(content)
 
 
 def _onnx_content(

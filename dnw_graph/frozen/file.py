@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from dnw_graph._files import replacing
 from dnw_graph._registry import Registry
 from dnw_graph.frozen.graph import FrozenGraph
 from dnw_graph.frozen.layout import TENSORS, Part
@@ -88,12 +89,8 @@ def save_frozen(
     content = save({name: x.clone() for name, x in tensors.items()}, metadata)
     if Path(path).is_dir():
         raise ValueError(f"{os.fspath(path)} is a folder: pass the path of a file")
-    temporary = Path(f"{os.fspath(path)}.part")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        partial.write_bytes(content)
 
 
 def load_frozen(path: str | os.PathLike[str]) -> FrozenModel:

@@ -9,6 +9,8 @@ from xml.etree.ElementTree import ParseError
 import networkx as nx
 import numpy as np
 
+from dnw_graph._files import replacing
+
 _NOT_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -33,29 +35,29 @@ def write_graph(graph: nx.DiGraph, path: str | Path) -> None:
         raise ValueError(
             f"expected a path that ends in .graphml, .json, .gexf or .cyjs, got {path.name}"
         )
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        if path.suffix == ".json":
-            _check_json(graph)
-            data = nx.node_link_data(graph, edges="edges")
-            partial.write_text(json.dumps(data, default=_plain), encoding="utf-8")
-        elif path.suffix == ".cyjs":
-            data = nx.cytoscape_data(graph)
-            partial.write_text(json.dumps(data, default=_plain), encoding="utf-8")
-        elif path.suffix == ".gexf":
-            _kind_of_names(graph)
-            nx.write_gexf(graph, partial)
-        else:
-            marked = graph.copy()
-            marked.graph["names"] = _kind_of_names(graph)  # GraphML stores all names as text
-            nx.write_graphml(marked, partial)
+        with replacing(path) as partial:
+            _write(graph, path.suffix, partial)
     except (TypeError, KeyError, nx.NetworkXException) as error:
-        partial.unlink(missing_ok=True)
         raise ValueError(f"{path.name} cannot hold this graph: {error}") from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    partial.replace(path)
+
+
+def _write(graph: nx.DiGraph, suffix: str, path: Path) -> None:
+    """Write a graph in the format of a suffix."""
+    if suffix == ".json":
+        _check_json(graph)
+        data = nx.node_link_data(graph, edges="edges")
+        path.write_text(json.dumps(data, default=_plain), encoding="utf-8")
+    elif suffix == ".cyjs":
+        data = nx.cytoscape_data(graph)
+        path.write_text(json.dumps(data, default=_plain), encoding="utf-8")
+    elif suffix == ".gexf":
+        _kind_of_names(graph)
+        nx.write_gexf(graph, path)
+    else:
+        marked = graph.copy()
+        marked.graph["names"] = _kind_of_names(graph)  # GraphML stores all names as text
+        nx.write_graphml(marked, path)
 
 
 def _check_json(graph: nx.DiGraph) -> None:

@@ -325,7 +325,7 @@ def test_a_file_holds_a_network(name: str, tmp_path: Path) -> None:
     loaded, x = load_frozen(tmp_path / "frozen.safetensors"), torch.randn(2, 3, 32, 32)
     assert torch.equal(loaded(x), frozen(x))
     assert loaded.notes == {"classes": "some"}
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".*.half"))
 
 
 def test_a_file_is_read_without_the_training_code(tmp_path: Path) -> None:

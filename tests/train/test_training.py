@@ -172,6 +172,19 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     assert not torch.equal(initial["classifier.weight"], last["classifier.weight"])
 
 
+def test_a_folder_is_prepared_as_the_images_of_the_run_were(finished: Path, tmp_path: Path) -> None:
+    images = open_source("digits", training=False).validation
+    for index in range(60):
+        place = tmp_path / "val" / str(int(images.labels[index]))
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[index].permute(1, 2, 0).numpy()).save(place / f"{index}.png")
+    predict = Predictor(str(finished), device="cpu")
+    correct = sum(predict(path)[0][0] == path.parent.name for path in tmp_path.rglob("*.png"))
+    assert evaluate(str(finished), data=str(tmp_path), device="cpu")["top1"] == pytest.approx(
+        correct / 60
+    )
+
+
 def test_evaluate_reproduces_the_summary_exactly(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     measured = evaluate(str(finished), device="cpu")
