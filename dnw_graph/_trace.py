@@ -1,11 +1,13 @@
 """Runs a network once and determines which channels between its layers are live."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -17,7 +19,11 @@ AVERAGE_POOLS = (
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
 )
+SEQUENCE_LAYERS = (nn.MultiheadAttention, nn.RNNBase, nn.modules.rnn.RNNCellBase)
+"""Layers whose inputs and outputs are several tensors, of which all channels are read."""
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.PReLU)
+KNOWN = (*WEIGHTED, *SEQUENCE_LAYERS, nn.Embedding)
+"""Layers with weights whose cost is known."""
 KEEPS_CHANNELS = (
     *AVERAGE_POOLS,
     *(nn.modules.batchnorm._NormBase, nn.PReLU, nn.Identity, nn.Flatten),
@@ -37,11 +43,12 @@ class Counted(Protocol):
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a layer: ``out = module(x)``."""
+    """One call of a layer: ``out = module(x, *others)``."""
 
     module: nn.Module
     x: Tensor
     out: Tensor
+    others: tuple[Tensor, ...] = ()
 
 
 class _Watch(TorchFunctionMode):
@@ -62,10 +69,12 @@ class _Watch(TorchFunctionMode):
         """Record the end of a layer."""
         self._depth -= 1
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if len(tensors) == 1 and isinstance(out, Tensor):
+        if isinstance(module, SEQUENCE_LAYERS):
+            self.calls.append(_sequence_call(module, args, kwargs, out))
+        elif len(tensors) == 1 and isinstance(out, Tensor):
             self.calls.append(Call(module, tensors[0], out))
-        else:
-            self.other_reads |= {id(x): x for x in tensors}
+            return
+        self.other_reads |= {id(x): x for x in tensors}
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -75,6 +84,15 @@ class _Watch(TorchFunctionMode):
             tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
             self.other_reads |= {id(x): x for x in tensors}
         return result
+
+
+def _sequence_call(module: nn.Module, args: Any, kwargs: Any, out: object) -> Call:
+    """Return a call with its inputs in the order of the layer's signature."""
+    arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    values = [v.data if isinstance(v, PackedSequence) else v for v in arguments.values()]
+    x, *others = (a for a in tree_leaves(values) if isinstance(a, Tensor))
+    result = next(a for a in tree_leaves(out) if isinstance(a, Tensor))
+    return Call(module, x, result, tuple(others))
 
 
 def run(model: nn.Module, example: Tensor) -> list[Call]:
@@ -92,7 +110,7 @@ def run(model: nn.Module, example: Tensor) -> list[Call]:
     results = {id(x): x for x in tree_leaves(out) if isinstance(x, Tensor)}
     other_reads = watch.other_reads | results
     return [
-        call if id(call.out) not in other_reads else _ReadElsewhere(call.module, call.x, call.out)
+        call if id(call.out) not in other_reads else _ReadElsewhere(**vars(call))
         for call in watch.calls
     ]
 
@@ -150,9 +168,9 @@ def _keeps_channels(call: Call) -> bool:
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules that count as one layer: graphs, convolutions, childless modules."""
+    """Yield the modules that count as one layer: graphs, known layers, childless modules."""
     children = list(module.children())
-    if isinstance(module, (*WEIGHTED, Counted)) or not children:
+    if isinstance(module, (*KNOWN, Counted)) or not children:
         yield module
     else:
         for child in children:
@@ -160,15 +178,10 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def unknown_layers(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules with direct parameters that are not counted.
-
-    Multi-head attention is one of them: it uses its weights without calling the layers in it.
-    """
-    if isinstance(module, (*WEIGHTED, Counted)):
+    """Yield the modules with direct parameters that are not counted."""
+    if isinstance(module, (*KNOWN, Counted)):
         return
-    is_ignored = isinstance(module, (*NORMS, nn.Embedding))
-    if not is_ignored and any(True for _ in module.parameters(recurse=False)):
+    if not isinstance(module, NORMS) and any(True for _ in module.parameters(recurse=False)):
         yield module
-    if not isinstance(module, nn.MultiheadAttention):
-        for child in module.children():
-            yield from unknown_layers(child)
+    for child in module.children():
+        yield from unknown_layers(child)

@@ -11,7 +11,7 @@ from dnw_graph import _trace
 from dnw_graph._wrapped import unwrapped
 from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.node import WithoutTime
-from dnw_graph.sparse import Layer, Weight
+from dnw_graph.sparse import Layer, Weight, parameters_of, weights_of
 from dnw_graph.topology import Role
 from dnw_graph.topology._order import distances
 
@@ -61,14 +61,17 @@ def cost(model: nn.Module, image_size: int | None = None, *, example: Tensor | N
     edge out do not count; if a graph feeds a layer, channels without a real edge in do not count.
     Channels are followed through modules that keep them separate (norms, activations, pooling,
     dropout); any other module reads every channel. For sparse layers, real weights count; for other
-    layers, weights that are not 0.
+    layers, weights that are not 0. The weights of recurrent layers count once per position;
+    attention includes its two products of queries, keys and values. Functions called without a
+    module, such as ``scaled_dot_product_attention``, do not count.
 
     Args:
         model: A network, or a single :class:`NeuralGraph`.
         image_size: Height and width in pixels of an image with as many channels as the first layer
             reads. If None, 224 if that layer is a convolution; a network whose first layer is a
             graph or linear reads one vector of features.
-        example: One input ``[1, ...]`` to use in place of an image.
+        example: One input ``[1, ...]`` to use in place of an image. The count is for the whole
+            example, so a batch of several inputs costs as many times as much.
 
     Returns:
         The cost; its string includes units.
@@ -104,11 +107,13 @@ def cost(model: nn.Module, image_size: int | None = None, *, example: Tensor | N
         else:
             entry = _layer(module, call, inputs, outputs)
         # Parameters and edges count once, multiply-adds at every call.
-        owner = Weight(module).stored if isinstance(module, Layer) else module
+        has_one = isinstance(module, Layer | nn.Embedding)
+        owner = Weight(module).stored if has_one else module
         total += Cost(macs=entry.macs) if id(owner) in counted else entry
         counted.add(id(owner))
     unknown = list({id(m): m for m in _trace.unknown_layers(model)}.values())
-    total += Cost(parameters=sum(map(_num_weights, unknown)))
+    own = (p for module in unknown for p in module.parameters(recurse=False))
+    total += Cost(parameters=sum(p.numel() for p in own if p.dim() > 1))
     _warn_of_unknown([*unknown, *(m for graph in wirings for m in _uncounted_functions(graph))])
     return total
 
@@ -165,12 +170,6 @@ def _example(model: nn.Module, image_size: int | None) -> Tensor:
 _FIRST_LAYERS = NeuralGraph, nn.Conv2d, nn.Linear
 
 
-def _num_weights(module: nn.Module) -> int:
-    """Return the number of a module's own parameters, without biases and other vectors."""
-    parameters = module.parameters(recurse=isinstance(module, nn.MultiheadAttention))
-    return sum(p.numel() for p in parameters if p.dim() > 1)
-
-
 def _uncounted_functions(graph: NeuralGraph) -> list[nn.Module]:
     """Return the node functions that have parameters, but no known number of multiply-adds."""
     functions = [*graph.nodes, *graph.messages]
@@ -205,7 +204,7 @@ def _graph(graph: NeuralGraph, edge_index: Tensor, call: _trace.Call) -> Cost:
     groups = graph.grouping.topology.blocks
     firings = schedule.firings(graph.evaluations)
     like = call.x if schedule.keeps_size else call.out
-    pixels = firings * like.shape[2 + schedule.takes_sequence :].numel()
+    pixels = firings * len(like) * like.shape[2 + schedule.takes_sequence :].numel()
     nodes = torch.arange(topology.num_nodes, device="cpu")
     has_out, has_in = torch.isin(nodes, edge_index[0]), torch.isin(nodes, edge_index[1])
     total = Cost(
@@ -238,9 +237,8 @@ def _function_parameters(function: nn.Module, live_nodes: int, nodes: int) -> in
     return total
 
 
-def _edges(layer: nn.modules.conv._ConvNd | nn.Linear) -> Cost:
+def _edges(weight: Weight) -> Cost:
     """Return the number of real weights of a layer, and of edges if :func:`sparsify` added them."""
-    weight = Weight(layer)
     total, real = weight.stored.numel(), weight.num_real
     if weight.selector is not None:
         return Cost(parameters=real, real_edges=real, candidate_edges=total)
@@ -251,22 +249,54 @@ def _layer(module: nn.Module, call: _trace.Call, inputs: Tensor, outputs: Tensor
     """Return the cost of a layer, given masks of its live input and output channels."""
     x, out = call.x, call.out
     if isinstance(module, nn.modules.conv._ConvNd):
-        edges = _edges(module)
+        edges = _edges(Weight(module))
         if module.groups == 1:
             live = int(inputs.sum()) * int(outputs.sum())
             weights = edges.parameters * live // (len(inputs) * len(outputs))
         else:
             weights = edges.parameters * int(outputs.sum()) // len(outputs)
         grid = x if module.transposed else out
-        return replace(edges, macs=weights * grid[0, 0].numel(), parameters=weights)
+        return replace(edges, macs=weights * (grid.numel() // grid.shape[1]), parameters=weights)
     if isinstance(module, nn.Linear):
-        edges = _edges(module)
+        edges = _edges(Weight(module))
         weights = edges.parameters * int(inputs.sum()) // len(inputs)
-        macs = weights * (out[0].numel() // module.out_features)
+        macs = weights * (out.numel() // module.out_features)
         return replace(edges, macs=macs, parameters=weights)
     if isinstance(module, _trace.AVERAGE_POOLS):
-        return Cost(macs=int(inputs.sum()) * x[0, 0].numel())
+        return Cost(macs=int(inputs.sum()) * (x.numel() // x.shape[1]))
     if isinstance(module, _trace.Counted):
         macs, parameters = module.counted(x.shape[2:])
-        return Cost(macs=macs, parameters=parameters)
-    return Cost(parameters=_num_weights(module) if isinstance(module, nn.Embedding) else 0)
+        return Cost(macs=len(x) * macs, parameters=parameters)
+    if isinstance(module, _trace.SEQUENCE_LAYERS):
+        return _sequence_layer(module, call)
+    return _edges(Weight(module)) if isinstance(module, nn.Embedding) else Cost()
+
+
+def _sequence_layer(module: nn.Module, call: _trace.Call) -> Cost:
+    """Return the cost of attention or of a recurrent layer for one sequence.
+
+    Recurrent layers use each real weight at every position. Attention over ``S`` keys projects its
+    ``L`` queries, the keys, and the values, and takes ``2 L S E`` multiply-adds to weigh values of
+    ``E`` features.
+    """
+    total = Cost()
+    for _, weight in weights_of(module):
+        total += _edges(weight)
+    if not isinstance(module, nn.MultiheadAttention):
+        weights = sum(weight.num_real for _, weight in weights_of(module))
+        return replace(total, macs=weights * _length(module, call.x))
+    queries, keys, values = (_length(module, x) for x in (call.x, *call.others[:2]))
+    own = [Weight(module, name).evaluated for name in parameters_of(module)]
+    projections = own[0].chunk(3) if len(own) == 1 else own
+    weights = (*projections, Weight(module.out_proj).evaluated)
+    lengths = (queries, keys, values, queries)
+    macs = sum(int(w.count_nonzero()) * n for w, n in zip(weights, lengths, strict=True))
+    extra_keys = int(module.bias_k is not None) + int(module.add_zero_attn)
+    return replace(total, macs=macs + 2 * queries * (keys + extra_keys) * module.embed_dim)
+
+
+def _length(module: nn.Module, x: Tensor) -> int:
+    """Return the number of positions of one sequence in a layer's input."""
+    if isinstance(module, nn.modules.rnn.RNNCellBase):
+        return 1
+    return x.shape[1 if x.dim() > 2 and module.batch_first else 0]

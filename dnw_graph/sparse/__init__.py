@@ -1,7 +1,14 @@
 """Sparse versions of any network: every weight is a candidate edge."""
 
 from dnw_graph.sparse.budgets import Spread
-from dnw_graph.sparse.layers import Layer, SparseWeight, Weight, sparse_weights_of, weights_of
+from dnw_graph.sparse.layers import (
+    Layer,
+    SparseWeight,
+    Weight,
+    parameters_of,
+    sparse_weights_of,
+    weights_of,
+)
 from dnw_graph.sparse.report import LayerSparsity, Sparsity, sparsity
 from dnw_graph.sparse.sparsify import bake, sparsify
 
@@ -13,6 +20,7 @@ __all__ = [
     "Spread",
     "Weight",
     "bake",
+    "parameters_of",
     "sparse_weights_of",
     "sparsify",
     "sparsity",

@@ -127,7 +127,7 @@ def weights_of(module: nn.Module, embeddings: bool = True) -> Iterator[tuple[str
         ValueError: A layer is uninitialised: its shape is not known yet.
     """
     for path, layer in module.named_modules():
-        for parameter in _parameters_of(layer, embeddings):
+        for parameter in parameters_of(layer, embeddings):
             weight = Weight(layer, parameter)
             name = path if parameter == "weight" else f"{path}.{parameter}".removeprefix(".")
             if isinstance(weight.stored, nn.UninitializedParameter):
@@ -138,7 +138,7 @@ def weights_of(module: nn.Module, embeddings: bool = True) -> Iterator[tuple[str
                 yield name, weight
 
 
-def _parameters_of(layer: nn.Module, embeddings: bool) -> list[str]:
+def parameters_of(layer: nn.Module, embeddings: bool = True) -> list[str]:
     """Return the names of a module's weights that can be made sparse."""
     if isinstance(layer, Layer) or (embeddings and isinstance(layer, nn.Embedding)):
         return ["weight"]

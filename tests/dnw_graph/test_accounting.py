@@ -1,6 +1,7 @@
 """What a network costs, counted by hand."""
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -234,13 +235,125 @@ class Timeless(nn.GELU):
         return super().forward(x)
 
 
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale
+
+
 def test_layers_of_unknown_cost_count_their_parameters() -> None:
-    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    with pytest.warns(UserWarning, match="MultiheadAttention"):
-        counted = cost(layer, example=torch.zeros(1, 3, 8))
-    expected = sum(p.numel() for p in layer.parameters() if p.dim() > 1)
-    assert counted.parameters == expected
-    assert cost(nn.Embedding(7, 3), example=torch.zeros(1, 2, dtype=torch.int64)).parameters == 21
+    with pytest.warns(UserWarning, match="multiply-adds Scaled takes"):
+        counted = cost(nn.Sequential(Scaled(), nn.Linear(8, 2)), example=torch.zeros(1, 3, 8))
+    assert (counted.parameters, counted.macs) == (24 + 16, 3 * 16)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_transformer_layers_are_counted(batch_first: bool) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        counted = cost(layer, example=torch.zeros((1, 5, 8) if batch_first else (5, 1, 8)))
+    weights = sum(p.numel() for p in layer.parameters() if p.dim() > 1)
+    assert counted.parameters == weights
+    assert counted.macs == 5 * weights + 2 * 5 * 5 * 8
+
+
+class Across(nn.Module):
+    """Attention from 2 queries to a sequence."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, **options)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        keys = x[..., : self.attention.kdim]
+        states: torch.Tensor = self.attention(x[:, :2], value=x, key=keys, need_weights=False)[0]
+        return states
+
+
+def test_attention_counts_projections_at_their_positions_and_products() -> None:
+    example = torch.zeros(1, 5, 8)
+    counted = cost(Across(), example=example)
+    assert counted.parameters == 4 * 64
+    assert counted.macs == (2 + 5 + 5 + 2) * 64 + 2 * 2 * 5 * 8
+    counted = cost(Across(kdim=6, add_bias_kv=True, add_zero_attn=True), example=example)
+    assert counted.macs == (2 + 5 + 2) * 64 + 5 * 6 * 8 + 2 * 2 * 7 * 8
+    network = sparsify(Across(), 0.25)
+    counted = cost(network, example=example)
+    assert (counted.parameters, counted.real_edges, counted.candidate_edges) == (64, 64, 256)
+    real = [int(w.count_nonzero()) for w in bake(network).attention.in_proj_weight.chunk(3)]
+    assert counted.macs == 2 * real[0] + 5 * (real[1] + real[2]) + 2 * 16 + 2 * 2 * 5 * 8
+
+
+class Last(nn.Module):
+    """The last output of a recurrent layer."""
+
+    def __init__(self, layer: nn.Module, pack: bool = False) -> None:
+        super().__init__()
+        self.layer, self.pack = layer, pack
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.pack:
+            packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([x.shape[1]]), True)
+            return self.layer(packed)[0].data[-1:]
+        return self.layer(x)[0][:, -1]
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_recurrent_layers_count_once_per_position(pack: bool) -> None:
+    lstm = nn.LSTM(4, 6, num_layers=2, bidirectional=True, batch_first=True)
+    weights = sum(p.numel() for p in lstm.parameters() if p.dim() > 1)
+    example = torch.zeros(1, 7, 4)
+    counted = cost(Last(lstm, pack), example=example)
+    assert (counted.parameters, counted.macs) == (weights, 7 * weights)
+    counted = cost(Last(sparsify(lstm, 0.5), pack), example=example)
+    assert counted.parameters == counted.real_edges == weights // 2
+    assert (counted.macs, counted.candidate_edges) == (7 * weights // 2, weights)
+
+
+def test_a_layer_counts_positions_that_a_network_moves_into_the_batch() -> None:
+    class Frames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 4, 1), nn.Linear(4, 5)
+            self.pool = nn.AdaptiveAvgPool2d(1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            maps = self.pool(self.conv(x.flatten(0, 1))).flatten(1)
+            return self.linear(maps).unflatten(0, x.shape[:2])
+
+    counted = cost(Frames(), example=torch.zeros(1, 6, 3, 2, 2))
+    assert counted.macs == 6 * (4 * 12 + 4 * 4 + 20)
+
+
+def test_recurrent_cells_count_once_per_call() -> None:
+    cell = nn.GRUCell(4, 6)
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = cell
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.cell(x, self.cell(x))
+
+    counted = cost(Twice(), example=torch.zeros(1, 4))
+    assert (counted.parameters, counted.macs) == (18 * 10, 2 * 18 * 10)
+
+
+def test_embeddings_count_real_weights_and_shared_ones_once() -> None:
+    embedding = nn.Embedding(8, 3)
+    example = torch.zeros(1, 2, dtype=torch.int64)
+    assert cost(embedding, example=example).parameters == 24
+    output = nn.Linear(3, 8, bias=False)
+    output.weight = embedding.weight
+    assert cost(nn.Sequential(embedding, output), example=example).parameters == 24
+    sparse = sparsify(nn.Sequential(embedding), 0.5, embeddings=True)
+    counted = cost(sparse, example=example)
+    assert (counted.parameters, counted.candidate_edges, counted.macs) == (12, 24, 0)
 
 
 @pytest.mark.parametrize("node", ["relu", "identity"])
