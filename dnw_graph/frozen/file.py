@@ -18,6 +18,8 @@ from dnw_graph._registry import Registry
 from dnw_graph.frozen.graph import FrozenGraph
 from dnw_graph.frozen.layout import TENSORS, Part
 from dnw_graph.frozen.model import FrozenModel
+from dnw_graph.frozen.recurrent import FrozenRecurrent
+from dnw_graph.schedule import Discrete
 from dnw_graph.topology import Role
 
 FORMAT = "dnw-graph frozen 1"
@@ -149,6 +151,16 @@ def _described(layer: nn.Module) -> dict[str, Any]:
     if isinstance(layer, FrozenGraph):
         parts = [dataclasses.asdict(part) for part in layer.parts]
         return {"layer": "FrozenGraph", "parts": parts, "strides": layer.strides}
+    if isinstance(layer, FrozenRecurrent):
+        schedule = {name: getattr(layer.schedule, name) for name in ("steps", "input", "read")}
+        return {
+            "layer": "FrozenRecurrent",
+            "step": _described(layer.step),
+            "start": _described(layer.start),
+            "schedule": schedule,
+            "num_nodes": layer.num_nodes,
+            "num_inputs": layer.num_inputs,
+        }
     name = type(layer).__name__
     if name not in LAYERS or LAYERS[name].build is not type(layer):
         raise ValueError(
@@ -165,15 +177,18 @@ def _rebuild(descriptions: list[dict[str, Any]], tensors: dict[str, Tensor]) -> 
     """Return a network of layers as :func:`_described` returns them, with tensors by name."""
     layers = []
     for at, description in enumerate(descriptions):
-        prefix = f"{at}."
-        layer_tensors = {
-            name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)
-        }
-        layers.append(_rebuild_layer(description, layer_tensors))
+        layers.append(_rebuild_layer(description, _below(f"{at}.", tensors)))
     unknown = tensors.keys() - FrozenModel(*layers).state_dict().keys()
     if unknown:
         raise ValueError(f"it has tensors that belong to no layer: {', '.join(sorted(unknown))}")
     return FrozenModel(*layers).eval().requires_grad_(False)
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, named without it."""
+    return {
+        name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)
+    }
 
 
 def _rebuild_layer(description: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
@@ -190,6 +205,20 @@ def _rebuild_layer(description: dict[str, Any], tensors: dict[str, Tensor]) -> n
                 f"a graph has the tensors {', '.join(TENSORS)}, got {', '.join(sorted(tensors))}"
             )
         return FrozenGraph(parts, tuple(description["strides"]), **tensors)
+    if name == "FrozenRecurrent":
+        graphs = {
+            part: _rebuild_layer(description[part], _below(f"{part}.", tensors))
+            for part in ("step", "start")
+        }
+        if not all(isinstance(graph, FrozenGraph) for graph in graphs.values()):
+            raise ValueError("a recurrent graph has steps that are not graphs")
+        return FrozenRecurrent(
+            **graphs,
+            schedule=Discrete(**description["schedule"]),
+            num_nodes=int(description["num_nodes"]),
+            num_inputs=int(description["num_inputs"]),
+            **{key: x for key, x in tensors.items() if "." not in key},
+        )
     options = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in description["options"].items()

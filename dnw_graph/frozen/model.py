@@ -14,7 +14,7 @@ from dnw_graph._wrapped import unwrapped
 from dnw_graph.frozen.engine import usable
 from dnw_graph.frozen.graph import FrozenGraph
 from dnw_graph.frozen.layout import Part
-from dnw_graph.frozen.recurrent import FrozenRecurrent
+from dnw_graph.frozen.recurrent import FrozenRecurrent, freeze_recurrent
 from dnw_graph.frozen.report import Report, counts, report
 from dnw_graph.frozen.unroll import unroll
 from dnw_graph.neural_graph import GraphState, NeuralGraph
@@ -284,7 +284,7 @@ def _freeze_layers(layers: Sequence[nn.Module]) -> list[nn.Module]:
     for layer in reversed(layers):
         following = frozen[0] if frozen else None
         if isinstance(layer, NeuralGraph) and _takes_or_returns_sequences(layer):
-            frozen.insert(0, FrozenRecurrent(layer))
+            frozen.insert(0, freeze_recurrent(layer))
             continue
         if isinstance(layer, NeuralGraph):
             read = _read(following, layer.topology.num_outputs)

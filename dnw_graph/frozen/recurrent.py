@@ -24,10 +24,19 @@ class FrozenRecurrent(nn.Module):
     in any number of steps are not computed; in a returned state they are 0.
 
     Args:
-        graph: The graph; it is not changed.
+        step: Graph from the channels of a frame, followed by the states of ``nodes``, to their new
+            states.
+        start: Graph from a frame to the states at time 0 of the nodes ``inputs``.
+        schedule: The schedule of the graph.
+        num_nodes: Number of nodes of the graph.
+        num_inputs: Number of channels of a frame.
+        nodes: Nodes whose states are computed, ascending.
+        channels: Channels that input nodes read.
+        inputs: Indices in ``nodes`` of these input nodes.
+        outputs: Indices in ``nodes`` of the outputs, by channel.
 
     Raises:
-        ValueError: A node function cannot be frozen, or depends on the time.
+        ValueError: An index is out of range.
     """
 
     nodes: Tensor
@@ -35,26 +44,27 @@ class FrozenRecurrent(nn.Module):
     inputs: Tensor
     outputs: Tensor
 
-    def __init__(self, graph: NeuralGraph) -> None:
+    def __init__(
+        self,
+        step: FrozenGraph,
+        start: FrozenGraph,
+        schedule: Discrete,
+        num_nodes: int,
+        num_inputs: int,
+        **indices: Tensor,
+    ) -> None:
         super().__init__()
-        schedule = graph.schedule
-        assert isinstance(schedule, Discrete)
-        self.schedule, topology = schedule, graph.topology
-        self.num_nodes, self.num_inputs = topology.num_nodes, topology.num_inputs
-        wiring = graph.wiring()
-        edge_index = wiring.edge_index.cpu()[:, wiring.edge_weight.cpu() != 0]
-        needed = reached(edge_index.flip(0), self.num_nodes, topology.outputs.unique())
-        index = needed.cumsum(0) - 1
-        #: Nodes whose states are computed, ascending.
-        self.register_buffer("nodes", needed.nonzero().flatten(), persistent=False)
-        read = needed[topology.inputs].nonzero().flatten()
-        #: Channels that input nodes read, and the indices in ``nodes`` of these input nodes.
-        self.register_buffer("channels", read, persistent=False)
-        self.register_buffer("inputs", index[topology.inputs[read]], persistent=False)
-        #: Indices in ``nodes`` of the outputs, by channel.
-        self.register_buffer("outputs", index[topology.outputs], persistent=False)
-        self.step = _step(graph, needed)
-        self.start = _start(graph, topology.inputs[read])
+        self.step, self.start, self.schedule = step, start, schedule
+        self.num_nodes, self.num_inputs = num_nodes, num_inputs
+        count = len(indices["nodes"])
+        sizes = {"nodes": num_nodes, "channels": num_inputs, "inputs": count, "outputs": count}
+        for name, size in sizes.items():
+            index = indices[name]
+            if index.dtype != torch.int64 or index.dim() != 1:
+                raise ValueError(f"{name} must be a vector of int64")
+            if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
+                raise ValueError(f"{name} must be from 0 to {size - 1}")
+            self.register_buffer(name, index)
 
     def forward(
         self, x: Tensor, state: GraphState | None = None, lengths: Tensor | None = None
@@ -120,6 +130,31 @@ class FrozenRecurrent(nn.Module):
         states = frame[:, self.channels] if self.schedule.input == "start" else self.start(frame)
         z = frame.new_zeros(frame.shape[0], len(self.nodes), *frame.shape[2:])
         return z.index_copy(1, self.inputs, states)
+
+
+def freeze_recurrent(graph: NeuralGraph) -> FrozenRecurrent:
+    """Return a frozen copy of a graph in discrete time that takes or returns sequences.
+
+    Raises:
+        ValueError: A node function cannot be frozen, or depends on the time.
+    """
+    topology, schedule, wiring = graph.topology, graph.schedule, graph.wiring()
+    assert isinstance(schedule, Discrete)
+    edge_index = wiring.edge_index.cpu()[:, wiring.edge_weight.cpu() != 0]
+    needed = reached(edge_index.flip(0), topology.num_nodes, topology.outputs.unique())
+    index = needed.cumsum(0) - 1
+    channels = needed[topology.inputs].nonzero().flatten()
+    return FrozenRecurrent(
+        _step(graph, needed),
+        _start(graph, topology.inputs[channels]),
+        schedule,
+        topology.num_nodes,
+        topology.num_inputs,
+        nodes=needed.nonzero().flatten(),
+        channels=channels,
+        inputs=index[topology.inputs[channels]],
+        outputs=index[topology.outputs],
+    )
 
 
 def _step(graph: NeuralGraph, needed: Tensor) -> FrozenGraph:

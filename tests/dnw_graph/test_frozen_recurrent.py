@@ -1,12 +1,14 @@
 """Frozen graphs that take or return sequences, with states kept between calls."""
 
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from dnw_graph import NeuralGraph, Topology, freeze, freeze_graphs, save_frozen
+from dnw_graph import NeuralGraph, Topology, freeze, freeze_graphs, load_frozen, save_frozen
 from dnw_graph.frozen import FrozenRecurrent, to_exported
 from dnw_graph.node import NormReluConv, Relu
 from tests.conftest import relative_error
@@ -91,13 +93,45 @@ def test_one_step_is_exported_and_networks_take_it() -> None:
         assert relative_error(copy(x), network(x)) < 1e-5
 
 
-def test_errors(tmp_path: Any) -> None:
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_file_holds_the_graph(schedule: str, tmp_path: Path) -> None:
+    network = torch.nn.Sequential(made(Topology.recurrent(2, 9, 3), schedule, NODES[1])).eval()
+    frozen, path = freeze(network), tmp_path / "graph.safetensors"
+    save_frozen(frozen, path, notes={"rate": "8 kHz"})
+    loaded = load_frozen(path)
+    x = torch.randn(2, *([6] if "new" in schedule else []), 2)
+    assert torch.equal(loaded(x), frozen(x))
+    y, state = loaded(x, loaded[0].initial_state(x))
+    expected, expected_state = frozen(x, frozen[0].initial_state(x))
+    assert torch.equal(y, expected)
+    assert torch.equal(state.states, expected_state.states)
+    assert loaded.notes == {"rate": "8 kHz"}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("outputs", lambda x: x + 100, "outputs must be from 0 to"),
+        ("channels", lambda x: x - 1, "channels must be from 0 to 1"),
+        ("nodes", lambda x: x.float(), "nodes must be a vector of int64"),
+        ("inputs", lambda x: x[None], "inputs must be a vector of int64"),
+    ],
+)
+def test_a_file_with_wrong_indices_is_refused(
+    name: str, change: Callable[[torch.Tensor], torch.Tensor], message: str, tmp_path: Path
+) -> None:
+    frozen = freeze(made(Topology.recurrent(2, 9, 3), SCHEDULES[1], NODES[0]))
+    setattr(frozen[0], name, change(getattr(frozen[0], name)))
+    save_frozen(frozen, tmp_path / "graph.safetensors")
+    with pytest.raises(ValueError, match=message):
+        load_frozen(tmp_path / "graph.safetensors")
+
+
+def test_errors() -> None:
     graph = made(Topology.recurrent(2, 9, 3), SCHEDULES[1], NODES[0])
     frozen, x = freeze(graph), torch.randn(2, 5, 2)
     with pytest.raises(ValueError, match="pass an example"):
         frozen.report()
-    with pytest.raises(ValueError, match="FrozenRecurrent"):
-        save_frozen(frozen, tmp_path / "x.safetensors")
     static = freeze(NeuralGraph(Topology.layered([2, 3]), num_edges=4, node="relu"))
     with pytest.raises(ValueError, match="frozen alone"):
         static(torch.randn(1, 2), frozen[0].initial_state(x))
