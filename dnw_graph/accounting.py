@@ -279,12 +279,9 @@ def _sequence_layer(module: nn.Module, call: _trace.Call) -> Cost:
     ``L`` queries, the keys, and the values, and takes ``2 L S E`` multiply-adds to weigh values of
     ``E`` features.
     """
-    total = Cost()
-    for _, weight in weights_of(module):
-        total += _edges(weight)
+    total = sum((_edges(weight) for _, weight in weights_of(module)), Cost())
     if not isinstance(module, nn.MultiheadAttention):
-        weights = sum(weight.num_real for _, weight in weights_of(module))
-        return replace(total, macs=weights * _length(module, call.x))
+        return replace(total, macs=total.parameters * _length(module, call.x))
     queries, keys, values = (_length(module, x) for x in (call.x, *call.others[:2]))
     own = [Weight(module, name).evaluated for name in parameters_of(module)]
     projections = own[0].chunk(3) if len(own) == 1 else own

@@ -1,16 +1,13 @@
-"""Run frozen graphs on a CPU, by sparse kernels or dense products, depending on measured times.
+"""Run frozen graphs on a CPU, by sparse kernels or dense products, whichever should be faster.
 
 docs/kernels.md explains the design.
 """
 
-import itertools
 import math
 import operator
 import threading
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -27,22 +24,30 @@ PLANS = 64  # most plans that an engine keeps
 PLAN_BYTES = 2**28  # most memory of the plans that it keeps, besides that of the last one used
 
 
-@dataclass(frozen=True)
-class PartKernel:
-    """How the messages into a part are summed.
+# Fitted by benchmarks/frozen_kernels.py. The unit of cost is the time for one edge of a sparse sum.
+NODE_COST, COLUMN_COST = 120, 0.7  # of a dense product: per node, and per node and column
+EDGES_BY_TILE = 16  # edges per node from which BY_TILE is faster on one thread
 
-    Attributes:
-        at: Index of the part.
-        kind: The kernel in use: ``BY_TILE``, ``BY_NODE`` or ``DENSE``.
+
+def kernel_of(nodes: int, edges: int, columns: int, threads: int) -> int:
+    """Return the kernel that is expected to sum the messages into a part in the shortest time.
+
+    The choice depends on sizes alone, so outputs do not differ from run to run.
+
+    Args:
+        nodes: Number of nodes.
+        edges: Number of edges into them.
+        columns: Number of rows of states that a dense product would read.
+        threads: Number of threads.
+
+    Returns:
+        ``BY_TILE``, ``BY_NODE`` or ``DENSE``.
     """
-
-    at: int
-    kind: int
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether the dense product is used."""
-        return self.kind == kernels.DENSE
+    if edges > nodes * (NODE_COST + COLUMN_COST * columns):
+        return kernels.DENSE
+    if threads == 1 and edges > nodes * EDGES_BY_TILE:
+        return kernels.BY_TILE
+    return kernels.BY_NODE
 
 
 class Engine:
@@ -58,7 +63,6 @@ class Engine:
     def __init__(self, graph: Layout) -> None:
         self.graph = graph
         self._plans: dict[tuple[int, ...], _Plan] = {}
-        self._kernels_by_scale: dict[tuple[int, int], list[PartKernel]] = {}
         self._matrices: dict[int, tuple[Tensor, slice]] = {}
         self._lock = threading.Lock()
         self.parts, self.nodes = _live_parts(graph)
@@ -149,10 +153,13 @@ class Engine:
             and bool(self.graph.reached[: len(self.graph.inputs)].all())
         )
 
-    def part_kernels(self, x: Tensor) -> list[PartKernel]:
-        """Return how messages are summed for an input ``[1, ...]``, for parts with edges."""
+    def kinds(self, x: Tensor) -> list[int]:
+        """Return the kernels that sum the messages into the parts, for an input ``[1, ...]``.
+
+        Parts without edges are left out.
+        """
         with self._lock:
-            return self._plan(x, 1).part_kernels
+            return list(self._plan(x, 1).kinds.values())
 
     def _plan(self, x: Tensor, batch: int, stem: nn.Conv2d | None = None) -> "_Plan":
         """Return the plan for ``batch`` inputs of the size of ``x [1, ...]``."""
@@ -171,38 +178,26 @@ class Engine:
         while self._plans and (len(self._plans) >= PLANS or total > PLAN_BYTES):
             total -= self._plans.pop(next(iter(self._plans))).nbytes
 
+    def edges(self, at: int) -> slice:
+        """Return the range of edges into a part."""
+        first = sum(len(part) for part in self.parts[:at])
+        return slice(int(self.ptr[first]), int(self.ptr[first + len(self.parts[at])]))
+
+    def columns(self, at: int) -> range:
+        """Return the range of rows that hold the sources of a part's edges."""
+        source = self.source[self.edges(at)]
+        return range(int(source.min()), int(source.max()) + 1)
+
     def matrix(self, at: int) -> tuple[Tensor, slice]:
         """Return the weights into a part as a dense matrix, and the rows that it multiplies."""
         if at not in self._matrices:
+            edges, columns = self.edges(at), self.columns(at)
             first = sum(len(part) for part in self.parts[:at])
-            edges = slice(int(self.ptr[first]), int(self.ptr[first + len(self.parts[at])]))
-            source = torch.from_numpy(self.source[edges]).long()
-            rows = slice(int(source.min()), int(source.max()) + 1)
-            matrix = _zeros(len(self.parts[at]), rows.stop - rows.start)
-            matrix[self.target[edges] - first, source - rows.start] = torch.from_numpy(
-                self.weight[edges]
-            )
-            self._matrices[at] = matrix, rows
+            source = torch.from_numpy(self.source[edges]).long() - columns.start
+            matrix = _zeros(len(self.parts[at]), len(columns))
+            matrix[self.target[edges] - first, source] = torch.from_numpy(self.weight[edges])
+            self._matrices[at] = matrix, slice(columns.start, columns.stop)
         return self._matrices[at]
-
-    def known_kernels(self, positions: int) -> list[PartKernel] | None:
-        """Return the fastest kernels for about this many pixels; None if they were not measured.
-
-        Args:
-            positions: Pixels of a state of the first level, of all images of a plan.
-        """
-        return self._kernels_by_scale.get(self._scale(positions))
-
-    def remember(self, positions: int, part_kernels: list[PartKernel]) -> None:
-        """Keep measured kernels for :meth:`known_kernels`, and drop matrices that no plan uses."""
-        self._kernels_by_scale[self._scale(positions)] = part_kernels
-        measured = itertools.chain.from_iterable(self._kernels_by_scale.values())
-        dense = {part_kernel.at for part_kernel in measured if part_kernel.is_dense}
-        self._matrices = {at: matrix for at, matrix in self._matrices.items() if at in dense}
-
-    def _scale(self, positions: int) -> tuple[int, int]:
-        """Return a number of pixels as a power of four, and the number of threads."""
-        return positions.bit_length() // 2, torch.get_num_threads()
 
     def _constant_input(self, x: Tensor) -> Tensor:
         """Return ``x`` with zeros in all channels but those of constant input nodes."""
@@ -227,7 +222,6 @@ class _Plan:
     ) -> None:
         graph = engine.graph
         self.engine, self.batch, self.stem = engine, batch, stem
-        zeros = _zeros(batch, x.shape[1], math.prod(x.shape[2:]))
         image = x.shape[1:]
         if stem is not None:
             x = stem(x)
@@ -239,8 +233,7 @@ class _Plan:
         self.constant = (~graph.reached[graph.outputs]).nonzero().flatten()
         if not bool(graph.reached.all()):
             self._fill_constants(x)
-        self.dense: dict[int, tuple[Tensor, slice]] = {}
-        self._choose(zeros)
+        self._choose_kernels()
 
     def _lay_out_levels(self) -> None:
         """Lay out memory for states and sums, and make the masks of padding."""
@@ -413,36 +406,19 @@ class _Plan:
             maps[rows] = sums.view(len(receivers), 1, *maps.shape[2:])
         self.constants = level_states[graph.places[graph.outputs[self.constant]]]
 
-    def _choose(self, x: Tensor) -> None:
-        """Choose the fastest kernel for each part, measured for inputs of about this size."""
-        positions = self.batch * math.prod(self.sizes[0])
-        part_kernels = self.engine.known_kernels(positions)
-        if part_kernels is None:
-            part_kernels = self._measure(x)
-            self.engine.remember(positions, part_kernels)
-        self.part_kernels = part_kernels
-        for part_kernel in part_kernels:
-            self.blocks[part_kernel.at, kernels.KIND] = part_kernel.kind
-        self.dense = {p.at: self.engine.matrix(p.at) for p in part_kernels if p.is_dense}
-
-    def _measure(self, x: Tensor) -> list[PartKernel]:
-        """Time each part with each kernel, and return the fastest kernels."""
-        engine, part_kernels = self.engine, []
-        out = np.zeros((len(x), *self.outputs), dtype=np.float32)
+    def _choose_kernels(self) -> None:
+        """Choose how the messages into each part with edges are summed."""
+        engine = self.engine
+        self.kinds: dict[int, int] = {}
         for at, part in enumerate(engine.parts):
-            first, past = self.blocks[at, :2]
-            if part.role == Role.INPUT or engine.ptr[past] == engine.ptr[first]:
+            edges = engine.edges(at)
+            if part.role == Role.INPUT or edges.start == edges.stop:
                 continue
-            matrix, rows = engine.matrix(at)
-            seconds = {}
-            for kind in (kernels.BY_TILE, kernels.BY_NODE, kernels.DENSE):
-                self.blocks[at, kernels.KIND] = kind
-                self.dense = {at: (matrix, rows)} if kind == kernels.DENSE else {}
-                seconds[kind] = _seconds(partial(self._fire, x.numpy(), out, at, at + 1))
-            kind = min(seconds, key=lambda kind: seconds[kind])
+            size = len(part), edges.stop - edges.start, len(engine.columns(at))
+            kind = self.kinds[at] = kernel_of(*size, torch.get_num_threads())
             self.blocks[at, kernels.KIND] = kind
-            part_kernels.append(PartKernel(at, kind))
-        return part_kernels
+        dense = [at for at, kind in self.kinds.items() if kind == kernels.DENSE]
+        self.dense = {at: engine.matrix(at) for at in dense}
 
     @property
     def nbytes(self) -> int:
@@ -477,16 +453,6 @@ def _offsets(sizes: Sequence[int], lives: Sequence[tuple[int, int]]) -> list[int
 def _map_size(x: Tensor) -> tuple[int, ...]:
     """Return the height and width of an input's maps; features that are not maps are one line."""
     return tuple(x.shape[2:]) if x.dim() == 4 else (1, math.prod(x.shape[2:]))
-
-
-def _seconds(function: Callable[[], object], repeats: int = 3) -> float:
-    """Return the shortest time of some calls in seconds, after a warm-up call."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
 
 
 def _live_parts(graph: Layout) -> tuple[list[Part], Tensor]:

@@ -186,9 +186,7 @@ def _rebuild(descriptions: list[dict[str, Any]], tensors: dict[str, Tensor]) -> 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors whose names begin with a prefix, named without it."""
-    return {
-        name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)
-    }
+    return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
 
 def _rebuild_layer(description: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
@@ -206,18 +204,19 @@ def _rebuild_layer(description: dict[str, Any], tensors: dict[str, Tensor]) -> n
             )
         return FrozenGraph(parts, tuple(description["strides"]), **tensors)
     if name == "FrozenRecurrent":
-        graphs = {
-            part: _rebuild_layer(description[part], _below(f"{part}.", tensors))
+        step, start = (
+            _rebuild_layer(description[part], _below(f"{part}.", tensors))
             for part in ("step", "start")
-        }
-        if not all(isinstance(graph, FrozenGraph) for graph in graphs.values()):
-            raise ValueError("a recurrent graph has steps that are not graphs")
+        )
+        if not (isinstance(step, FrozenGraph) and isinstance(start, FrozenGraph)):
+            raise ValueError("the steps of a recurrent graph must be graphs")
         return FrozenRecurrent(
-            **graphs,
-            schedule=Discrete(**description["schedule"]),
-            num_nodes=int(description["num_nodes"]),
-            num_inputs=int(description["num_inputs"]),
-            **{key: x for key, x in tensors.items() if "." not in key},
+            step,
+            start,
+            Discrete(**description["schedule"]),
+            int(description["num_nodes"]),
+            int(description["num_inputs"]),
+            {key: x for key, x in tensors.items() if "." not in key},
         )
     options = {
         key: tuple(value) if isinstance(value, list) else value

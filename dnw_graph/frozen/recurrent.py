@@ -1,5 +1,6 @@
 """Frozen graphs in discrete time that take or return sequences."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,10 +31,9 @@ class FrozenRecurrent(nn.Module):
         schedule: The schedule of the graph.
         num_nodes: Number of nodes of the graph.
         num_inputs: Number of channels of a frame.
-        nodes: Nodes whose states are computed, ascending.
-        channels: Channels that input nodes read.
-        inputs: Indices in ``nodes`` of these input nodes.
-        outputs: Indices in ``nodes`` of the outputs, by channel.
+        indices: ``nodes``: nodes whose states are computed, ascending. ``channels``: channels that
+            input nodes read. ``inputs``: indices in ``nodes`` of these input nodes. ``outputs``:
+            indices in ``nodes`` of the outputs, by channel.
 
     Raises:
         ValueError: An index is out of range.
@@ -51,7 +51,7 @@ class FrozenRecurrent(nn.Module):
         schedule: Discrete,
         num_nodes: int,
         num_inputs: int,
-        **indices: Tensor,
+        indices: Mapping[str, Tensor],
     ) -> None:
         super().__init__()
         self.step, self.start, self.schedule = step, start, schedule
@@ -150,10 +150,12 @@ def freeze_recurrent(graph: NeuralGraph) -> FrozenRecurrent:
         schedule,
         topology.num_nodes,
         topology.num_inputs,
-        nodes=needed.nonzero().flatten(),
-        channels=channels,
-        inputs=index[topology.inputs[channels]],
-        outputs=index[topology.outputs],
+        {
+            "nodes": needed.nonzero().flatten(),
+            "channels": channels,
+            "inputs": index[topology.inputs[channels]],
+            "outputs": index[topology.outputs],
+        },
     )
 
 

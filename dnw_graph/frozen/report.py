@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dnw_graph.frozen._kernels import DENSE
 from dnw_graph.frozen.graph import FrozenGraph
 from dnw_graph.topology import Role
 
@@ -153,11 +154,11 @@ def _counted(layer: nn.Module, x: Tensor, out: Tensor, live: Tensor) -> tuple[in
 
 def _remark(graph: FrozenGraph, x: Tensor) -> str:
     """Return the numbers of nodes, edges and kernels of a graph as text."""
-    part_kernels = graph.engine.part_kernels(x)
-    dense = sum(part_kernel.is_dense for part_kernel in part_kernels)
+    kinds = graph.engine.kinds(x)
+    dense = kinds.count(DENSE)
     hidden = sum(len(p) for p in graph.parts if p.role == Role.HIDDEN)
     constants = int((~graph.reached).sum())
     return (
         f"{graph.num_nodes} nodes ({hidden} hidden, {constants} constant), "
-        f"{graph.num_edges:,} edges; {len(part_kernels) - dense} sums sparse, {dense} dense"
+        f"{graph.num_edges:,} edges; {len(kinds) - dense} sums sparse, {dense} dense"
     )
