@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from dnw_graph import _trace
+from dnw_graph._deprecated import warn_renamed
 from dnw_graph._wrapped import unwrapped
 from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.node import WithoutTime
 from dnw_graph.sparse import Layer, Weight, parameters_of, weights_of
 from dnw_graph.topology import Role
-from dnw_graph.topology._order import distances
+from dnw_graph.topology.order import distances
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,8 @@ class Cost:
         real_edges: Real edges of all graphs.
         candidate_edges: Candidate edges of all graphs.
         dead_nodes: Nodes without a real edge out, other than outputs, as the paper counts them.
-        unneeded_nodes: Nodes without a path of real edges to an output that is read, also called
-            unreachable: dead nodes, nodes that feed only such nodes, and outputs that are not read.
+        unreachable_nodes: Nodes without a path of real edges to an output that is read: dead nodes,
+            nodes that feed only such nodes, and outputs that are not read.
             :func:`freeze` removes them.
     """
 
@@ -37,7 +38,13 @@ class Cost:
     real_edges: int = 0
     candidate_edges: int = 0
     dead_nodes: int = 0
-    unneeded_nodes: int = 0
+    unreachable_nodes: int = 0
+
+    @property
+    def unneeded_nodes(self) -> int:
+        """Deprecated name of ``unreachable_nodes``."""
+        warn_renamed("Cost.unneeded_nodes", "unreachable_nodes")
+        return self.unreachable_nodes
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(**{name: getattr(other, name) + n for name, n in vars(self).items()})
@@ -48,7 +55,7 @@ class Cost:
             f"{self.macs:,} MACs per image ({2 * self.macs:,} FLOPs), "
             f"{self.parameters:,} parameters, {self.real_edges:,} real of "
             f"{self.candidate_edges:,} candidate edges{share}, {self.dead_nodes:,} dead nodes, "
-            f"{self.unneeded_nodes:,} unreachable nodes"
+            f"{self.unreachable_nodes:,} unreachable nodes"
         )
 
 
@@ -98,7 +105,7 @@ def cost(model: nn.Module, image_size: int | None = None, *, example: Tensor | N
         if isinstance(call.module, NeuralGraph)
     }
     live, unreachable = _liveness(calls, wirings)
-    total = Cost(unneeded_nodes=unreachable)
+    total = Cost(unreachable_nodes=unreachable)
     counted = set()
     for call, (inputs, outputs) in zip(calls, live, strict=True):
         module = call.module

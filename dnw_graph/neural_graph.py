@@ -22,7 +22,7 @@ from dnw_graph.schedule import (
     Schedule,
     checked_lengths,
 )
-from dnw_graph.schedule._checks import check_input_shape, check_state
+from dnw_graph.schedule.checks import check_input_shape, check_state
 from dnw_graph.topology import Role, Topology
 from dnw_graph.wiring import RULES, CandidateModule, EdgeSelector, Rule, Wiring
 

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -42,6 +42,8 @@ class MobileNetV1Config(ModelConfig):
     width: float = 1.0
     norm_eps: float = 1e-3
     stem_stride: int | Literal["auto"] = "auto"
+
+    not_in_shapes: ClassVar[tuple[str, ...]] = ("norm_eps", "stem_stride")
 
     def __post_init__(self) -> None:
         super().__post_init__()

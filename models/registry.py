@@ -27,6 +27,10 @@ class ModelConfig:
     #: Options with which the paper trains the model on CIFAR-10, if they differ from Table 2's.
     cifar10: ClassVar[Mapping[str, Any]] = {}
 
+    #: Options that change what a network computes, but not the shapes of its weights. A network
+    #: that starts from the weights of another must have the same.
+    not_in_shapes: ClassVar[tuple[str, ...]] = ()
+
     def __post_init__(self) -> None:
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be 1 or more, got {self.num_classes}")

@@ -35,6 +35,7 @@ class TinyConfig(ModelConfig):
     backend: str | Backend | type[Backend] = "auto"
     schedule: str | Schedule | type[Schedule] | None = None
 
+    not_in_shapes: ClassVar[tuple[str, ...]] = ("norm_eps",)
     cifar10: ClassVar[Mapping[str, Any]] = {"batch_size": 512, "lr_schedule": "steps"}
 
     def __post_init__(self) -> None:

@@ -58,6 +58,16 @@ def test_imports_lead_one_way(path: Path) -> None:
             assert LIBRARY.index(place) <= LIBRARY.index(inner[0]), f"{path} imports {name}"
 
 
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_private_modules_are_imported_in_their_own_folder_only(path: Path) -> None:
+    folder = ".".join(path.parent.parts)
+    for name in imported(path):
+        above, _, private = name.partition("._")
+        is_shared = above == "dnw_graph" or path.name == "_kernels.py"  # compiled code calls others
+        if name.split(".")[0] in PACKAGES and private and not is_shared:
+            assert above == folder, f"{path} imports {name}"
+
+
 def test_every_part_of_the_library_has_a_place() -> None:
     parts = {p.parts[1].removesuffix(".py") for p in FILES if p.parts[0] == "dnw_graph"}
     assert parts - {"__init__"} == set(LIBRARY)

@@ -426,7 +426,7 @@ class Training:
             "real_edges": costs.real_edges,
             "candidate_edges": costs.candidate_edges,
             "dead_nodes": costs.dead_nodes,
-            "unneeded_nodes": costs.unneeded_nodes,
+            "unreachable_nodes": costs.unreachable_nodes,
             "bad_images": self.batches.bad.count,
             "seconds": sum(row["seconds"] for row in self.rows),
             "device": str(self.device),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import dnw_graph
 from dnw_graph._wrapped import unwrapped_names
 from dnw_graph.wiring import Complete, selectors
-from models import ModelConfig
+from models import ModelConfig, model_config
 from train.data import class_name
 from train.options import Options, RunOptions
 from train.run import RunFolder, build_network
@@ -114,9 +114,9 @@ def check_from(options: Options, network: nn.Module) -> None:
         raise ValueError(
             f"--from {folder.path} is not finished; finish it with --resume {folder.path}"
         )
-    for name in ("norm_eps", "stem_stride"):
+    for name in model_config(options.network.graph).not_in_shapes:
         before, now = (getattr(o.network, name, None) for o in (complete, options))
-        if now is not None and before != now:
+        if before != now:
             raise ValueError(
                 f"--from {folder.path} was trained with {name} {before}, not {now}; use the same"
             )

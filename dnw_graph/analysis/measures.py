@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from dnw_graph._deprecated import warn_renamed
 from dnw_graph._wrapped import unwrapped
 from dnw_graph.analysis.structure import Floats, Ints, Structure, structure_of, structures_of
 from dnw_graph.neural_graph import NeuralGraph
@@ -76,16 +77,29 @@ class DeadNodes:
     """Dead, unreachable and constant nodes; a node may be in several groups.
 
     Attributes:
-        unheard: Dead nodes: no real edge out, and not an output. The paper counts these.
-        lost: Other unreachable nodes: a real edge out, but no path to an output.
-        unfed: Constant nodes without a real edge in, and not an input.
-        cut_off: Other constant nodes: a real edge in, but no path from an input.
+        no_edge_out: Dead nodes: no real edge out, and not an output. The paper counts these.
+        no_path_to_output: Other unreachable nodes: a real edge out, but no path to an output.
+        no_edge_in: Constant nodes without a real edge in, and not an input.
+        no_path_from_input: Other constant nodes: a real edge in, but no path from an input.
     """
 
-    unheard: Ints
-    lost: Ints
-    unfed: Ints
-    cut_off: Ints
+    no_edge_out: Ints
+    no_path_to_output: Ints
+    no_edge_in: Ints
+    no_path_from_input: Ints
+
+    def __getattr__(self, name: str) -> Ints:
+        renamed = {
+            "unheard": "no_edge_out",
+            "lost": "no_path_to_output",
+            "unfed": "no_edge_in",
+            "cut_off": "no_path_from_input",
+        }
+        if name not in renamed:
+            raise AttributeError(f"'DeadNodes' object has no attribute {name!r}")
+        warn_renamed(f"DeadNodes.{name}", renamed[name])
+        value: Ints = getattr(self, renamed[name])
+        return value
 
 
 @dataclass(frozen=True)
@@ -215,7 +229,7 @@ def typical_path(s: Structure) -> float:
     return float(lengths.mean()) if len(lengths) else math.nan
 
 
-def unneeded(s: Structure) -> float:
+def unreachable(s: Structure) -> float:
     """Return the number of unreachable nodes, which have no path to an output."""
     return float((~s.reached_from(s.nodes_of(Role.OUTPUT), backward=True)).sum())
 
@@ -232,7 +246,7 @@ STATISTICS: dict[str, Callable[[Structure], float]] = {
     "deviation of out-degrees": lambda s: float(s.out_degree.std()),
     "edges that skip a block": skipping,
     "dead nodes": _dead,
-    "nodes without path to output": unneeded,
+    "nodes without path to output": unreachable,
     "inputs and outputs connected": connected,
     "mean path, input to output": mean_path,
     "clustering": clustering,
@@ -268,10 +282,10 @@ def dead_nodes(s: Structure) -> DeadNodes:
     has_input_path = s.reached_from(inputs)
     has_edge_out, has_edge_in = s.out_degree > 0, s.in_degree > 0
     return DeadNodes(
-        unheard=np.flatnonzero(~has_edge_out & (s.role != Role.OUTPUT)),
-        lost=np.flatnonzero(has_edge_out & ~leads_to_output),
-        unfed=np.flatnonzero(~has_edge_in & (s.role != Role.INPUT)),
-        cut_off=np.flatnonzero(has_edge_in & ~has_input_path),
+        no_edge_out=np.flatnonzero(~has_edge_out & (s.role != Role.OUTPUT)),
+        no_path_to_output=np.flatnonzero(has_edge_out & ~leads_to_output),
+        no_edge_in=np.flatnonzero(~has_edge_in & (s.role != Role.INPUT)),
+        no_path_from_input=np.flatnonzero(has_edge_in & ~has_input_path),
     )
 
 

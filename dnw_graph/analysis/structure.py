@@ -13,7 +13,7 @@ from torch import nn
 
 from dnw_graph._wrapped import unwrapped
 from dnw_graph.topology import Role, Topology
-from dnw_graph.topology._order import reached
+from dnw_graph.topology.order import reached
 from dnw_graph.wiring import Wiring, selectors, whole
 
 Ints = NDArray[np.int64]

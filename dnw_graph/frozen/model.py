@@ -20,7 +20,7 @@ from dnw_graph.frozen.unroll import unroll
 from dnw_graph.neural_graph import GraphState, NeuralGraph
 from dnw_graph.schedule import Discrete
 from dnw_graph.topology import Role
-from dnw_graph.topology._order import reached
+from dnw_graph.topology.order import reached
 
 
 class FrozenModel(nn.Sequential):

@@ -12,9 +12,9 @@ from dnw_graph.frozen.unroll import Unrolled, add_layer, compact, formula_of
 from dnw_graph.neural_graph import GraphState, NeuralGraph
 from dnw_graph.node import Formula
 from dnw_graph.schedule import Discrete, checked_lengths
-from dnw_graph.schedule._checks import check_input_shape, check_state
+from dnw_graph.schedule.checks import check_input_shape, check_state
 from dnw_graph.topology import Role
-from dnw_graph.topology._order import reached
+from dnw_graph.topology.order import reached
 
 
 class FrozenRecurrent(nn.Module):

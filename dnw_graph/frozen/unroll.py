@@ -13,7 +13,7 @@ from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.node import Formula, WithoutTime
 from dnw_graph.schedule import Discrete, Static
 from dnw_graph.topology import Block, Role
-from dnw_graph.topology._order import reached
+from dnw_graph.topology.order import reached
 
 Edges = tuple[Tensor, Tensor]
 """Sources and targets ``[2, n]`` of edges, and their weights ``[n]``."""

@@ -15,8 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from dnw_graph import _jit
 from dnw_graph._arena import empty
-from dnw_graph.aggregation import Correlation
-from dnw_graph.aggregation._kernels import by_source, wide
+from dnw_graph.aggregation import Correlation, by_source, wide
 from dnw_graph.schedule import _kernels
 from dnw_graph.topology import Block
 from dnw_graph.wiring import Wiring

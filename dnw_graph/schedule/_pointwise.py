@@ -12,8 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from dnw_graph import _jit
 from dnw_graph._arena import empty
-from dnw_graph.aggregation import Correlation
-from dnw_graph.aggregation._kernels import TYPES, wide
+from dnw_graph.aggregation import TYPES, Correlation, wide
 from dnw_graph.node import Bias, Gelu, Identity, Linear, Relu, Tanh, fused
 from dnw_graph.schedule import _kernels
 from dnw_graph.schedule.base import ForwardPass, is_identity, is_observed

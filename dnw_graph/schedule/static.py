@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from dnw_graph.aggregation._kernels import TYPES
+from dnw_graph.aggregation import TYPES
 from dnw_graph.aggregation.auto import SMALL
 from dnw_graph.node import fused
 from dnw_graph.schedule import _blocks, _maps, _pointwise

@@ -12,8 +12,9 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from dnw_graph.topology import _networkx, _order, builders
+from dnw_graph.topology import _networkx, builders
 from dnw_graph.topology.builders import on_cpu
+from dnw_graph.topology.order import check_edges, distances, levels, sorted_edges, walks
 from dnw_graph.topology.role import Role
 
 
@@ -77,9 +78,9 @@ class Topology:
         outputs: Tensor | None = None,
     ) -> None:
         self._set_nodes(block.long().cpu(), role.long().cpu(), names, inputs, outputs)
-        source, target = _order.sorted_edges(edge_index, self.num_nodes, self.describe)
+        source, target = sorted_edges(edge_index, self.num_nodes, self.describe)
         counts = torch.bincount(target, minlength=self.num_nodes)
-        per_block = torch.zeros(int(self.block[-1]) + 1, dtype=torch.int64)
+        per_block = torch.zeros(int(self.block[-1]) + 1, dtype=torch.int64, device="cpu")
         per_block.index_add_(0, self.block, counts)
         self._set_edges(counts, list(source.split(per_block.tolist())))
 
@@ -176,12 +177,12 @@ class Topology:
         if num_nodes is None:
             largest = int(edge_index.max()) if edge_index.numel() else -1
             num_nodes = max(largest, *inputs, *outputs, -1) + 1
-        _order.check_edges(edge_index, num_nodes)
+        check_edges(edge_index, num_nodes)
         edge_index = edge_index.long()
         _check_ends(inputs, outputs, num_nodes, names)
         role = torch.full((num_nodes,), Role.HIDDEN, device="cpu")
         role[inputs], role[outputs] = Role.INPUT, Role.OUTPUT
-        level = _order.levels(edge_index, num_nodes)
+        level = levels(edge_index, num_nodes)
         key = role.clone() if level is None else level * len(Role) + role
         order = torch.argsort(key, stable=True)
         number = torch.empty_like(order)
@@ -497,13 +498,13 @@ class Topology:
     @cached_property
     def depth(self) -> int | None:
         """Length in edges of the longest path of candidates; ``None`` if there is a cycle."""
-        level = _order.levels(self.edge_index, self.num_nodes)
+        level = levels(self.edge_index, self.num_nodes)
         return None if level is None else int(level.max())
 
     @cached_property
     def distance(self) -> Tensor:
         """Number of edges on a shortest path from an input to each node ``[V]``; -1 without one."""
-        return _order.distances(self.edge_index, self.num_nodes, self.inputs)
+        return distances(self.edge_index, self.num_nodes, self.inputs)
 
     @cached_property
     def fingerprint(self) -> int:
@@ -517,7 +518,7 @@ class Topology:
 
     def walks_from_inputs(self, length: int) -> Tensor:
         """Return the nodes where walks of ``length`` edges from an input end, ascending."""
-        return _order.walks(self.edge_index, self.num_nodes, self.inputs, length)
+        return walks(self.edge_index, self.num_nodes, self.inputs, length)
 
     def describe(self, nodes: Iterable[int], most: int = 5) -> str:
         """Return the names of some nodes for an error message."""

@@ -41,7 +41,7 @@ def test_a_graph_by_hand() -> None:
         real_edges=3,
         candidate_edges=16,
         dead_nodes=3,
-        unneeded_nodes=3,
+        unreachable_nodes=3,
     )
 
 
@@ -54,12 +54,12 @@ def test_nodes_that_lead_nowhere_are_what_freezing_removes() -> None:
     options = {"node": "norm_relu_conv", "rule": "complete"}
     model = nn.Sequential(NeuralGraph(first, **options), NeuralGraph(second, **options)).eval()
     counted = cost(model, example=torch.zeros(1, 1, 4, 4))
-    assert (counted.dead_nodes, counted.unneeded_nodes) == (1 + 1, 4 + 1)
+    assert (counted.dead_nodes, counted.unreachable_nodes) == (1 + 1, 4 + 1)
     assert "5 unreachable nodes" in str(counted)
     # The outputs of the first graph are the inputs of the second: one node each once frozen.
-    assert freeze(model).graphs[0].num_nodes == 7 + 3 - counted.unneeded_nodes - 1
+    assert freeze(model).graphs[0].num_nodes == 7 + 3 - counted.unreachable_nodes - 1
     alone = cost(model[0], example=torch.zeros(1, 1, 4, 4))
-    assert (alone.dead_nodes, alone.unneeded_nodes) == (1, 1)
+    assert (alone.dead_nodes, alone.unreachable_nodes) == (1, 1)
 
 
 def test_layers_count_the_channels_that_the_graph_reads_and_feeds() -> None:

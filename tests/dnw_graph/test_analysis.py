@@ -82,15 +82,15 @@ def test_measures_are_those_of_networkx(graph: nx.DiGraph) -> None:
     central = nx.betweenness_centrality(graph)
     assert betweenness(s) == pytest.approx([central[v] for v in s.names], abs=1e-12)
     ancestors = {v for out in of_role(graph, "output") for v in [*nx.ancestors(graph, out), out]}
-    assert m.unneeded(s) == len(graph) - len(ancestors)
+    assert m.unreachable(s) == len(graph) - len(ancestors)
     dead = m.dead_nodes(s)
     heads = {v for v in graph if not graph.out_degree(v) and graph.nodes[v]["role"] != "output"}
-    assert {s.names[v] for v in dead.unheard} == heads
-    assert {s.names[v] for v in dead.lost} == set(graph) - ancestors - heads
+    assert {s.names[v] for v in dead.no_edge_out} == heads
+    assert {s.names[v] for v in dead.no_path_to_output} == set(graph) - ancestors - heads
     come = {v for u in of_role(graph, "input") for v in [*nx.descendants(graph, u), u]}
     unfed = {v for v in graph if not graph.in_degree(v) and graph.nodes[v]["role"] != "input"}
-    assert {s.names[v] for v in dead.unfed} == unfed
-    assert {s.names[v] for v in dead.cut_off} == set(graph) - come - unfed
+    assert {s.names[v] for v in dead.no_edge_in} == unfed
+    assert {s.names[v] for v in dead.no_path_from_input} == set(graph) - come - unfed
 
 
 @pytest.mark.filterwarnings("ignore:every candidate is real")

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from dnw_graph import NeuralGraph, Topology, inherit, sparsify
+from dnw_graph import NeuralGraph, Topology, cost, inherit, sparsify
+from dnw_graph.analysis import measure
 from dnw_graph.wiring import Candidates, TrainingProgress
 
 RENAMED = {
@@ -48,6 +49,18 @@ def test_attributes_go_by_their_earlier_names() -> None:
         assert candidates.moment is progress
     with pytest.warns(DeprecationWarning, match=r"progress\.fraction"):
         assert progress.progress == progress.fraction == 0.25
+
+
+def test_nodes_of_a_wiring_are_counted_under_earlier_names() -> None:
+    graph = NeuralGraph(Topology.layered([3, 4, 2]), num_edges=7, node="relu")
+    counted, dead = cost(graph), measure(graph, random=2).dead
+    with pytest.warns(DeprecationWarning, match="unneeded_nodes has been renamed to unreachable"):
+        assert counted.unneeded_nodes == counted.unreachable_nodes
+    for old, new in {"unheard": "no_edge_out", "cut_off": "no_path_from_input"}.items():
+        with pytest.warns(DeprecationWarning, match=rf"{old} has been renamed to {new}"):
+            assert getattr(dead, old) is getattr(dead, new)
+    with pytest.raises(AttributeError, match="no attribute 'alive'"):
+        dead.alive  # noqa: B018
 
 
 def earlier(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -122,7 +122,7 @@ class RunData:
             ["real edges", f"{costs.real_edges:,}"],
             ["candidate edges", f"{costs.candidate_edges:,}"],
             ["dead nodes", f"{costs.dead_nodes:,}"],
-            ["unreachable nodes (no path to an output)", f"{costs.unneeded_nodes:,}"],
+            ["unreachable nodes (no path to an output)", f"{costs.unreachable_nodes:,}"],
         ]
 
     @torch.no_grad()

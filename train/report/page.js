@@ -183,10 +183,10 @@ function showWiring() {
         table(
           ["", "nodes"],
           [
-            ["dead: no real edge out", short(dead.unheard)],
-            ["unreachable: edges out, but no path to an output", short(dead.lost)],
-            ["constant: no edge in", short(dead.unfed)],
-            ["constant: edges in, but no path from an input", short(dead.cut_off)],
+            ["dead: no real edge out", short(dead.no_edge_out)],
+            ["unreachable: edges out, but no path to an output", short(dead.no_path_to_output)],
+            ["constant: no edge in", short(dead.no_edge_in)],
+            ["constant: edges in, but no path from an input", short(dead.no_path_from_input)],
           ],
         ),
         table(["shortest path from input to output, edges", "pairs"], graph.paths.map(([n, c]) => [n < 0 ? "no path" : String(n), short(c)])),
