@@ -133,7 +133,7 @@ def engines_of(model: nn.Module, x: Tensor, threads: int) -> dict[str, Engine]:
     frozen = freeze(model)
     return {
         "frozen": frozen,
-        "frozen, by PyTorch's layers": frozen.plainly,
+        "frozen, by PyTorch's layers": frozen.forward_by_torch,
         "the network": model,
         "the network, dense masked": with_backend(copy.deepcopy(model), "dense"),
         "ONNX Runtime, exported": session(model, x, threads, graph=True),

@@ -50,4 +50,4 @@ class FrozenGraph(Layout):
         self._check_input(x)
         if usable(x) and self.edge_weight.device == x.device:
             return self.engine(x)
-        return self.plainly(x)
+        return self.forward_by_torch(x)

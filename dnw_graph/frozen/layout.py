@@ -124,14 +124,14 @@ class Layout(nn.Module):
         """Number of edges."""
         return len(self.edge_weight)
 
-    def plainly(self, x: Tensor) -> Tensor:
+    def forward_by_torch(self, x: Tensor) -> Tensor:
         """Return the states of the outputs, computed by PyTorch's operations alone."""
         last = len(self.strides)
         ends = [s for p, s in zip(self.parts, self.states(x), strict=True) if p.level == last]
         return torch.cat(ends, 1)[:, self.places[self.outputs]]
 
     def make_matrices(self) -> None:
-        """Build the dense matrices of :meth:`plainly`, so that an export has them as constants."""
+        """Build the dense matrices of :meth:`forward_by_torch`, so that an export has them as constants."""
         for at, part in enumerate(self.parts):
             if part.role != Role.INPUT:
                 self._matrix(at)

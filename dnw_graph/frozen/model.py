@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from dnw_graph._deprecated import warn_renamed
 from dnw_graph._wrapped import unwrapped
 from dnw_graph.frozen.engine import usable
 from dnw_graph.frozen.graph import FrozenGraph
@@ -79,11 +80,16 @@ class FrozenModel(nn.Sequential):
                 x = layer(x)
         return x
 
-    def plainly(self, x: Tensor) -> Tensor:
+    def forward_by_torch(self, x: Tensor) -> Tensor:
         """Return the same as a call, computed by PyTorch's operations alone."""
         for layer in self:
-            x = layer.plainly(x) if isinstance(layer, FrozenGraph) else layer(x)
+            x = layer.forward_by_torch(x) if isinstance(layer, FrozenGraph) else layer(x)
         return x
+
+    def plainly(self, x: Tensor) -> Tensor:
+        """Deprecated name of :meth:`forward_by_torch`."""
+        warn_renamed("FrozenModel.plainly", "forward_by_torch")
+        return self.forward_by_torch(x)
 
     def report(self, image_size: int = 224, *, example: Tensor | None = None) -> Report:
         """Count and measure the cost of the network for one image.

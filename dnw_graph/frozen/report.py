@@ -97,7 +97,7 @@ def counts(layers: nn.Sequential, example: Tensor) -> list[Count]:
     costs, x = [], example
     live = torch.ones(x.shape[1], dtype=torch.bool, device="cpu")
     for layer in layers:
-        out = layer.plainly(x) if isinstance(layer, FrozenGraph) else layer(x)
+        out = layer.forward_by_torch(x) if isinstance(layer, FrozenGraph) else layer(x)
         costs.append(Count(*_counted(layer, x, out, live), x, out))
         if isinstance(layer, FrozenGraph):
             live = layer.reached[layer.outputs]

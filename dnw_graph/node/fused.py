@@ -20,9 +20,14 @@ _ON_GPU = (torch.float32, torch.bfloat16, torch.float16)
 def available(x: Tensor, scale: Tensor) -> bool:
     """Return whether there are kernels for the types and device of ``x`` and ``scale``."""
     if x.is_cpu:
-        supported = accepted(x) in _ON_CPU and scale.dtype in (torch.float32, torch.float64)
+        supported = accepted_dtype(x) in _ON_CPU and scale.dtype in (torch.float32, torch.float64)
         return supported and _jit.can_compile()
-    return x.is_cuda and accepted(x) in _ON_GPU and scale.dtype == torch.float32 and _has_triton()
+    return (
+        x.is_cuda
+        and accepted_dtype(x) in _ON_GPU
+        and scale.dtype == torch.float32
+        and _has_triton()
+    )
 
 
 @cache
@@ -38,7 +43,7 @@ def _has_triton() -> bool:
     return False
 
 
-def accepted(x: Tensor) -> torch.dtype:
+def accepted_dtype(x: Tensor) -> torch.dtype:
     """Return the type of the computation: autocast's if that is enabled, else that of ``x``."""
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)

@@ -70,15 +70,15 @@ class NormReluConv(NodeFunction):
             return self._synchronized(x, norm)
         plan = self.plan(x, t)
         if plan is not None:
-            z, statistics = fused.norm_relu_conv(x.to(fused.accepted(x)).contiguous(), plan)
-            self.learn(*statistics, x[0].numel(), t)
+            z, statistics = fused.norm_relu_conv(x.to(fused.accepted_dtype(x)).contiguous(), plan)
+            self.update_statistics(*statistics, x[0].numel(), t)
             return z
         x = normalised(norm, x).transpose(0, 1)
         return self.conv(F.relu(x)).transpose(0, 1).contiguous()
 
     def _synchronized(self, x: Tensor, norm: SyncBatchNorm2d) -> Tensor:
         """Return the states, normalised with the statistics of all processes."""
-        x = x.to(fused.accepted(x))
+        x = x.to(fused.accepted_dtype(x))
         scale, shift = norm.affine_of(x, (1, 2, 3))
         if not (self.use_fused and fused.available(x, scale)):
             x = torch.addcmul(shift[:, None, None, None], x, scale[:, None, None, None])
@@ -139,7 +139,7 @@ class NormReluConv(NodeFunction):
         )
 
     @torch.no_grad()
-    def learn(self, mean: Tensor, rstd: Tensor, count: int, t: float = 0.0) -> None:
+    def update_statistics(self, mean: Tensor, rstd: Tensor, count: int, t: float = 0.0) -> None:
         """Update the running statistics of a batch norm in training, as PyTorch does.
 
         Args:

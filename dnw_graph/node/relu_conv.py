@@ -51,7 +51,7 @@ class ReluConv(NodeFunction):
             rstd=ones[:, None],
             given=True,
         )
-        z, _ = fused.norm_relu_conv(x.to(fused.accepted(x)).contiguous(), plan)
+        z, _ = fused.norm_relu_conv(x.to(fused.accepted_dtype(x)).contiguous(), plan)
         return z
 
     @override

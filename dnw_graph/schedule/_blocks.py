@@ -40,7 +40,7 @@ def run(forward_pass: ForwardPass, x: Tensor) -> Tensor | None:
     products = forward_pass.backend.whole_graph(forward_pass.wiring)
     if products is None:
         return None
-    x, stride = x.to(fused.accepted(x)), int(nodes[0].stride)  # type: ignore[arg-type]
+    x, stride = x.to(fused.accepted_dtype(x)), int(nodes[0].stride)  # type: ignore[arg-type]
     plans: list[fused.Plan] = []
     nodes_and_maps: list[tuple[NormReluConv, Tensor]] = []
     for block, node in zip(blocks, nodes, strict=True):
@@ -56,7 +56,7 @@ def run(forward_pass: ForwardPass, x: Tensor) -> Tensor | None:
     y, *statistics = _Function.apply(products, settings, forward_pass.weight, x, *tensors)
     for i, (node, maps) in enumerate(nodes_and_maps):
         mean, rstd = statistics[2 * i : 2 * i + 2]
-        node.learn(mean, rstd, maps[0].numel())
+        node.update_statistics(mean, rstd, maps[0].numel())
     result: Tensor = y
     return result
 

@@ -48,10 +48,10 @@ def run(forward_pass: ForwardPass, x: Tensor) -> Tensor | None:
         States ``[outputs, B, H / stride, W / stride]``, in node order.
     """
     wiring = forward_pass.wiring
-    supported = x.is_cpu and x.dim() == 4 and x.numel() and fused.accepted(x) in TYPES
+    supported = x.is_cpu and x.dim() == 4 and x.numel() and fused.accepted_dtype(x) in TYPES
     if not supported or wiring.sampler is not None or not forward_pass.backend.by_edge(wiring):
         return None
-    x = x.to(fused.accepted(x)).contiguous()
+    x = x.to(fused.accepted_dtype(x)).contiguous()
     nodes = _nodes(forward_pass, x)
     if nodes is None:
         return None
@@ -138,7 +138,7 @@ def _with_norms(
 
 @torch.no_grad()
 def _update_running(nodes: _Nodes, mean: Tensor, rstd: Tensor, counts: Tensor) -> None:
-    """Update running statistics, as PyTorch does; see :meth:`NormReluConv.learn`.
+    """Update running statistics, as PyTorch does; see :meth:`NormReluConv.update_statistics`.
 
     Args:
         nodes: The nodes.

@@ -39,7 +39,7 @@ def run(forward_pass: ForwardPass, x: Tensor) -> Tensor | None:
         States ``[outputs, *features]``, in node order.
     """
     wiring = forward_pass.wiring
-    x = x.to(fused.accepted(x))
+    x = x.to(fused.accepted_dtype(x))
     if not x.is_cpu or x.dtype not in TYPES or not x.numel() or wiring.sampler is not None:
         return None
     if not forward_pass.backend.by_edge(wiring) or not all(

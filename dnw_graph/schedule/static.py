@@ -34,7 +34,7 @@ class _Sums:
 
 def _sums(forward_pass: ForwardPass, like: Tensor) -> "Chain | _Sums":
     """Return an object that sums messages like ``like``, those of the first block."""
-    wiring, dtype = forward_pass.wiring, fused.accepted(like)
+    wiring, dtype = forward_pass.wiring, fused.accepted_dtype(like)
     compiled = forward_pass.backend.by_edge(wiring) and dtype in TYPES
     if not compiled or wiring.sampler is not None or torch.compiler.is_compiling():
         return _Sums(forward_pass)

@@ -72,7 +72,7 @@ class Weight(NamedTuple):
     def stored(self) -> Tensor:
         """The stored weights, to which no rule is applied."""
         if self.is_parametrized:
-            stored: Tensor = next(self.list.parameters(recurse=False))
+            stored: Tensor = next(self.parametrizations.parameters(recurse=False))
             return stored
         weight: Tensor = getattr(self.layer, self.parameter)
         return weight
@@ -85,7 +85,7 @@ class Weight(NamedTuple):
     @property
     def selector(self) -> EdgeSelector | None:
         """The selector of the weights, if :func:`sparsify` made them sparse."""
-        parts = self.list if self.is_parametrized else ()
+        parts = self.parametrizations if self.is_parametrized else ()
         return next((part.selector for part in parts if isinstance(part, SparseWeight)), None)
 
     @property
@@ -107,7 +107,7 @@ class Weight(NamedTuple):
         return int(torch.count_nonzero(self.evaluated))
 
     @property
-    def list(self) -> Any:
+    def parametrizations(self) -> Any:
         """PyTorch's list of parametrizations of the weights."""
         lists: Any = self.layer.parametrizations
         return lists[self.parameter]

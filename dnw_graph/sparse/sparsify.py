@@ -162,7 +162,7 @@ def _sparse_weight(weight: Tensor, rule: Rule, budget: int | None) -> SparseWeig
 
 def _unshare(module: nn.Module) -> None:
     """Replace weights of sparse layers by copies if dense layers share them."""
-    lists: list[Any] = [weight.list for _, weight in sparse_weights_of(module)]
+    lists: list[Any] = [weight.parametrizations for _, weight in sparse_weights_of(module)]
     sparse = {id(part) for part in lists}
     dense = {
         id(weight)

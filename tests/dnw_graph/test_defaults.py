@@ -50,7 +50,7 @@ def test_frozen_networks(other_default: str, tmp_path: Path, schedule: str, node
     for frozen in (freeze(model), load_frozen(tmp_path / "before.safetensors")):
         for _ in range(3):  # the first calls choose among kernels
             torch.testing.assert_close(frozen(x), expected, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(frozen.plainly(x), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(frozen.forward_by_torch(x), expected, rtol=1e-4, atol=1e-4)
         assert frozen.report(12).macs > 0
         save_frozen(frozen, tmp_path / "after.safetensors")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dnw_graph import NeuralGraph, Topology, cost, inherit, sparsify
+from dnw_graph import NeuralGraph, Topology, cost, freeze, inherit, sparsify
 from dnw_graph.analysis import measure
 from dnw_graph.wiring import Candidates, TrainingProgress
 
@@ -59,6 +59,9 @@ def test_nodes_of_a_wiring_are_counted_under_earlier_names() -> None:
     for old, new in {"unheard": "no_edge_out", "cut_off": "no_path_from_input"}.items():
         with pytest.warns(DeprecationWarning, match=rf"{old} has been renamed to {new}"):
             assert getattr(dead, old) is getattr(dead, new)
+    frozen, x = freeze(graph.eval()), torch.randn(2, 3)
+    with pytest.warns(DeprecationWarning, match="plainly has been renamed to forward_by_torch"):
+        assert torch.equal(frozen.plainly(x), frozen.forward_by_torch(x))
     with pytest.raises(AttributeError, match="no attribute 'alive'"):
         dead.alive  # noqa: B018
 

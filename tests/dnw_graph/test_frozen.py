@@ -96,7 +96,7 @@ def test_outputs_are_those_of_the_graph(kind: str, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(list(KERNELS)), label="kernel")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "kernel_of", lambda *_: KERNELS[name])
-        outputs = frozen(x), frozen.plainly(x)
+        outputs = frozen(x), frozen.forward_by_torch(x)
     for output in outputs:
         assert output.shape == expected.shape
         assert relative_error(output, expected) < 1e-5
@@ -170,7 +170,7 @@ def test_networks(name: str, size: int, kernel: str) -> None:
         with torch.no_grad():
             expected = model(x)
         assert relative_error(frozen(x), expected) < 1e-5
-        assert relative_error(frozen.plainly(x), expected) < 1e-5
+        assert relative_error(frozen.forward_by_torch(x), expected) < 1e-5
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
@@ -267,7 +267,7 @@ def test_a_convolution_before_the_graph(stride: int, threads: int) -> None:
         for batch, height, width in ((1, 17, 33), (3, 5, 4), (2, 6, 6), (1, 32, 32), (5, 8, 31)):
             x = torch.randn(batch, 5, height, width)
             with torch.no_grad():
-                expected, plain = net(x), frozen.plainly(x)
+                expected, plain = net(x), frozen.forward_by_torch(x)
                 assert relative_error(plain, expected) < 1e-5
                 for _ in range(2):  # memory is used again
                     assert relative_error(frozen(x), expected) < 1e-5
@@ -464,8 +464,10 @@ def test_an_export_that_computes_something_else_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frozen = freeze(lived_in(NeuralGraph(Topology.layered([3, 5, 2]), num_edges=12)))
-    plainly = FrozenGraph.plainly
-    monkeypatch.setattr(FrozenGraph, "plainly", lambda self, x: plainly(self, x) + 1e-2)
+    forward_by_torch = FrozenGraph.forward_by_torch
+    monkeypatch.setattr(
+        FrozenGraph, "forward_by_torch", lambda self, x: forward_by_torch(self, x) + 1e-2
+    )
     with pytest.raises(
         ValueError, match=r"network in torch.export differ from those of the network by"
     ):
