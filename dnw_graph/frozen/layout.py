@@ -131,7 +131,7 @@ class Layout(nn.Module):
         return torch.cat(ends, 1)[:, self.places[self.outputs]]
 
     def make_matrices(self) -> None:
-        """Build the dense matrices of :meth:`forward_by_torch`, so that an export has them as constants."""
+        """Build the dense matrices of :meth:`forward_by_torch` as constants for an export."""
         for at, part in enumerate(self.parts):
             if part.role != Role.INPUT:
                 self._matrix(at)
