@@ -36,7 +36,12 @@ class Sparse(Backend):
 
     @override
     def prepare(self, wiring: Wiring) -> None:
-        """Find the matrix positions of candidates; blocks read the rest from the wiring."""
+        """Find the matrix positions of candidates; blocks read the rest from the wiring.
+
+        Raises:
+            ValueError: The wiring is not on a CPU.
+        """
+        _check_device(wiring)
         find_places(wiring)
 
     @override
@@ -68,10 +73,12 @@ class Sparse(Backend):
 
     @override
     def whole_graph(self, wiring: Wiring) -> WholeGraph | None:
+        _check_device(wiring)
         return SparseWholeGraph(wiring) if type(self) is Sparse else None
 
     @override
     def by_edge(self, wiring: Wiring) -> bool:
+        _check_device(wiring)
         return type(self) is Sparse
 
     @staticmethod
@@ -94,3 +101,11 @@ def _place(edges: BlockEdges, wiring: Wiring) -> tuple[list[int], list[int]]:
 
 def _starts(edges: BlockEdges) -> list[int]:
     return [source.nodes.start for source in edges.sources]
+
+
+def _check_device(wiring: Wiring) -> None:
+    device = wiring.edge_id.device
+    if device.type != "cpu":
+        raise ValueError(
+            f"backend 'sparse' runs on CPUs only, but the graph is on {device}; use backend='auto'"
+        )

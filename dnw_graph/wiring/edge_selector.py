@@ -2,9 +2,9 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,15 @@ class EdgeSelector(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._clock_is_loaded |= f"{prefix}clock" in state_dict
+        if f"{prefix}clock" in state_dict:
+            self._clock_is_loaded, self._clock_cache = True, None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        values = self._clock_values() if self.rule.timed and self._clock_is_cached() else None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if values is not None:
+            self._cache_clock(values)
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         # Only the original is attached to an optimizer.
@@ -90,9 +98,11 @@ class EdgeSelector(nn.Module):
 
     def flat(self, weight: Tensor) -> Tensor:
         """Return the weights as one row ``[E]``: a view if they are contiguous, else a copy."""
-        if self._moves_inputs_last(weight):
-            weight = weight.movedim(1, -1)
-        return weight.reshape(-1)
+        return self._with_inputs_last(weight).reshape(-1)
+
+    def _with_inputs_last(self, weight: Tensor) -> Tensor:
+        """Return the weights with input channels in the last dimension, if the rule requires it."""
+        return weight.movedim(1, -1) if self._moves_inputs_last(weight) else weight
 
     def shaped(self, values: Tensor, weight: Tensor) -> Tensor:
         """Return a row of values in the shape of the weights."""
@@ -102,7 +112,7 @@ class EdgeSelector(nn.Module):
 
     def _write(self, flat: Tensor, weight: Tensor) -> None:
         """Write a row back to the weights if :meth:`flat` copied it from them."""
-        if flat.data_ptr() != weight.data_ptr():  # sharded, or not contiguous
+        if isinstance(weight, DTensor) or not self._with_inputs_last(weight).is_contiguous():
             weight.detach().copy_(_sharded(self.shaped(flat, weight), weight))
 
     def _moves_inputs_last(self, weight: Tensor) -> bool:
@@ -117,6 +127,7 @@ class EdgeSelector(nn.Module):
             clock = torch.zeros(3, dtype=torch.int64, device="cpu")
             clock[2] = torch.randint(2**31, (), device="cpu")
             self.register_buffer("clock", clock.to(weight.device))
+            self._cache_clock(clock.tolist())
         flat = self.flat(weight.detach())
         blank = Candidates(flat, self.num_edges, self.topology, {}, TrainingProgress())
         for name, value in self._checked_state(self.rule.init_state(blank)).items():
@@ -152,7 +163,7 @@ class EdgeSelector(nn.Module):
     def progress(self, training: bool) -> TrainingProgress:
         """Return the progress of the training run.
 
-        Waits for the device only if something else wrote the clock.
+        Does not wait for the device while an optimizer is attached.
 
         Raises:
             ValueError: The rule follows training, but no optimizer is attached.
@@ -162,13 +173,33 @@ class EdgeSelector(nn.Module):
             raise self._not_attached()
         if not self.rule.timed:
             return TrainingProgress(training=training)
-        version = -1 if self.clock.is_inference() else self.clock._version
-        if self._clock_cache is None or self._clock_cache[0] != version or version < 0:
-            self._clock_cache = version, self.clock.tolist()
-        step, total, seed = self._clock_cache[1]
+        step, total, seed = self._clock_values()
         if training and not total:
             raise self._not_attached()
         return TrainingProgress(step, total, seed, training)
+
+    def _clock_values(self) -> list[int]:
+        """Return the values of the clock, from the host if they are cached there."""
+        if self._clock_cache is None or not self._clock_is_cached():
+            self._cache_clock(self.clock.tolist())
+            assert self._clock_cache is not None
+        return self._clock_cache[1]
+
+    def _clock_is_cached(self) -> bool:
+        """Return whether the values on the host are those of the buffer.
+
+        While an optimizer is attached, only the selector changes the clock. Others may write the
+        same values: DDP, for example, broadcasts buffers before each forward pass.
+        """
+        if self._clock_cache is None:
+            return False
+        is_same = not self.clock.is_inference() and self._clock_cache[0] == self.clock._version
+        return self._attachment is not None or is_same
+
+    def _cache_clock(self, values: list[int]) -> None:
+        """Keep the values of the clock on the host."""
+        version = -1 if self.clock.is_inference() else self.clock._version
+        self._clock_cache = version, values
 
     def _not_attached(self) -> ValueError:
         return ValueError(
@@ -244,15 +275,18 @@ class EdgeSelector(nn.Module):
             The old time of the clock, if it was reset to 0 although ``restart`` is not True;
             otherwise None.
         """
-        self._attachment, self._step_state = follows, _StepState()
-        if not self.rule.timed:
+        self._step_state = _StepState()
+        old = self._clock_values() if self.rule.timed else None
+        self._attachment = follows
+        if old is None:
             return None
-        step, total, _ = self.clock.tolist()
+        step, total, seed = old
         is_unfinished = self._clock_is_loaded and step < (total or total_steps)
         resume = not restart and (restart is False or is_unfinished) and step < total_steps
         self._clock_is_loaded = False
         with torch.no_grad():
             self.clock[0], self.clock[1] = step if resume else 0, total_steps
+        self._cache_clock([step if resume else 0, total_steps, seed])
         return f"step {step:,} of {total:,}" if step and not resume and not restart else None
 
     def is_followed_by(self, follows: object) -> bool:
@@ -323,7 +357,7 @@ class EdgeSelector(nn.Module):
         progress = self.progress(training=True)
         self.clock[0] += 1
         values = [progress.step + 1, progress.total_steps, progress.seed]
-        self._clock_cache = self.clock._version, values
+        self._cache_clock(values)
         return values
 
 

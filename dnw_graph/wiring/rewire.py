@@ -90,10 +90,12 @@ class Rewire(Fixed):
         if not number:
             return
         hallucinated = torch.ones_like(candidates.weight, dtype=torch.bool)
-        ids = hallucinated.index_fill_(0, real, False).nonzero().flatten()
+        # nonzero would make the host wait for a GPU to tell the number of ids.
+        size = len(hallucinated) - len(real)
+        ids = hallucinated.index_fill_(0, real, False).nonzero_static(size=size).flatten()
         new_ids = ids[top_k(self._score(candidates, grad)[ids], number)]
-        size = candidates.weight[real].abs()
-        old_ids = real[top_k(size, len(real) - number)] if number < len(real) else real[:0]
+        magnitude = candidates.weight[real].abs()
+        old_ids = real[top_k(magnitude, len(real) - number)] if number < len(real) else real[:0]
         candidates.weight.index_fill_(0, new_ids, 0)
         forget(new_ids)
         real.copy_(torch.cat([old_ids, new_ids]).sort().values)
