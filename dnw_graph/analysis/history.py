@@ -1,7 +1,6 @@
 """Recording of how wirings change during training: births and deaths of edges."""
 
 import json
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,6 @@ Ids = NDArray[np.int64]
 """Ids of candidate edges, ascending."""
 
 FOLDER = "history"
-_log = logging.getLogger(__name__)
 _ABOUT = "about"
 
 
@@ -164,7 +162,7 @@ class History(Mapping[str, WiringHistory]):
 class HistoryWriter:
     """Records the wirings of a network in a folder, one file per record.
 
-    A file holds the changes since the previous one, as compressed differences of ids.
+    A file holds the ids of the real edges, as compressed differences. It does not depend on others.
 
     Args:
         folder: The run folder; files are written to its subfolder ``history/``.
@@ -174,51 +172,27 @@ class HistoryWriter:
 
     def __init__(self, folder: str | Path, model: nn.Module, steps_per_epoch: int) -> None:
         self._folder, self._model, self._per_epoch = Path(folder) / FOLDER, model, steps_per_epoch
-        self._previous: dict[str, Ids] | None = None
 
     def record(self, step: int) -> None:
-        """Write the changes up to a step; do nothing if the network has no wiring.
+        """Write the real edges after a step; do nothing if the network has no wiring.
 
         Existing records of this step and later ones are removed: they are from before a run was
         resumed.
         """
-        current, arrays = real_edges(self._model), {}
+        current = real_edges(self._model)
         if not current:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in self._folder.glob("*.npz"):
             if _step_of(path) >= step:
                 path.unlink()
-                self._previous = None
-        before = self._previous
-        if before is None:
-            past = self._load_past()
-            before = {name: past[name].real() if past[name].records else _NONE for name in past}
-        about: dict[str, Any] = {"step": step, "epoch": step / self._per_epoch}
-        about |= {"candidates": {}, "real": {}}
-        for name, (ids, candidates) in current.items():
-            previous_ids = before.get(name, _NONE)
-            born = np.setdiff1d(ids, previous_ids, assume_unique=True)
-            died = np.setdiff1d(previous_ids, ids, assume_unique=True)
-            arrays[f"{name}/born"], arrays[f"{name}/died"] = _pack(born), _pack(died)
-            about["candidates"][name] = candidates
-            about["real"][name] = len(ids)
+        arrays = {f"{name}/real": _pack(ids) for name, (ids, _) in current.items()}
+        candidates = {name: number for name, (_, number) in current.items()}
+        about = {"step": step, "epoch": step / self._per_epoch, "candidates": candidates}
         arrays[_ABOUT] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
         path = self._folder / f"{step:010d}.npz"
         with replacing(path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
-        self._previous = {name: ids for name, (ids, _) in current.items()}
-
-    def _load_past(self) -> History:
-        """Return the existing history; if it is damaged, rename its folder and start a new one."""
-        try:
-            return _load(self._folder)
-        except ValueError as error:
-            number = 1 + len(list(self._folder.parent.glob(f"{FOLDER}-damaged-*")))
-            damaged = self._folder.rename(self._folder.with_name(f"{FOLDER}-damaged-{number}"))
-            self._folder.mkdir()
-            _log.warning("%s; moved the history to %s and started a new one", error, damaged.name)
-            return History({})
 
 
 def load_history(run: str | Path) -> History:
@@ -236,53 +210,60 @@ def load_history(run: str | Path) -> History:
     return history
 
 
-_NONE: Ids = np.zeros(0, dtype=np.int64)
-
-
 def _load(folder: Path) -> History:
     """Return the history in a folder, empty if there is none; raise ValueError if damaged."""
-    records: dict[str, list[Record]] = {}
-    real_masks: dict[str, NDArray[np.bool_]] = {}
-    candidates: dict[str, int] = {}
+    histories: dict[str, WiringHistory] = {}
+    real: dict[str, Ids] = {}
     for path in sorted(folder.glob("*.npz")):
-        for name, number, real, record in _read(path):
-            if candidates.setdefault(name, number) != number:
-                raise ValueError(
-                    f"{path} is damaged: {name} has {number:,} candidates in it, but "
-                    f"{candidates[name]:,} in the records before it"
-                )
-            records.setdefault(name, []).append(record)
-            is_real = real_masks.setdefault(name, np.zeros(number, dtype=bool))
-            is_consistent = not is_real[record.born].any() and is_real[record.died].all()
-            is_real[record.died] = False
-            is_real[record.born] = True
-            count = int(is_real.sum())
-            if not is_consistent or count != real or record.step != _step_of(path):
-                raise ValueError(
-                    f"{path} does not match the records before it: a record is missing, or this "
-                    f"one is of another run (after it {name} has {count:,} real edges, not "
-                    f"{real:,})"
-                )
-    return History({name: WiringHistory(candidates[name], records[name]) for name in records})
+        try:
+            for name, candidates, record in _read(path, real):
+                history = histories.setdefault(name, WiringHistory(candidates, []))
+                if history.candidates != candidates:
+                    raise ValueError(f"{name} has another number of candidates in earlier records")
+                history.records.append(record)
+        except Exception as error:  # NumPy and zlib raise many types of errors for damaged files
+            raise ValueError(
+                f"{path} is damaged, or not a record of this run: {error}; the history can be read "
+                "without this file"
+            ) from error
+    return History(histories)
 
 
-def _read(path: Path) -> Iterator[tuple[str, int, int, Record]]:
-    """Yield name, number of candidates, number of real edges and record of each wiring."""
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            about = json.loads(bytes(file[_ABOUT]))
-            records: list[tuple[str, int, int, Record]] = []
-            for name, number in about["candidates"].items():
-                born, died = (_unpack(file[f"{name}/{kind}"], number) for kind in _KINDS)
-                step, epoch = int(about["step"]), float(about["epoch"])
-                real = int(about["real"][name])
-                records.append((name, int(number), real, Record(step, epoch, born, died)))
-    except Exception as error:  # NumPy and zlib raise many types of errors for damaged files
-        raise ValueError(f"{path} is damaged, or not a record of a wiring: {error}") from error
-    yield from records
+def _read(path: Path, real: dict[str, Ids]) -> Iterator[tuple[str, int, Record]]:
+    """Yield name, number of candidates and record of each wiring.
+
+    Args:
+        path: The file.
+        real: The real edges at the record before it, by name of the wiring; updated.
+    """
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        about = json.loads(bytes(file[_ABOUT]))
+        step, epoch = int(about["step"]), float(about["epoch"])
+        if step != _step_of(path):
+            raise ValueError(f"it is the record of step {step}")
+        for name, candidates in about["candidates"].items():
+            before = real.get(name, np.zeros(0, dtype=np.int64))
+            if f"{name}/real" in file:
+                ids = _unpack(file[f"{name}/real"], candidates)
+            else:
+                born, died = (_unpack(file[f"{name}/{k}"], candidates) for k in ("born", "died"))
+                ids = _changed(before, born, died, int(about["real"][name]))
+            born = np.setdiff1d(ids, before, assume_unique=True)
+            died = np.setdiff1d(before, ids, assume_unique=True)
+            real[name] = ids
+            yield name, int(candidates), Record(step, epoch, born, died)
 
 
-_KINDS = ("born", "died")
+def _changed(before: Ids, born: Ids, died: Ids, real: int) -> Ids:
+    """Return the real edges after a record of version 0.1, which holds changes only.
+
+    Raises:
+        ValueError: A record before it is missing.
+    """
+    ids = np.union1d(np.setdiff1d(before, died, assume_unique=True), born)
+    if len(ids) != real or len(ids) != len(before) - len(died) + len(born):
+        raise ValueError("it does not match the records before it, so one of them is missing")
+    return ids
 
 
 def _step_of(path: Path) -> int:

@@ -1,6 +1,7 @@
 """Measures against networkx and closed forms, histories against what happened."""
 
 import contextlib
+import json
 import math
 from collections import Counter
 from itertools import pairwise
@@ -312,21 +313,51 @@ def test_a_history_goes_on_from_where_a_run_is_taken_up_again(tmp_path: Path) ->
         assert np.array_equal(history[name].real(), ids)
 
 
-def test_records_that_are_missing_or_doubled_are_an_error(tmp_path: Path) -> None:
-    model = Recorded()
+def test_records_do_not_depend_on_others(tmp_path: Path) -> None:
+    model, happened = Recorded(), []
     writer = HistoryWriter(tmp_path, model, steps_per_epoch=10)
     for step in (0, 10, 20, 30):
         writer.record(step)
+        happened.append(real_edges(model))
         shaken(model)
     files = sorted((tmp_path / "history").iterdir())
     kept = files[1].read_bytes()
-    files[1].unlink()
-    with pytest.raises(ValueError, match=r"0000000020.npz does not match the records before"):
+    files[1].write_bytes(kept[:50])
+    with pytest.raises(ValueError, match=r"0000000010.npz is damaged.* without this file"):
         load_history(tmp_path)
-    files[1].write_bytes(kept)
-    assert load_history(tmp_path).steps == [0, 10, 20, 30]
+    files[1].unlink()
+    history = load_history(tmp_path)
+    assert history.steps == [0, 20, 30]
+    for name, wiring in history.items():
+        assert np.array_equal(wiring.real(1), happened[2][name][0])
     files[1].with_name("0000000015.npz").write_bytes(kept)
-    with pytest.raises(ValueError, match=r"0000000015.npz does not match"):
+    with pytest.raises(ValueError, match=r"0000000015.npz is damaged.*the record of step 10"):
+        load_history(tmp_path)
+
+
+def changes(path: Path, step: int, born: list[int], died: list[int], real: int) -> None:
+    """Write a record as version 0.1 did."""
+    about = {"step": step, "epoch": step / 10, "candidates": {"graph": 9}, "real": {"graph": real}}
+    np.savez_compressed(
+        path / f"{step:010d}.npz",
+        about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
+        **{
+            f"graph/{name}": np.diff(ids, prepend=0).astype(np.uint16)
+            for name, ids in {"born": born, "died": died}.items()
+        },
+    )
+
+
+def test_histories_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    (tmp_path / "history").mkdir()
+    changes(tmp_path / "history", 0, [1, 4, 7], [], 3)
+    changes(tmp_path / "history", 10, [2], [4], 3)
+    changes(tmp_path / "history", 20, [4], [1], 3)
+    history = load_history(tmp_path)["graph"]
+    assert [history.real(at).tolist() for at in range(3)] == [[1, 4, 7], [1, 2, 7], [2, 4, 7]]
+    assert history.births.tolist() == [3, 1, 1]
+    (tmp_path / "history" / "0000000010.npz").unlink()
+    with pytest.raises(ValueError, match="so one of them is missing"):
         load_history(tmp_path)
 
 
@@ -383,7 +414,7 @@ def test_damaged_histories_are_an_error(tmp_path: Path) -> None:
     HistoryWriter(tmp_path, Recorded(), 10).record(0)
     (file,) = (tmp_path / "history").iterdir()
     whole = file.read_bytes()
-    at = whole.index(b"born.npy") + 60  # within what is compressed
+    at = whole.index(b"real.npy") + 60  # within what is compressed
     flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
     for damage in (b"", b"nothing", whole[: len(whole) // 2], flipped):
         file.write_bytes(damage)
