@@ -86,11 +86,21 @@ class Learner:
         Raises:
             NotFiniteError: If the loss or the gradient is not finite. Checked before the weights
                 change on a CPU, and every few steps on a GPU.
+            torch.OutOfMemoryError: If the memory does not suffice; the message says how many images
+                at a time would fit.
         """
         self.lr = self.optimizer.param_groups[0]["lr"]
         seed_step(self.seed, self.steps, self.processes.rank)
         self.optimizer.zero_grad(set_to_none=True)
-        step = self.gradients(images, labels)
+        try:
+            step = self.gradients(images, labels)
+        except torch.OutOfMemoryError as error:
+            size = self.gradients.size_that_fits(images, labels)
+            advice = "not even one image fits: use a smaller network or --image-size"
+            if size is not None:
+                advice = f"{size} images at a time fit: use --micro-batch-size {size}"
+            message = f"{str(error).splitlines()[0]} Of the batch, {advice}"
+            raise torch.OutOfMemoryError(message) from None
         self.steps += 1
         finite = step.loss.isfinite() & step.grad_norm.isfinite()
         self._first_bad = torch.where((self._first_bad < 0) & ~finite, self.steps, self._first_bad)

@@ -79,6 +79,27 @@ class Gradients:
             logits.append(out.detach())
         return Step(torch.stack(losses).sum(), torch.cat(logits), self._norm())
 
+    def size_that_fits(self, images: Tensor, labels: Tensor) -> int | None:
+        """Return a number of images whose gradients fit into memory, if those of a batch do not.
+
+        Tries a half of the images of a part, a quarter, and so on.
+
+        Returns:
+            The number, or None if not even one image fits.
+        """
+        size = min(len(images), self.fit.micro_batch_size or len(images))
+        while size > 1:
+            size //= 2
+            self.plain_model.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            try:
+                with self.fabric.no_backward_sync(self.model):  # other processes do not take part
+                    self.fabric.backward(self._loss(images[:size], labels[:size])[0])
+            except torch.OutOfMemoryError:
+                continue
+            return size
+        return None
+
     def _number_of_parts(self, images: int) -> int:
         """Return the number of micro-batches, which is the same on all processes.
 

@@ -5,16 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from train.average import averaged
 from train.data import open_source
 from train.evaluate import evaluate
 from train.imagenet import train
-from train.learner import NotFiniteError
+from train.learner import Learner, NotFiniteError
 from train.loop import start_training
 from train.metrics import Normalize
 from train.options import OptimizationOptions, Options
+from train.process_group import ProcessGroup
 from train.run import RunConfig
 from train.step import Gradients, Step, seed_step, why_not_finite
 
@@ -53,6 +54,42 @@ def test_gradients_of_parts_add_up_to_those_of_the_whole(size: int) -> None:
     assert torch.allclose(step.logits, expected.logits)
     for ours, theirs in zip(model.parameters(), whole.parameters(), strict=True):
         assert torch.allclose(ours.grad, theirs.grad, rtol=1e-10)
+
+
+class Small(nn.Module):
+    """A network for which memory suffices up to a number of images."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.linear = most, nn.Linear(192, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.\nMore")
+        logits: Tensor = self.linear(x.flatten(1))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("most", "micro", "advice"),
+    [
+        (20, None, "12 images at a time fit: use --micro-batch-size 12"),
+        (49, None, "25 images at a time fit: use --micro-batch-size 25"),
+        (6, 25, "6 images at a time fit: use --micro-batch-size 6"),
+        (0, None, "not even one image fits"),
+    ],
+)
+def test_a_batch_that_does_not_fit_into_memory_is_told_what_would(
+    most: int, micro: int | None, advice: str
+) -> None:
+    fabric = Fabric(accelerator="cpu", devices=1)
+    changes = {} if micro is None else {"micro_batch_size": micro}
+    config = RunConfig.of(
+        Options.from_flat({**TINY, "batch_size": 50, **changes}), open_source("digits")
+    )
+    learner = Learner(config, Small(most), fabric, ProcessGroup(fabric), steps_per_epoch=5)
+    with pytest.raises(torch.OutOfMemoryError, match=rf"allocate 3.00 GiB. Of the batch, {advice}"):
+        learner.step(IMAGES, LABELS)
 
 
 def test_long_gradients_are_cut_and_their_norm_is_told() -> None:
