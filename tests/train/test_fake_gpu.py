@@ -43,10 +43,9 @@ class Processes:
     size, rank = 1, 0
 
 
-@pytest.mark.filterwarnings("ignore:Accessing the data pointer")  # by copies of the network
 @pytest.mark.parametrize("rule", ["dnw", "dnw_factored", "rigl(every=2)", "l1_anneal", "random"])
 def test_steps_do_not_wait(rule: str) -> None:
-    options = {"rule": rule, "clip_grad_norm": 1.0, "ema_decay": 0.9, "label_smoothing": 0.1}
+    options = {"rule": rule, "clip_grad_norm": 1.0, "label_smoothing": 0.1}
     config = RunConfig.of(
         Options.from_flat({**TINY, "out": "run", **options}), open_source("digits")
     )
