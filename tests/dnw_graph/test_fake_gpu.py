@@ -109,7 +109,7 @@ def waits(backend: str, schedule: str) -> bool:
     return backend == "reference" or schedule.startswith("continuous")
 
 
-@pytest.mark.parametrize("node", ["relu", "norm_relu_conv", "relu_conv", "norm", "linear"])
+@pytest.mark.parametrize("node", ["relu", "norm_relu_conv", "linear"])
 @pytest.mark.parametrize("backend", ["auto", "reference", "dense", UNSUPPORTED])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("kind", TOPOLOGIES)
