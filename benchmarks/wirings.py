@@ -108,7 +108,7 @@ def in_time() -> Iterable[tuple[str, dict[str, Callable[[], object]]]]:
         graph = NeuralGraph(topology, **options)
         grouping = by_role(topology)
         other = NeuralGraph(grouping.topology, **options)
-        state = graph.state_dict()
+        state = graph.state_dict() | {"fingerprint": other.fingerprint}
         if grouping.edge is not None:
             state["weight"] = state["weight"][grouping.edge]
         other.load_state_dict(state)

@@ -223,8 +223,8 @@ def _load(folder: Path) -> History:
                 history.records.append(record)
         except Exception as error:  # NumPy and zlib raise many types of errors for damaged files
             raise ValueError(
-                f"{path} is damaged, or not a record of this run: {error}; the history can be read "
-                "without this file"
+                f"{path} is damaged, or not a record of this run: {error}; records of this "
+                "version can be read without it"
             ) from error
     return History(histories)
 

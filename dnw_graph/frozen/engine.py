@@ -25,7 +25,7 @@ PLAN_BYTES = 2**28  # most memory of the plans that it keeps, besides that of th
 
 
 # Fitted by benchmarks/frozen_kernels.py. The unit of cost is the time for one edge of a sparse sum.
-NODE_COST, COLUMN_COST = 120, 0.7  # of a dense product: per node, and per node and column
+NODE_COST, COLUMN_COST = 120, 0.8  # of a dense product: per node, and per node and column
 EDGES_BY_TILE = 16  # edges per node from which BY_TILE is faster on one thread
 
 

@@ -210,10 +210,13 @@ def _rebuild_layer(description: dict[str, Any], tensors: dict[str, Tensor]) -> n
         )
         if not (isinstance(step, FrozenGraph) and isinstance(start, FrozenGraph)):
             raise ValueError("the steps of a recurrent graph must be graphs")
+        schedule = Discrete(**description["schedule"])
+        if schedule.steps > MOST:
+            raise ValueError(f"a graph of {schedule.steps:,} steps: expected {MOST:,} or fewer")
         return FrozenRecurrent(
             step,
             start,
-            Discrete(**description["schedule"]),
+            schedule,
             int(description["num_nodes"]),
             int(description["num_inputs"]),
             {key: x for key, x in tensors.items() if "." not in key},

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dnw_graph._deprecated import warn_renamed
 from dnw_graph.topology import Role
 
 
@@ -129,6 +130,11 @@ class Layout(nn.Module):
         last = len(self.strides)
         ends = [s for p, s in zip(self.parts, self.states(x), strict=True) if p.level == last]
         return torch.cat(ends, 1)[:, self.places[self.outputs]]
+
+    def plainly(self, x: Tensor) -> Tensor:
+        """Deprecated name of :meth:`forward_by_torch`."""
+        warn_renamed("FrozenGraph.plainly", "forward_by_torch")
+        return self.forward_by_torch(x)
 
     def make_matrices(self) -> None:
         """Build the dense matrices of :meth:`forward_by_torch` as constants for an export."""

@@ -70,8 +70,10 @@ class EdgeSelector(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        # Only the original is attached to an optimizer.
-        return {**self.__dict__, "_attachment": None, "_step_state": _StepState()}
+        # Only the original is attached to an optimizer. Its version of the clock may be that of
+        # other values in a copy.
+        own = {"_attachment": None, "_step_state": _StepState(), "_clock_cache": None}
+        return {**self.__dict__, **own}
 
     @property
     def num_weights(self) -> int:

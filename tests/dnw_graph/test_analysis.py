@@ -323,7 +323,7 @@ def test_records_do_not_depend_on_others(tmp_path: Path) -> None:
     files = sorted((tmp_path / "history").iterdir())
     kept = files[1].read_bytes()
     files[1].write_bytes(kept[:50])
-    with pytest.raises(ValueError, match=r"0000000010.npz is damaged.* without this file"):
+    with pytest.raises(ValueError, match=r"0000000010.npz is damaged.* without it"):
         load_history(tmp_path)
     files[1].unlink()
     history = load_history(tmp_path)

@@ -62,6 +62,8 @@ def test_nodes_of_a_wiring_are_counted_under_earlier_names() -> None:
     frozen, x = freeze(graph.eval()), torch.randn(2, 3)
     with pytest.warns(DeprecationWarning, match="plainly has been renamed to forward_by_torch"):
         assert torch.equal(frozen.plainly(x), frozen.forward_by_torch(x))
+    with pytest.warns(DeprecationWarning, match=r"FrozenGraph\.plainly has been renamed"):
+        assert torch.equal(frozen[0].plainly(x), frozen[0].forward_by_torch(x))
     with pytest.raises(AttributeError, match="no attribute 'alive'"):
         dead.alive  # noqa: B018
 

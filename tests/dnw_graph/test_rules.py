@@ -494,6 +494,17 @@ def test_a_clock_is_read_from_its_device_after_loading_only() -> None:
     assert read == [1]
 
 
+@pytest.mark.parametrize("writes", range(1, 9))
+def test_the_clock_of_a_copy_is_what_was_written_to_it(writes: int) -> None:
+    graph = make(DNW(hallucinate_every=2))
+    optimizer = ready(graph, STEPS)
+    list(train(graph, optimizer, 2))
+    average = copy.deepcopy(graph)
+    for step in range(1, writes + 1):
+        average.selector.clock.copy_(torch.tensor([10 + step, STEPS, 0]))
+    assert average.selector.progress(training=False).step == 10 + writes
+
+
 class Noted(torch.Tensor):
     """A tensor that notes when the host asks for its values."""
 
