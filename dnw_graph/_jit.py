@@ -3,6 +3,8 @@
 import os
 import threading
 from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import numba
@@ -33,6 +35,17 @@ def in_forked_child() -> bool:
 def can_compile() -> bool:
     """Return whether Numba compiles, which ``NUMBA_DISABLE_JIT=1`` disables."""
     return not numba.config.DISABLE_JIT
+
+
+def compiles_for(device: torch.device) -> bool:
+    """Return whether kernels are available: from Numba on CPUs, from Triton on GPUs."""
+    return can_compile() and (device.type == "cpu" or (device.type == "cuda" and has_triton()))
+
+
+@cache
+def has_triton() -> bool:
+    """Return whether Triton is installed."""
+    return find_spec("triton") is not None
 
 
 def threads() -> int:

@@ -1,7 +1,7 @@
 """Backends, which sum messages: I = A Z, with straight-through gradients to every candidate."""
 
 from dnw_graph._deprecated import renamed
-from dnw_graph.aggregation._kernels import TYPES, by_source, wide
+from dnw_graph.aggregation._kernels import TYPES, by_source, push, wide
 from dnw_graph.aggregation.auto import Auto
 from dnw_graph.aggregation.base import BACKENDS, Backend
 from dnw_graph.aggregation.dense import Dense
@@ -19,6 +19,7 @@ __all__ = [
     "Reference",
     "Sparse",
     "by_source",
+    "push",
     "wide",
 ]
 

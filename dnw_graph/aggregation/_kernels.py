@@ -1,4 +1,6 @@
-"""CPU kernels of the sparse backend, as operators that are opaque to ``torch.compile``.
+"""Operators of the sparse backend, which are opaque to ``torch.compile``, and their CPU kernels.
+
+On GPUs, they use :mod:`dnw_graph.aggregation._triton`.
 
 There is one tensor of states per block, so kernels find a node's row by its address. Feature maps
 are split into tiles that stay in cache during the loop over edges. Every sum has a fixed order,
@@ -184,6 +186,19 @@ def dots(
     inputs, outputs = _addresses([0], [z], source), _addresses(starts, rows, to)
     _dots(source, to, inputs, outputs, z.shape[1], _like(z), products.numpy())
     out[position[at]] = products.to(out.dtype)
+
+
+def _kernel_for_gpus(name: str) -> Any:
+    def run(*args: Any) -> Any:
+        from dnw_graph.aggregation import _triton
+
+        return getattr(_triton, name)(*args)
+
+    return run
+
+
+for _operator in (gather, spread, correlate, by_source, push, dots):
+    _operator.register_kernel("cuda")(_kernel_for_gpus(_operator._name))
 
 
 @by_source.register_fake

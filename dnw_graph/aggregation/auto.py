@@ -26,10 +26,12 @@ SMALL = 32
 
 @BACKENDS.register("auto")
 class Auto(Backend):
-    """Selects sparse on a CPU if few candidates are real, otherwise dense or the reference.
+    """Selects sparse or dense by the share of real edges and the device.
 
-    The reference is used for blocks that the dense backend does not support. If Numba's compiler is
-    disabled, a CPU is treated like a GPU, where sparse is never selected.
+    On a CPU, sparse is used if few candidates are real. On a GPU, it is used for blocks that the
+    dense backend does not support, and if only real edges have weights. Where sparse is not
+    available (Numba's compiler is disabled, or Triton is not installed), the reference takes its
+    place.
     """
 
     def __init__(self) -> None:
@@ -40,11 +42,14 @@ class Auto(Backend):
     def choose(self, edges: BlockEdges) -> Backend:
         """Return the backend for one block."""
         block, wiring = edges.block, edges.wiring
+        is_available = _jit.compiles_for(wiring.edge_id.device)
         share = len(wiring.edge_id) / wiring.topology.num_candidates
-        few = share * len(block.edges) < DENSE_FROM * block.pairs or wiring.slot is not None
-        if few and self._compiled(wiring):
+        few = wiring.edge_id.is_cpu and share * len(block.edges) < DENSE_FROM * block.pairs
+        if is_available and (few or wiring.slot is not None):
             return self._sparse
-        return self._dense if self._dense.supports(block) else self._reference
+        if self._dense.supports(block):
+            return self._dense
+        return self._sparse if is_available and wiring.edge_id.is_cuda else self._reference
 
     @override
     def prepare(self, wiring: Wiring) -> Any:
@@ -58,23 +63,20 @@ class Auto(Backend):
 
     @override
     def by_edge(self, wiring: Wiring) -> bool:
-        """Return True on a CPU if real edges are few or blocks are small."""
+        """Return True if sums over real edges cost less, or if blocks are small."""
         topology = wiring.topology
         small = topology.num_nodes < SMALL * len(topology.blocks)
-        few = self._few(wiring) or (small and self._compiled(wiring))
+        few = self._few(wiring) or (small and _jit.compiles_for(wiring.edge_id.device))
         return type(self) is Auto and few
 
-    @classmethod
-    def _few(cls, wiring: Wiring) -> bool:
-        """Return whether sums over real edges cost less than dense products."""
-        pairs = sum(block.pairs for block in wiring.topology.blocks)
-        few = len(wiring.edge_id) < DENSE_FROM * pairs or wiring.slot is not None
-        return few and cls._compiled(wiring)
-
-    @staticmethod
-    def _compiled(wiring: Wiring) -> bool:
-        """Return whether compiled sums over real edges are available."""
-        return wiring.edge_id.is_cpu and _jit.can_compile()
+    def _few(self, wiring: Wiring) -> bool:
+        """Return whether sums over real edges are available, and replace dense products."""
+        blocks, device = wiring.topology.blocks, wiring.edge_id.device
+        if device.type == "cpu":
+            few = len(wiring.edge_id) < DENSE_FROM * sum(block.pairs for block in blocks)
+        else:
+            few = not all(map(self._dense.supports, blocks))
+        return _jit.compiles_for(device) and (few or wiring.slot is not None)
 
     @override
     def forward(self, edges: BlockEdges, weight: Tensor, states: Sequence[Tensor]) -> Tensor:

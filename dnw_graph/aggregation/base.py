@@ -108,7 +108,7 @@ class Backend(MessagePassing):  # type: ignore[misc]
     def by_edge(self, wiring: Wiring) -> bool:
         """Return whether compiled sums over real edges may replace this backend.
 
-        If so, a whole graph may be computed at once, on a CPU.
+        If so, a whole graph may be computed at once.
         """
         return False
 

@@ -1,4 +1,4 @@
-"""The backend for CPUs: compiled sums over real edges only."""
+"""The backend of compiled sums over real edges only."""
 
 from collections.abc import Sequence
 
@@ -16,11 +16,12 @@ from dnw_graph.wiring import Wiring
 
 @BACKENDS.register("sparse")
 class Sparse(Backend):
-    """Computes exactly the ``k`` multiplications per pixel that the paper counts, on a CPU.
+    """Computes exactly the ``k`` multiplications per pixel that the paper counts.
 
     The gradient to all candidates of a block is one dense product if at least 1 in 16 pairs of
     nodes is a candidate; otherwise, and for real edges alone, it is a sum per edge. Memory beyond
-    states and weights is of order ``k``. Types narrower than float32 are computed in float32.
+    states and weights is of order ``k``. Types narrower than float32 are computed in float32. On
+    GPUs, Triton is needed, and the host never waits.
 
     Raises:
         ValueError: If Numba's compiler is disabled.
@@ -39,7 +40,7 @@ class Sparse(Backend):
         """Find the matrix positions of candidates; blocks read the rest from the wiring.
 
         Raises:
-            ValueError: The wiring is not on a CPU.
+            ValueError: There are no kernels for the device of the wiring.
         """
         _check_device(wiring)
         find_places(wiring)
@@ -89,8 +90,9 @@ class Sparse(Backend):
     @staticmethod
     def _all_candidates(edges: BlockEdges) -> tuple[Tensor, Tensor, Tensor]:
         topology, span = edges.wiring.topology, edges.block.edges
-        edge_id = torch.arange(span.start, span.stop)
-        return edge_id, topology.edges(edge_id)[0], topology.rowptr - span.start
+        edge_id = torch.arange(span.start, span.stop, device=edges.wiring.edge_id.device)
+        rowptr = topology.rowptr_on(edge_id.device)
+        return edge_id, topology.edges(edge_id)[0], rowptr - span.start
 
 
 def _place(edges: BlockEdges, wiring: Wiring) -> tuple[list[int], list[int]]:
@@ -105,7 +107,13 @@ def _starts(edges: BlockEdges) -> list[int]:
 
 def _check_device(wiring: Wiring) -> None:
     device = wiring.edge_id.device
-    if device.type != "cpu":
+    if device.type == "cuda" and not _jit.has_triton():
         raise ValueError(
-            f"backend 'sparse' runs on CPUs only, but the graph is on {device}; use backend='auto'"
+            f"backend 'sparse' needs Triton on {device}, which is not installed: pip install "
+            "triton, or use backend='auto'"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"backend 'sparse' has no kernels for {device}, only for CPUs and CUDA; use "
+            "backend='auto'"
         )

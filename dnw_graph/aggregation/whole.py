@@ -77,7 +77,7 @@ class WholeGraph(ABC):
 
 
 class SparseWholeGraph(WholeGraph):
-    """Products over real edges only, on a CPU."""
+    """Products over real edges only."""
 
     @override
     def aggregate(self, block: Block, states: ByBlock) -> Tensor:
@@ -154,7 +154,7 @@ class DenseWholeGraph(WholeGraph):
 
 
 class Correlation:
-    """Computes ``<Z_u, dL/dI_v>`` of the trained weights of a whole graph at once, on a CPU.
+    """Computes ``<Z_u, dL/dI_v>`` of the trained weights of a whole graph at once.
 
     Args:
         wiring: The real edges. Gradients are computed for the edges in its

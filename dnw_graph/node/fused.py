@@ -3,7 +3,6 @@
 import warnings
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,7 +13,8 @@ from dnw_graph import _jit
 from dnw_graph.node import _kernels
 
 _ON_CPU = (torch.float32, torch.float64, torch.bfloat16)
-_ON_GPU = (torch.float32, torch.bfloat16, torch.float16)
+_ON_GPU = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_MAX_PIXELS = 2**31  # of all images of a node: kernels for GPUs number them by 32-bit integers
 
 
 def available(x: Tensor, scale: Tensor) -> bool:
@@ -25,7 +25,8 @@ def available(x: Tensor, scale: Tensor) -> bool:
     return (
         x.is_cuda
         and accepted_dtype(x) in _ON_GPU
-        and scale.dtype == torch.float32
+        and scale.dtype in (torch.float32, torch.float64)
+        and x.numel() < _MAX_PIXELS * len(x)
         and _has_triton()
     )
 
@@ -33,7 +34,7 @@ def available(x: Tensor, scale: Tensor) -> bool:
 @cache
 def _has_triton() -> bool:
     """Return whether kernels can be compiled for a GPU; warn once if not."""
-    if find_spec("triton") is not None:
+    if _jit.has_triton():
         return True
     warnings.warn(
         "Triton is not installed, so node functions run as PyTorch layers on this GPU, which takes "

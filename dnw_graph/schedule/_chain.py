@@ -15,14 +15,14 @@ from torch.autograd.function import once_differentiable
 
 from dnw_graph import _jit
 from dnw_graph._arena import empty
-from dnw_graph.aggregation import Correlation, by_source, wide
+from dnw_graph.aggregation import Correlation, by_source, push, wide
 from dnw_graph.schedule import _kernels
 from dnw_graph.topology import Block
 from dnw_graph.wiring import Wiring
 
 
 class Chain:
-    """The messages of the blocks that have fired, on a CPU.
+    """The messages of the blocks that have fired.
 
     Args:
         wiring: The real edges.
@@ -59,13 +59,13 @@ class _Shared:
 
     @cached_property
     def into(self) -> list[Any]:
-        """Edges by target, as arrays: row pointers, sources and weights."""
+        """Edges by target: row pointers, sources and weights."""
         wiring = self.wiring
         return _arrays(wiring.rowptr, wiring.edge_index[0], wiring.edge_weight)
 
     @cached_property
     def out(self) -> list[Any]:
-        """Edges by source, as arrays: row pointers, targets and weights."""
+        """Edges by source: row pointers, targets and weights."""
         ptr, target, order = by_source(self.wiring.edge_index[0], self.wiring.rowptr)
         return _arrays(ptr, target, self.wiring.edge_weight[order])
 
@@ -123,14 +123,20 @@ class _Push(torch.autograd.Function):
 
 
 def _arrays(ptr: Tensor, index: Tensor, weight: Tensor) -> list[Any]:
-    return [_jit.array(tensor) for tensor in (ptr, index, wide(weight))]
+    """Return tensors, as arrays on a CPU, where calling an operator would take longer."""
+    tensors = ptr, index, wide(weight)
+    return [_jit.array(x) for x in tensors] if weight.is_cpu else list(tensors)
 
 
 def _gather(block: Block, edges: list[Any], rows: Tensor) -> Tensor:
     """Return the sums over the edges of the nodes of a block ``[nodes, *features]``."""
     nodes, flat = block.nodes, rows.view(len(rows), rows.shape[1:].numel())
     out = rows.new_empty(len(nodes), flat.shape[1])
-    _kernels.gather(nodes.start, nodes.stop, *edges, _jit.array(flat), _jit.array(out))
+    if rows.is_cpu:
+        _kernels.gather(nodes.start, nodes.stop, *edges, _jit.array(flat), _jit.array(out))
+    else:
+        ptr, index, weight = edges
+        push(weight, ptr, index, [nodes.start, nodes.stop], [0], [flat], out)
     return out.view(len(nodes), *rows.shape[1:])
 
 

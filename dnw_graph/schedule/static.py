@@ -35,7 +35,8 @@ class _Sums:
 def _sums(forward_pass: ForwardPass, like: Tensor) -> "Chain | _Sums":
     """Return an object that sums messages like ``like``, those of the first block."""
     wiring, dtype = forward_pass.wiring, fused.accepted_dtype(like)
-    compiled = forward_pass.backend.by_edge(wiring) and dtype in TYPES
+    supported = dtype in TYPES or like.is_cuda
+    compiled = supported and forward_pass.backend.by_edge(wiring)
     if not compiled or wiring.sampler is not None or torch.compiler.is_compiling():
         return _Sums(forward_pass)
     return Chain(wiring, forward_pass.weight, like.to(dtype))
