@@ -115,11 +115,11 @@ def huge() -> Size:
     return Size(topology, edges=500_000, batch=4, side=4, rule=EXPLORING)
 
 
-def large() -> Size:
-    """Return 100,000 nodes in ten blocks, 5 million random candidates and 200,000 real edges."""
+def large(nodes: int = 100_000, number: int = 5_000_000) -> Size:
+    """Return nodes in ten blocks with random candidates, of which one in 25 is real."""
     generator = torch.Generator().manual_seed(0)
-    nodes, width, number = 100_000, 10_000, 5_000_000
-    target = torch.randint(width, nodes, (number + 50_000,), generator=generator)
+    width = nodes // 10
+    target = torch.randint(width, nodes, (number + number // 100,), generator=generator)
     num_sources = target // width * width
     source = (
         torch.rand(len(target), generator=generator, dtype=torch.float64) * num_sources
@@ -129,7 +129,7 @@ def large() -> Size:
     block = torch.arange(nodes) // width
     role = torch.ones(nodes, dtype=torch.int64)
     role[:width], role[-width:] = 0, 2
-    return Size(Topology(edges, block, role), edges=200_000, batch=4, side=4)
+    return Size(Topology(edges, block, role), edges=number // 25, batch=4, side=4)
 
 
 STUDIES: dict[str, Callable[[], Iterable[tuple[int, Size]]]] = {

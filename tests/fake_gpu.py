@@ -6,8 +6,9 @@ the GPU to the host, operators of this project without an implementation for GPU
 pass, since PyTorch's engine needs a device.
 """
 
+import weakref
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -103,6 +104,42 @@ def fake_gpu() -> Iterator[None]:
             yield
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)
+
+
+class _Memory(TorchDispatchMode):
+    """Adds up the memory of the tensors that exist, each counted with its storage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = self.peak = 0
+        self._tensors: dict[int, int] = defaultdict(int)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.device.type == "cuda":
+                storage = tensor.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                if not self._tensors[key]:
+                    self.size += size
+                    self.peak = max(self.peak, self.size)
+                self._tensors[key] += 1
+                weakref.finalize(tensor, self._forget, key, size)
+        return result
+
+    def _forget(self, key: int, size: int) -> None:
+        self._tensors[key] -= 1
+        if not self._tensors[key]:
+            self.size -= size
+
+
+@contextmanager
+def peak_memory() -> Iterator[Callable[[], int]]:
+    """Yield a function that returns the most bytes that were allocated on the fake GPU so far."""
+    with _Memory() as memory:
+        yield lambda: memory.peak
 
 
 @contextmanager

@@ -86,6 +86,7 @@ def _shortlist(bits: np.ndarray, k: int) -> np.ndarray | None:
 
 
 _NUM_LINES, _LINE_SIZE = 1 << 10, 16  # number of cache lines sampled, and numbers in each
+_PART = 1 << 20  # number of weights whose ranks are computed at a time on a GPU
 _SMALL = 1 << 18  # up to this many numbers, np.partition is used
 
 
@@ -103,15 +104,27 @@ def _largest_by_partition(bits: np.ndarray, k: int, infinity: int) -> np.ndarray
 
 
 @_top_k.register_kernel("cuda")
-def _top_k_cuda(weight: Tensor, k: int) -> Tensor:
-    magnitude = weight.abs()
-    threshold = magnitude.topk(k, sorted=False).values.amin()
-    is_above, is_tied = magnitude > threshold, magnitude == threshold
-    is_selected = is_above | (is_tied & (is_tied.cumsum(0) <= k - is_above.sum()))
+def _top_k_by_bits(weight: Tensor, k: int) -> Tensor:
+    is_narrow = weight.dtype != torch.float64
+    bits = weight.abs().to(torch.float32 if is_narrow else torch.float64)
+    bits = bits.view(torch.int32 if is_narrow else torch.int64)
+    # The k-th largest is the largest number that at least k are not below; its bits are found one
+    # after another, without waiting, and without memory beyond a mask.
+    threshold = bits.new_zeros(())
+    for bit in reversed(range(31 if is_narrow else 63)):
+        higher = threshold | (1 << bit)
+        threshold = torch.where((bits >= higher).sum() >= k, higher, threshold)
+    ties_left = k - (bits > threshold).sum()
     # Selected edges write their ids at their ranks, all others at index k, so that sizes are fixed.
-    place = torch.where(is_selected, is_selected.cumsum(0) - 1, k)
-    ids = torch.zeros(k + 1, dtype=torch.int64, device=weight.device)
-    ids.scatter_(0, place, torch.arange(weight.numel(), device=weight.device))
+    ids = torch.empty(k + 1, dtype=torch.int64, device=weight.device)
+    rank = torch.zeros_like(ties_left)
+    for start in range(0, len(bits), _PART):
+        part = bits[start : start + _PART]
+        is_tied = part == threshold
+        is_selected = (part > threshold) | (is_tied & (is_tied.cumsum(0) <= ties_left))
+        place = torch.where(is_selected, rank + is_selected.cumsum(0) - 1, k)
+        ids.scatter_(0, place, torch.arange(start, start + len(part), device=weight.device))
+        ties_left, rank = ties_left - is_tied.sum(), rank + is_selected.sum()
     return ids[:k].clone()
 
 

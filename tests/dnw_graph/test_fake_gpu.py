@@ -1,5 +1,6 @@
 """Networks, rules and schedules on a GPU that is not there: see tests/fake_gpu.py."""
 
+import math
 from typing import Any
 
 import pytest
@@ -11,11 +12,12 @@ from torch._subclasses.fake_tensor import (
 )
 from typing_extensions import override
 
+from benchmarks.scaling import large
 from dnw_graph import NeuralGraph, Topology, attach, penalty, sparsify
 from dnw_graph.wiring import DNW, Candidates, TrainingProgress
 from models import create_model, list_models
 from tests.conftest import BUDGETED
-from tests.fake_gpu import GPU, HostWaitsError, autocast, backward, fake_gpu
+from tests.fake_gpu import GPU, HostWaitsError, autocast, backward, fake_gpu, peak_memory
 
 STEPS = 20
 pytestmark = pytest.mark.filterwarnings("ignore:Triton is not installed")
@@ -96,10 +98,6 @@ SCHEDULES = [
 ]
 
 
-UNSUPPORTED = "sparse"
-"""The backend that runs on CPUs only."""
-
-
 def waits(backend: str, schedule: str) -> bool:
     """Return whether the host waits for the GPU in each forward pass.
 
@@ -110,7 +108,7 @@ def waits(backend: str, schedule: str) -> bool:
 
 
 @pytest.mark.parametrize("node", ["relu", "norm_relu_conv", "linear"])
-@pytest.mark.parametrize("backend", ["auto", "reference", "dense", UNSUPPORTED])
+@pytest.mark.parametrize("backend", ["auto", "reference", "dense", "sparse"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("kind", TOPOLOGIES)
 def test_schedules_and_backends(kind: str, schedule: str, backend: str, node: str) -> None:
@@ -129,10 +127,7 @@ def test_schedules_and_backends(kind: str, schedule: str, backend: str, node: st
     with fake_gpu():
         x = torch.randn(2, *frames, topology.num_inputs, *features, device=GPU)
         graph = graph.to(GPU)
-        if backend == UNSUPPORTED:
-            with pytest.raises(ValueError, match=r"'sparse' runs on CPUs only.*backend='auto'"):
-                graph(x)
-        elif waits(backend, schedule):
+        if waits(backend, schedule):
             with pytest.raises(WAITING):
                 graph(x)
         else:
@@ -192,8 +187,37 @@ def test_a_planted_mask_on_the_cpu_is_found() -> None:
         train_steps(graph.to(GPU), torch.randn(4, 6, device=GPU))
 
 
+@torch.library.custom_op("dnw_graph::planted", mutates_args=(), device_types="cpu")
+def _planted(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+@_planted.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.clone()
+
+
 def test_operators_without_an_implementation_for_gpus_are_found() -> None:
-    with fake_gpu():
-        one, ids = torch.ones(1, device=GPU), torch.zeros(2, dtype=torch.int64, device=GPU)
-        with pytest.raises(NotImplementedError, match="dnw_graph::gather"):
-            torch.ops.dnw_graph.gather(one, ids, ids, [0, 1], [0], [one[None]])
+    with fake_gpu(), pytest.raises(NotImplementedError, match="dnw_graph::planted"):
+        _planted(torch.ones(1, device=GPU))
+
+
+def test_sparse_without_triton_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnw_graph._jit.has_triton", lambda: False)
+    graph = NeuralGraph(SPARSE, num_edges=6, node="relu", backend="sparse")
+    with fake_gpu(), pytest.raises(ValueError, match=r"needs Triton on cuda:0.*pip install"):
+        graph.to(GPU)(torch.randn(3, 2, device=GPU))
+
+
+def test_large_graphs_need_no_message_per_edge() -> None:
+    size = large(20_000, 1_000_000)
+    topology = size.topology
+    graph = NeuralGraph(topology, num_edges=size.edges, node="relu")
+    features = size.batch, size.side, size.side
+    states = 4 * topology.num_nodes * math.prod(features)  # bytes
+    with fake_gpu(), peak_memory() as peak:
+        graph = graph.to(GPU)
+        x = torch.randn(size.batch, topology.num_inputs, size.side, size.side, device=GPU)
+        train_steps(graph, x, 1)
+    messages = 4 * topology.num_candidates * math.prod(features)
+    assert peak() < 50 * topology.num_candidates + 4 * states < messages / 3

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dnw_graph import NeuralGraph, Topology
 from dnw_graph.wiring import select, top_k
-from dnw_graph.wiring.select import _top_k_cuda
+from dnw_graph.wiring.select import _top_k_by_bits
+from tests.fake_gpu import GPU, fake_gpu, peak_memory
 
 
 def by_sorting(weight: Tensor, k: int) -> Tensor:
@@ -40,14 +41,10 @@ def by_kernels(weight: Tensor, k: int) -> Tensor:
 
 @given(weights(), st.data())
 @pytest.mark.parametrize(
-    "ways", [top_k, by_kernels, _top_k_cuda], ids=["cpu", "many, on a cpu", "gpu formulation"]
+    "ways", [top_k, by_kernels, _top_k_by_bits], ids=["cpu", "many, on a cpu", "on a gpu"]
 )
 def test_top_k_equals_a_stable_sort(ways, weight: Tensor, data: st.DataObject) -> None:  # noqa: ANN001
     k = data.draw(st.integers(1, len(weight)))
-    if ways is _top_k_cuda and weight.dtype is torch.float32 and weight.abs().max() < 1e-37:
-        weight = (
-            weight.double()
-        )  # a GPU compares subnormal numbers exactly; torch.topk's CPU twin may not
     assert torch.equal(ways(weight, k), by_sorting(weight, k))
 
 
@@ -68,6 +65,28 @@ def test_top_k_among_many(kind: str, k: int) -> None:
     expected = by_sorting(weight, k)
     assert torch.equal(top_k(weight, k), expected)
     assert torch.equal(by_kernels(weight, k), expected)
+
+
+@pytest.mark.parametrize("kind", ["random", "equal", "two values"])
+@pytest.mark.parametrize("k", [1, 70_000, 250_000])
+def test_top_k_on_a_gpu_goes_through_parts(
+    kind: str, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "_PART", 60_000)
+    weight = torch.randn(250_000)
+    if kind != "random":
+        weight = weight.sign() if kind == "equal" else (weight > 0.5) + 0.1 * weight.sign()
+    assert torch.equal(_top_k_by_bits(weight, k), by_sorting(weight, k))
+
+
+def test_top_k_on_a_gpu_needs_little_memory() -> None:
+    size, k = 8_650_000, 1_730_000
+    with fake_gpu(), peak_memory() as peak:
+        weight = torch.randn(size, device=GPU)
+        before = peak()
+        _top_k_by_bits(weight, k)
+    # A copy of the weights, a mask, the ids twice, and the ranks of one part.
+    assert peak() - before < 4 * size + size + 2 * 8 * k + 64 * select._PART
 
 
 def test_top_k_on_each_device_waits_for_nothing(device: str) -> None:
