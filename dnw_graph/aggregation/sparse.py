@@ -39,7 +39,7 @@ class Sparse(Backend):
         """Find the matrix positions of candidates; blocks read the rest from the wiring.
 
         Raises:
-            ValueError: The wiring is not on a CPU.
+            ValueError: If the wiring is not on a CPU.
         """
         _check_device(wiring)
         find_places(wiring)

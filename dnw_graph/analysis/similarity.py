@@ -53,7 +53,7 @@ def similarity(
         seed: Seed of the random wirings.
 
     Raises:
-        ValueError: The two wirings have different blocks, or ``random`` is below 2.
+        ValueError: If the two wirings have different blocks, or ``random`` is below 2.
     """
     if random < 2:
         raise ValueError(

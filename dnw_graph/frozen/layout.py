@@ -74,7 +74,7 @@ class Layout(nn.Module):
         reached: Whether the state of a node depends on the inputs ``[V]``.
 
     Raises:
-        ValueError: The parts, strides and tensors do not describe a graph.
+        ValueError: If the parts, strides and tensors do not describe a graph.
     """
 
     edge_index: Tensor

@@ -36,7 +36,7 @@ class FrozenRecurrent(nn.Module):
             indices in ``nodes`` of the outputs, by channel.
 
     Raises:
-        ValueError: An index is out of range.
+        ValueError: If an index is out of range.
     """
 
     nodes: Tensor
@@ -136,7 +136,7 @@ def freeze_recurrent(graph: NeuralGraph) -> FrozenRecurrent:
     """Return a frozen copy of a graph in discrete time that takes or returns sequences.
 
     Raises:
-        ValueError: A node function cannot be frozen, or depends on the time.
+        ValueError: If a node function cannot be frozen, or depends on the time.
     """
     topology, schedule, wiring = graph.topology, graph.schedule, graph.wiring()
     assert isinstance(schedule, Discrete)
@@ -219,7 +219,7 @@ def _time_independent_formula(graph: NeuralGraph, module: nn.Module) -> Formula:
     """Return the formula of a node or message function that does not depend on the time.
 
     Raises:
-        ValueError: It depends on the time, has a stride, or has no formula.
+        ValueError: If it depends on the time, has a stride, or has no formula.
     """
     assert isinstance(graph.schedule, Discrete)
     first = formula_of(module, 0.0)

@@ -124,7 +124,7 @@ def weights_of(module: nn.Module, embeddings: bool = True) -> Iterator[tuple[str
         embeddings: Whether to include the weights of embeddings.
 
     Raises:
-        ValueError: A layer is uninitialised: its shape is not known yet.
+        ValueError: If a layer is uninitialised, so that its shape is not known yet.
     """
     for path, layer in module.named_modules():
         for parameter in parameters_of(layer, embeddings):
@@ -168,8 +168,8 @@ def check_names(patterns: Sequence[str], layers: Mapping[str, Weight]) -> None:
     """Check that each name or pattern matches a layer.
 
     Raises:
-        ValueError: A name or pattern matches no layer; the message names the closest.
-        TypeError: ``patterns`` is a single string.
+        ValueError: If a name or pattern matches no layer; the message names the closest.
+        TypeError: If ``patterns`` is a single string.
     """
     if isinstance(patterns, str):
         raise TypeError(f"keep_dense must be a list of names, such as [{patterns!r}]")

@@ -58,9 +58,9 @@ def sparsify(
         The module.
 
     Raises:
-        ValueError: A density is outside (0, 1], a name matches no layer, the module has no weights
-            or is sparse already, or the rule does not fit a layer.
-        TypeError: ``density`` is neither a number nor a mapping.
+        ValueError: If a density is outside (0, 1], a name matches no layer, the module has no
+            weights or is sparse already, or the rule does not fit a layer.
+        TypeError: If ``density`` is neither a number nor a mapping.
     """
     rule = RULES.resolve(rule)
     weights = _weights_to_sparsify(module, keep_dense, embeddings)

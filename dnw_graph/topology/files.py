@@ -28,7 +28,7 @@ def write_graph(graph: nx.DiGraph, path: str | Path) -> None:
             have whole numbers.
 
     Raises:
-        ValueError: Another suffix, or names or attributes that the format cannot hold.
+        ValueError: If the suffix is unknown, or the format cannot hold names or attributes.
     """
     path = Path(path)
     if path.suffix not in (".json", ".graphml", ".gexf", ".cyjs"):
@@ -111,7 +111,7 @@ def read_graph(path: str | Path) -> nx.DiGraph:
     Names that igraph moved to an attribute when it wrote the file are restored.
 
     Raises:
-        ValueError: Another suffix, a damaged file, or an undirected graph.
+        ValueError: If the suffix is unknown, the file is damaged, or the graph is undirected.
     """
     path = Path(path)
     if path.suffix not in (".json", ".graphml"):

@@ -63,8 +63,8 @@ class Topology:
         outputs: Output nodes in the order of the output's channels. Default: ascending.
 
     Raises:
-        ValueError: An edge with a node that does not exist, a duplicate edge, a block with two
-            roles, no input or no output.
+        ValueError: If a node of an edge does not exist, an edge is listed twice, a block has two
+            roles, or there is no input or no output.
     """
 
     @on_cpu
@@ -109,7 +109,7 @@ class Topology:
             outputs: See :class:`Topology`.
 
         Raises:
-            ValueError: An empty block, a source that does not exist or that is listed twice; or as
+            ValueError: If a block is empty, or a source does not exist or is listed twice; or as
                 for :class:`Topology`.
         """
         sizes, kinds, lists = [], [], []
@@ -162,8 +162,8 @@ class Topology:
             names: Names of the nodes. Default: their numbers.
 
         Raises:
-            ValueError: As for :class:`Topology`; or a node that is both input and output.
-            TypeError: Inputs or outputs that are not a list of whole numbers.
+            ValueError: If a node is both input and output; or as for :class:`Topology`.
+            TypeError: If inputs or outputs are not a list of whole numbers.
         """
         for ends, nodes in (("inputs", inputs), ("outputs", outputs)):
             if not isinstance(nodes, Iterable):
@@ -215,9 +215,9 @@ class Topology:
             outputs: Output nodes in the order of the output's channels, instead of roles.
 
         Raises:
-            ValueError: As for :class:`Topology`; or an undirected graph, an unknown role, inputs or
-                outputs that are not nodes, or invalid channels or blocks.
-            TypeError: Inputs or outputs that are not a list.
+            ValueError: If the graph is undirected, a role is unknown, inputs or outputs are not
+                nodes, or channels or blocks are invalid; or as for :class:`Topology`.
+            TypeError: If inputs or outputs are not a list.
         """
         nodes = _networkx.nodes_of(graph, inputs, outputs)
         names, ends = nodes["names"], (nodes["inputs"], nodes["outputs"])
@@ -246,7 +246,7 @@ class Topology:
             skip: Whether any earlier block may feed any later one; otherwise only adjacent blocks.
 
         Raises:
-            ValueError: Fewer than two blocks, or an empty one.
+            ValueError: If there are fewer than two blocks, or one is empty.
         """
         return cls.from_blocks(builders.layered(sizes, skip))
 
@@ -259,7 +259,7 @@ class Topology:
             outputs: Number of outputs.
 
         Raises:
-            ValueError: No input or no output.
+            ValueError: If there is no input or no output.
         """
         return cls.layered([inputs, outputs])
 
@@ -275,7 +275,8 @@ class Topology:
                 nothing feeds inputs or is fed by outputs.
 
         Raises:
-            ValueError: No input, no output, or a negative number of hidden nodes.
+            ValueError: If there is no input or no output, or the number of hidden nodes is
+                negative.
         """
         return cls.from_blocks(builders.complete(inputs, hidden, outputs, acyclic))
 
@@ -291,7 +292,7 @@ class Topology:
             outputs: Number of outputs.
 
         Raises:
-            ValueError: One of the numbers is less than 1.
+            ValueError: If one of the numbers is less than 1.
         """
         return cls.from_blocks(builders.recurrent(inputs, hidden, outputs))
 
@@ -305,7 +306,7 @@ class Topology:
             reach: Largest distance in rows between a node and one that feeds it.
 
         Raises:
-            ValueError: No rows, fewer than two columns, or a negative reach.
+            ValueError: If there are no rows or fewer than two columns, or the reach is negative.
         """
         return cls.from_edges(*builders.grid(rows, columns, reach))
 
@@ -330,8 +331,8 @@ class Topology:
             parameters: Parameters of the random graph.
 
         Raises:
-            ValueError: An unknown kind, a missing or unknown parameter, one out of range, or more
-                inputs and outputs than nodes.
+            ValueError: If the kind is unknown, a parameter is missing, unknown or out of range, or
+                there are more inputs and outputs than nodes.
         """
         return cls.from_edges(
             *builders.random_dag(kind, nodes, inputs, outputs, seed=seed, **parameters)

@@ -168,7 +168,7 @@ class EdgeSelector(nn.Module):
         Does not wait for the device while an optimizer is attached.
 
         Raises:
-            ValueError: The rule follows training, but no optimizer is attached.
+            ValueError: If the rule follows training, but no optimizer is attached.
         """
         is_unattached = self._attachment is None and self.rule.follows_training
         if training and is_unattached and torch.is_grad_enabled():

@@ -38,9 +38,9 @@ def attach(
         ends.
 
     Raises:
-        ValueError: ``total_steps`` is not positive; the optimizer does not hold the edge weights of
-            every graph (except frozen weights, whose edges do not change); or two graphs share
-            weights whose gradient a rule changes. In a step: a rule changes gradients that are
+        ValueError: If ``total_steps`` is not positive; the optimizer does not hold the edge weights
+            of every graph (except frozen weights, whose edges do not change); or two graphs share
+            weights whose gradient a rule changes. In a step, if a rule changes gradients that are
             still scaled for mixed precision.
 
     Warns:
@@ -250,7 +250,7 @@ def inherit(
         trained: The same after training.
 
     Raises:
-        ValueError: The rule does not start from another model, or a state is of another model.
+        ValueError: If the rule does not start from another model, or a state is of another model.
     """
     model = unwrapped(model)
     entries = list(selectors(model))
