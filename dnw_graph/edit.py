@@ -1,5 +1,6 @@
 """Conversion of a graph that was edited with networkx back to a :class:`NeuralGraph`."""
 
+import copy
 import math
 from collections.abc import Hashable
 
@@ -28,8 +29,8 @@ def edited(
 
     Each edge has its ``weight`` in ``wiring``; without one, its weight in ``graph``; otherwise a
     newly drawn one. Nodes of ``graph`` keep their node functions; those of other nodes are newly
-    initialised. The result has its own parameters, so create the optimizer and call
-    :func:`dnw_graph.attach` again.
+    initialised. An output to which no path of edges leads from an input is constant. The result has
+    its own parameters, so create the optimizer and call :func:`dnw_graph.attach` again.
 
     Args:
         graph: The original graph, which is not changed.
@@ -51,13 +52,15 @@ def edited(
     """
     graph = _checked(unwrapped(graph))
     wiring = _with_names_of(graph.topology, wiring, allow_new_names)
-    topology = _topology(wiring, graph.schedule)
+    schedule = copy.copy(graph.schedule)
+    vars(schedule)["allows_constant_outputs"] = True  # not by setattr, as it may be frozen
+    topology = _topology(wiring, schedule)
     real = [data.get("real", True) for _, _, data in wiring.edges(data=True)]
     new = NeuralGraph(
         topology,
         rule=graph.rule if rule is None else rule,
         num_edges=sum(real) if num_edges is None else num_edges,
-        schedule=graph.schedule,
+        schedule=schedule,
         stride=graph.stride,
         init=graph.init,
         backend=graph.backend if backend is None else backend,
