@@ -223,9 +223,9 @@ def _graph(graph: NeuralGraph, edge_index: Tensor, call: _trace.Call) -> Cost:
     )
     for block, node, message in zip(groups, graph.nodes, graph.messages, strict=True):
         fires = has_in if block.role == Role.OUTPUT else has_out
-        group = torch.arange(block.nodes.start, block.nodes.stop, device="cpu")
+        nodes = graph.grouping.original(block.nodes)
         for module, alive in ((node, fires), (message, has_out)):
-            live_nodes = int(alive[graph.grouping.original(group)].sum())
+            live_nodes = int(alive[nodes].sum())
             macs = live_nodes * (getattr(module, "macs_per_pixel", None) or 0) * pixels
             parameters = _function_parameters(module, live_nodes, len(block.nodes))
             total += Cost(macs=macs, parameters=parameters)

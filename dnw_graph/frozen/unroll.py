@@ -118,13 +118,13 @@ def _add_steps(graph: NeuralGraph, schedule: Discrete, unrolled: Unrolled, edges
     current = torch.arange(topology.num_nodes, device="cpu")
     for block in blocks:
         if held and block.role == Role.INPUT:
-            held_inputs[_slice(block)] = add_layer(unrolled, block, Role.INPUT, Formula())
+            held_inputs[block.rows] = add_layer(unrolled, block, Role.INPUT, Formula())
     sending = set(topology.block[edge_index[0]].tolist())
     for step in range(schedule.steps + 1):
         previous, current = current, torch.empty_like(current)
         for block in blocks:
             role, formula = _step_layer(graph, schedule, block, step, block.index in sending)
-            current[_slice(block)] = add_layer(unrolled, block, role, formula)
+            current[block.rows] = add_layer(unrolled, block, role, formula)
         if step:
             unrolled.edges.append(
                 (torch.stack([previous[edge_index[0]], current[edge_index[1]]]), weight)
@@ -155,10 +155,6 @@ def _step_layer(
     if not step and not held and block.role == Role.INPUT:
         role = Role.INPUT
     return role, formula
-
-
-def _slice(block: Block) -> slice:
-    return slice(block.nodes.start, block.nodes.stop)
 
 
 def add_layer(unrolled: Unrolled, *layer: Any) -> Tensor:

@@ -85,9 +85,9 @@ class Static(Schedule):
         has_path = topology.role == Role.INPUT
         for block in topology.blocks:
             if block.complete:
-                sources = [topology.blocks[i].nodes for i in block.sources]
-                reachable = any(bool(has_path[nodes.start : nodes.stop].any()) for nodes in sources)
-                has_path[block.nodes.start : block.nodes.stop] |= reachable
+                sources = [topology.blocks[i].rows for i in block.sources]
+                reachable = any(bool(has_path[rows].any()) for rows in sources)
+                has_path[block.rows] |= reachable
             else:
                 source, target = cls._edges(topology, block)
                 has_path[target[has_path[source]]] = True

@@ -39,6 +39,11 @@ class Block:
     pairs: int
 
     @property
+    def rows(self) -> slice:
+        """Its nodes as a slice, for tensors with one row per node."""
+        return slice(self.nodes.start, self.nodes.stop)
+
+    @property
     def complete(self) -> bool:
         """Whether every node of every source block may feed every node of this one.
 
