@@ -13,6 +13,7 @@ from dnw_graph.aggregation import Backend
 from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.schedule import Schedule
 from dnw_graph.topology import Topology
+from dnw_graph.topology.files import check_graph
 from dnw_graph.wiring import Rule
 
 
@@ -48,9 +49,10 @@ def edited(
         ValueError: If the names are not those of the graph, the schedule or backend cannot run the
             topology, a weight is not a finite number, or ``graph`` is a copy of a graph whose node
             functions were built by a local function.
-        TypeError: If ``graph`` is not a :class:`NeuralGraph`.
+        TypeError: If ``graph`` is not a :class:`NeuralGraph`, or ``wiring`` not a networkx graph.
     """
     graph = _checked(unwrapped(graph))
+    check_graph(wiring)
     wiring = _with_names_of(graph.topology, wiring, allow_new_names)
     schedule = copy.copy(graph.schedule)
     vars(schedule)["allows_constant_outputs"] = True  # not by setattr, as it may be frozen

@@ -8,6 +8,7 @@ from typing import Any
 import networkx as nx
 import torch
 
+from dnw_graph.topology.files import check_graph
 from dnw_graph.topology.role import Role
 
 
@@ -24,8 +25,7 @@ def nodes_of(
             or only some nodes have a block.
         TypeError: If inputs or outputs are not a list.
     """
-    if not isinstance(graph, nx.Graph):
-        raise TypeError(f"expected a networkx.DiGraph, got a {type(graph).__name__}")
+    check_graph(graph)
     if not graph.is_directed() or graph.is_multigraph():
         raise ValueError(
             f"expected a networkx.DiGraph, got a {type(graph).__name__}: edges need a direction, "

@@ -82,6 +82,7 @@ class Topology:
         inputs: Tensor | None = None,
         outputs: Tensor | None = None,
     ) -> None:
+        edge_index, block, role = map(torch.as_tensor, (edge_index, block, role))
         self._set_nodes(block.long().cpu(), role.long().cpu(), names, inputs, outputs)
         source, target = sorted_edges(edge_index, self.num_nodes, self.describe)
         counts = torch.bincount(target, minlength=self.num_nodes)
@@ -175,7 +176,12 @@ class Topology:
                 raise TypeError(
                     f"{ends} must be a list of nodes, such as [{nodes!r}], got {nodes!r}"
                 )
-        inputs, outputs = [index(v) for v in inputs], [index(v) for v in outputs]
+        if isinstance(edge_index, nx.Graph):
+            raise TypeError("edge_index is a networkx graph: use Topology.from_networkx")
+        try:
+            inputs, outputs = [index(v) for v in inputs], [index(v) for v in outputs]
+        except TypeError as error:
+            raise TypeError(f"inputs and outputs must be numbers of nodes: {error}") from None
         edge_index = torch.as_tensor(edge_index, device="cpu")
         if not edge_index.numel() and edge_index.shape[:1] == (2,):
             edge_index = edge_index.long()  # of empty lists, which have no type
