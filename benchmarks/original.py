@@ -21,7 +21,7 @@ def load_original(path: Path, image_size: int) -> nn.Module:
         image_size: Height and width, in pixels.
 
     Raises:
-        ValueError: The folder is not a checkout of it.
+        ValueError: If the folder is not a checkout of it.
     """
     recipe = path / "apps/large_scale/mobilenetv1_dnw_x225.yml"
     if not recipe.is_file():

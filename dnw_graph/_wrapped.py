@@ -12,12 +12,25 @@ _MODULE = "module."
 _AVERAGED = "n_averaged"
 
 
+def check_network(model: Any) -> None:
+    """Raise TypeError if a network is not a module."""
+    if not isinstance(model, nn.Module):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(
+            f"expected a network, which is a torch.nn.Module such as a NeuralGraph, got {kind}"
+        )
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the network inside any wrappers, or the network itself.
 
     Wrappers are the result of ``torch.compile``, ``DataParallel``, ``DistributedDataParallel``,
     ``AveragedModel``, and the modules that Lightning Fabric sets up.
+
+    Raises:
+        TypeError: If the network is not a module.
     """
+    check_network(model)
     while True:
         inner: Any = getattr(model, _COMPILED, None)
         wraps = isinstance(model, DataParallel | DistributedDataParallel | AveragedModel)

@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,12 +86,15 @@ def cost(model: nn.Module, image_size: int | None = None, *, example: Tensor | N
         The cost; its string includes units.
 
     Raises:
-        ValueError: If the network cannot be run on such an input.
+        ValueError: If the network cannot be run on such an input, or ``image_size`` is below 1.
+        TypeError: If ``model`` is not a module, ``image_size`` is not a whole number, or
+            ``example`` is not a tensor.
 
     Warns:
         UserWarning: If the multiply-adds of layers or node functions are unknown, and left out.
     """
     model = unwrapped(model)
+    _check_input(image_size, example)
     if example is None:
         example = _example(model, image_size)
     try:
@@ -123,6 +128,24 @@ def cost(model: nn.Module, image_size: int | None = None, *, example: Tensor | N
     total += Cost(parameters=sum(p.numel() for p in own if p.dim() > 1))
     _warn_of_unknown([*unknown, *(m for graph in wirings for m in _uncounted_functions(graph))])
     return total
+
+
+def _check_input(image_size: Any, example: Any) -> None:
+    """Raise an error unless these are a whole number and a tensor, or None."""
+    whole = isinstance(image_size, Integral) and not isinstance(image_size, bool)
+    if image_size is not None and not whole:
+        got = "a tensor" if isinstance(image_size, Tensor) else repr(image_size)
+        raise TypeError(
+            f"image_size must be a number of pixels, such as 32 for images of 32x32, got {got}; "
+            "for another input, pass example=torch.zeros(1, 3, 32, 32)"
+        )
+    if whole and image_size < 1:
+        raise ValueError(f"image_size must be 1 pixel or more, got {image_size}")
+    if example is not None and not isinstance(example, Tensor):
+        raise TypeError(
+            "example must be a tensor that the network takes, such as torch.zeros(1, 3, 32, 32), "
+            f"got {type(example).__name__}"
+        )
 
 
 def _liveness(
@@ -223,9 +246,9 @@ def _graph(graph: NeuralGraph, edge_index: Tensor, call: _trace.Call) -> Cost:
     )
     for block, node, message in zip(groups, graph.nodes, graph.messages, strict=True):
         fires = has_in if block.role == Role.OUTPUT else has_out
-        group = torch.arange(block.nodes.start, block.nodes.stop, device="cpu")
+        nodes = graph.grouping.original(block.nodes)
         for module, alive in ((node, fires), (message, has_out)):
-            live_nodes = int(alive[graph.grouping.original(group)].sum())
+            live_nodes = int(alive[nodes].sum())
             macs = live_nodes * (getattr(module, "macs_per_pixel", None) or 0) * pixels
             parameters = _function_parameters(module, live_nodes, len(block.nodes))
             total += Cost(macs=macs, parameters=parameters)

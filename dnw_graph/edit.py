@@ -1,5 +1,6 @@
 """Conversion of a graph that was edited with networkx back to a :class:`NeuralGraph`."""
 
+import copy
 import math
 from collections.abc import Hashable
 
@@ -12,6 +13,7 @@ from dnw_graph.aggregation import Backend
 from dnw_graph.neural_graph import NeuralGraph
 from dnw_graph.schedule import Schedule
 from dnw_graph.topology import Topology
+from dnw_graph.topology.files import check_graph
 from dnw_graph.wiring import Rule
 
 
@@ -28,8 +30,8 @@ def edited(
 
     Each edge has its ``weight`` in ``wiring``; without one, its weight in ``graph``; otherwise a
     newly drawn one. Nodes of ``graph`` keep their node functions; those of other nodes are newly
-    initialised. The result has its own parameters, so create the optimizer and call
-    :func:`dnw_graph.attach` again.
+    initialised. An output to which no path of edges leads from an input is constant. The result has
+    its own parameters, so create the optimizer and call :func:`dnw_graph.attach` again.
 
     Args:
         graph: The original graph, which is not changed.
@@ -47,17 +49,20 @@ def edited(
         ValueError: If the names are not those of the graph, the schedule or backend cannot run the
             topology, a weight is not a finite number, or ``graph`` is a copy of a graph whose node
             functions were built by a local function.
-        TypeError: If ``graph`` is not a :class:`NeuralGraph`.
+        TypeError: If ``graph`` is not a :class:`NeuralGraph`, or ``wiring`` not a networkx graph.
     """
     graph = _checked(unwrapped(graph))
+    check_graph(wiring)
     wiring = _with_names_of(graph.topology, wiring, allow_new_names)
-    topology = _topology(wiring, graph.schedule)
+    schedule = copy.copy(graph.schedule)
+    vars(schedule)["allows_constant_outputs"] = True  # not by setattr, as it may be frozen
+    topology = _topology(wiring, schedule)
     real = [data.get("real", True) for _, _, data in wiring.edges(data=True)]
     new = NeuralGraph(
         topology,
         rule=graph.rule if rule is None else rule,
         num_edges=sum(real) if num_edges is None else num_edges,
-        schedule=graph.schedule,
+        schedule=schedule,
         stride=graph.stride,
         init=graph.init,
         backend=graph.backend if backend is None else backend,

@@ -169,10 +169,10 @@ def _source_gain(start: Start) -> Floats:
     gains = np.ones(start.topology.num_nodes)
     for block in blocks:
         if block.sources:
-            sources = [blocks[i].nodes for i in block.sources]
-            total = sum(squares[nodes.start : nodes.stop].sum() for nodes in sources)
-            mean = total / sum(len(nodes) for nodes in sources)
-            gains[block.nodes.start : block.nodes.stop] = math.sqrt(mean)
+            sources = [blocks[i] for i in block.sources]
+            total = sum(squares[source.rows].sum() for source in sources)
+            mean = total / sum(len(source.nodes) for source in sources)
+            gains[block.rows] = math.sqrt(mean)
     return gains
 
 

@@ -22,7 +22,7 @@ from dnw_graph.schedule import (
     Schedule,
     checked_lengths,
 )
-from dnw_graph.schedule.checks import check_input_shape, check_state
+from dnw_graph.schedule.checks import check_input_shape, check_input_type, check_state
 from dnw_graph.topology import Role, Topology
 from dnw_graph.wiring import RULES, CandidateModule, EdgeSelector, Rule, Wiring
 
@@ -213,8 +213,7 @@ class NeuralGraph(CandidateModule):
         topology = self.grouping.topology
         gain = torch.empty(topology.num_nodes, dtype=torch.float64, device="cpu")
         for block, node in zip(topology.blocks, self.nodes, strict=True):
-            nodes = torch.arange(block.nodes.start, block.nodes.stop, device="cpu")
-            gain[self.grouping.original(nodes)] = gain_of(node)
+            gain[self.grouping.original(block.nodes)] = gain_of(node)
         return self.init.bound(Start(self.topology, self.rule, self.num_edges, gain))
 
     @property
@@ -438,13 +437,7 @@ class NeuralGraph(CandidateModule):
         expected = self.topology.num_inputs
         if not isinstance(x, Tensor):
             raise TypeError(f"expected a tensor [B, {expected}, ...], got {type(x).__name__}")
-        cast = torch.is_autocast_enabled(x.device.type) and x.is_floating_point()
-        if x.dtype != self.weight.dtype and not cast:
-            other = f", or the graph with .to({x.dtype})" if x.is_floating_point() else ""
-            raise ValueError(
-                f"expected input of the weights' type {self.weight.dtype}, got {x.dtype}; "
-                f"convert the input{other}"
-            )
+        check_input_type(self.weight, x, "the graph")
         check_input_shape(self.schedule, expected, x)
         axis = 2 if self.schedule.takes_sequence else 1
         if x.dim() == axis + 3 and min(x.shape[axis + 1 :]) < self.stride:
@@ -476,8 +469,7 @@ def _merge_functions(
         index, _, parameter = name.removeprefix(prefix).partition(".")
         saved.setdefault(parameter, {})[int(index)] = state.pop(name)
     for group in grouping.topology.blocks:
-        nodes = torch.arange(group.nodes.start, group.nodes.stop, device="cpu")
-        members = topology.block[grouping.original(nodes)].unique().tolist()
+        members = topology.block[grouping.original(group.nodes)].unique().tolist()
         for parameter, values in saved.items():
             parts = {i: values[i] for i in members if i in values}
             by_node = all(v.dim() and len(v) == len(blocks[i].nodes) for i, v in parts.items())

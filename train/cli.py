@@ -37,7 +37,7 @@ def parse_options(
     Raises:
         ValueError: If a recipe cannot be read or has an unknown key, or ``--resume`` does not name
             a run folder.
-        SystemExit: For unknown or malformed flags, after printing why; or for ``--help``.
+        SystemExit: If a flag is unknown or malformed, after printing why; or for ``--help``.
     """
     first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", type=Path, action="append", default=[])

@@ -161,7 +161,7 @@ class RunFolder:
         """Create the folder with only ``config.yaml`` in it; a lock in it stays.
 
         Raises:
-            ValueError: As for :meth:`check_free`.
+            ValueError: If :meth:`check_free` does.
         """
         self.check_free(overwrite)
         text = _as_yaml(config)  # nothing is deleted if this fails

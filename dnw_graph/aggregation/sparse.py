@@ -40,7 +40,7 @@ class Sparse(Backend):
         """Find the matrix positions of candidates; blocks read the rest from the wiring.
 
         Raises:
-            ValueError: There are no kernels for the device of the wiring.
+            ValueError: If there are no kernels for the device of the wiring.
         """
         _check_device(wiring)
         find_places(wiring)

@@ -78,7 +78,7 @@ class WiringHistory:
         """Return the ids of the real edges at a record, by default the last.
 
         Raises:
-            IndexError: There are fewer records.
+            IndexError: If there are fewer records.
         """
         last = range(len(self.records))[at]
         mask = np.zeros(self.candidates, dtype=bool)
@@ -199,7 +199,7 @@ def load_history(run: str | Path) -> History:
     """Return the history of the wirings in a run folder.
 
     Raises:
-        ValueError: There is no history, or a file is damaged.
+        ValueError: If there is no history, or a file is damaged.
     """
     history = _load(Path(run) / FOLDER)
     if not history:
@@ -258,7 +258,7 @@ def _changed(before: Ids, born: Ids, died: Ids, real: int) -> Ids:
     """Return the real edges after a record of version 0.1, which holds changes only.
 
     Raises:
-        ValueError: A record before it is missing.
+        ValueError: If a record before it is missing.
     """
     ids = np.union1d(np.setdiff1d(before, died, assume_unique=True), born)
     if len(ids) != real or len(ids) != len(before) - len(died) + len(born):

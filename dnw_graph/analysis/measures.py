@@ -384,7 +384,7 @@ def measure(
         The measures of the graph; for a network, the measures by name of the module.
 
     Raises:
-        ValueError: The graph is not a topology, the network has no graph or sparse layer,
+        ValueError: If the graph is not a topology, the network has no graph or sparse layer,
             ``random`` is below 2, or the null model is unknown.
     """
     if null not in get_args(Null):

@@ -229,7 +229,7 @@ def animate(
         per_second: Frames per second.
 
     Raises:
-        ValueError: The topology has another number of candidates than the history.
+        ValueError: If the topology has another number of candidates than the history.
     """
     if topology.num_candidates != history.candidates:
         raise ValueError(

@@ -59,7 +59,7 @@ def scales(model: nn.Module, x: Tensor) -> dict[str, Scales]:
         The scales by name of the graph in the network; ``""`` is the network itself.
 
     Raises:
-        ValueError: The network contains no graph.
+        ValueError: If the network contains no graph.
     """
     graphs = {n: m for n, m in model.named_modules() if isinstance(m, NeuralGraph)}
     if not graphs:

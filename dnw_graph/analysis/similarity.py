@@ -53,7 +53,7 @@ def similarity(
         seed: Seed of the random wirings.
 
     Raises:
-        ValueError: The two wirings have different blocks, or ``random`` is below 2.
+        ValueError: If the two wirings have different blocks, or ``random`` is below 2.
     """
     if random < 2:
         raise ValueError(
@@ -117,7 +117,7 @@ def _match(a: Structure, b: Structure) -> Ints:
     best, best_renamed = jaccard(a, b), renamed.copy()
     for round_index in range(ROUNDS):
         for block in hidden if round_index % 2 == 0 else reversed(hidden):
-            nodes = slice(block.nodes.start, block.nodes.stop)
+            nodes = block.rows
             matched = np.flatnonzero(fixed)
             shared = _common_neighbours(out_a[nodes], out_b, matched, renamed, nodes)
             shared += _common_neighbours(in_a[nodes], in_b, matched, renamed, nodes)

@@ -177,9 +177,9 @@ def structure_of(
             allows.
 
     Raises:
-        ValueError: The graph is not a topology, an edge is not a candidate, or a network does not
-            have exactly one graph.
-        TypeError: ``graph`` is of another type.
+        ValueError: If the graph is not a topology, an edge is not a candidate, or a network does
+            not have exactly one graph.
+        TypeError: If ``graph`` is of another type.
     """
     if isinstance(graph, Structure):
         return graph

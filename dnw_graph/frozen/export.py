@@ -26,8 +26,8 @@ def to_exported(model: nn.Module, example: Tensor) -> torch.export.ExportedProgr
         example: An input ``[B, ...]``; the program takes inputs of this shape for any ``B``.
 
     Raises:
-        ValueError: The network has graphs that are not frozen, or the program's outputs differ from
-            those of the network.
+        ValueError: If the network has graphs that are not frozen, or the program's outputs differ
+            from those of the network.
     """
     if any(isinstance(module, NeuralGraph) for module in model.modules()):
         raise ValueError(
@@ -65,9 +65,9 @@ def to_onnx(
         notes: Metadata properties for the file.
 
     Raises:
-        ValueError: As for :func:`to_exported`, or ONNX Runtime's outputs differ from those of the
-            network; no file is written then.
-        ModuleNotFoundError: onnx, onnxscript or onnxruntime is missing.
+        ValueError: If ONNX Runtime's outputs differ from those of the network, in which case no
+            file is written; or as for :func:`to_exported`.
+        ModuleNotFoundError: If onnx, onnxscript or onnxruntime is missing.
     """
     for name in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(name) is None:

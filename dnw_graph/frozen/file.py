@@ -75,9 +75,9 @@ def save_frozen(
             passed.
 
     Raises:
-        TypeError: ``model`` is not a :class:`FrozenModel`.
-        ValueError: A file cannot hold one of the layers (the message lists those that it can), or
-            ``path`` is a folder.
+        TypeError: If ``model`` is not a :class:`FrozenModel`.
+        ValueError: If a file cannot hold one of the layers (the message lists those that it can),
+            or ``path`` is a folder.
     """
     if not isinstance(model, FrozenModel):
         raise TypeError(
@@ -102,8 +102,8 @@ def load_frozen(path: str | os.PathLike[str]) -> FrozenModel:
         The network, on the CPU.
 
     Raises:
-        ValueError: The file is damaged, or does not hold a frozen network.
-        FileNotFoundError: The file does not exist.
+        ValueError: If the file is damaged, or does not hold a frozen network.
+        FileNotFoundError: If the file does not exist.
     """
     content = Path(path).read_bytes()
     try:
@@ -193,7 +193,7 @@ def _rebuild_layer(description: dict[str, Any], tensors: dict[str, Tensor]) -> n
     """Return one layer with its tensors.
 
     Raises:
-        ValueError: An option or tensor does not fit the layer.
+        ValueError: If an option or tensor does not fit the layer.
     """
     name = description["layer"]
     if name == "FrozenGraph":

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnw_graph._deprecated import warn_renamed
+from dnw_graph.schedule.checks import check_input_type
 from dnw_graph.topology import Role
 
 
@@ -74,7 +75,7 @@ class Layout(nn.Module):
         reached: Whether the state of a node depends on the inputs ``[V]``.
 
     Raises:
-        ValueError: The parts, strides and tensors do not describe a graph.
+        ValueError: If the parts, strides and tensors do not describe a graph.
     """
 
     edge_index: Tensor
@@ -168,11 +169,7 @@ class Layout(nn.Module):
             raise ValueError(
                 f"expected input with {self.least_channels} channels or more, got {list(x.shape)}"
             )
-        if x.dtype != self.edge_weight.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(
-                f"expected input of the weights' type {self.edge_weight.dtype}, got {x.dtype}; "
-                f"convert it, or the frozen network with .to({x.dtype})"
-            )
+        check_input_type(self.edge_weight, x, "the frozen network")
         if x.dim() != 4 and any(part.filters for part in self.parts):
             raise ValueError(f"expected input of feature maps [B, C, H, W], got {list(x.shape)}")
 

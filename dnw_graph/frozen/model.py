@@ -39,7 +39,7 @@ class FrozenModel(nn.Sequential):
         """Do nothing for ``mode=False``, since a frozen model is always in evaluation.
 
         Raises:
-            ValueError: ``mode`` is True.
+            ValueError: If ``mode`` is True.
         """
         if mode:
             raise ValueError(
@@ -61,7 +61,7 @@ class FrozenModel(nn.Sequential):
             lengths: Lengths of the sequences, as for :meth:`NeuralGraph.forward`; likewise.
 
         Raises:
-            ValueError: A state or lengths were passed, but the network does not take them.
+            ValueError: If a state or lengths were passed, but the network does not take them.
         """
         if state is not None or lengths is not None:
             if len(self) != 1 or not isinstance(self[0], FrozenRecurrent):
@@ -153,7 +153,7 @@ def freeze(model: nn.Module) -> FrozenModel:
         rounding.
 
     Raises:
-        ValueError: The modules do not follow one another, there is no graph among them, or a
+        ValueError: If the modules do not follow one another, there is no graph among them, or a
             schedule or node function cannot be frozen.
     """
     layers = [layer for layer in _chain(model) if not isinstance(layer, nn.Dropout | nn.Identity)]
@@ -186,8 +186,8 @@ def freeze_graphs(model: nn.Module) -> nn.Module:
         The copy in evaluation, on the CPU, in float32, with a :class:`FrozenModel` for each graph.
 
     Raises:
-        ValueError: There is no graph in the network, or a graph cannot be frozen; the message names
-            it.
+        ValueError: If there is no graph in the network, or a graph cannot be frozen; the message
+            names it.
     """
     inner = unwrapped(model)
     if isinstance(inner, NeuralGraph):
@@ -228,7 +228,7 @@ def _chain(model: nn.Module) -> list[nn.Module]:
     """Return the modules of a network in the order in which they are called.
 
     Raises:
-        ValueError: The modules do not follow one another, or the network is frozen already.
+        ValueError: If the modules do not follow one another, or the network is frozen already.
     """
     model = unwrapped(model)
     if isinstance(model, FrozenModel):

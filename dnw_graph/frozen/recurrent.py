@@ -36,7 +36,7 @@ class FrozenRecurrent(nn.Module):
             indices in ``nodes`` of the outputs, by channel.
 
     Raises:
-        ValueError: An index is out of range.
+        ValueError: If an index is out of range.
     """
 
     nodes: Tensor
@@ -136,7 +136,7 @@ def freeze_recurrent(graph: NeuralGraph) -> FrozenRecurrent:
     """Return a frozen copy of a graph in discrete time that takes or returns sequences.
 
     Raises:
-        ValueError: A node function cannot be frozen, or depends on the time.
+        ValueError: If a node function cannot be frozen, or depends on the time.
     """
     topology, schedule, wiring = graph.topology, graph.schedule, graph.wiring()
     assert isinstance(schedule, Discrete)
@@ -162,7 +162,7 @@ def freeze_recurrent(graph: NeuralGraph) -> FrozenRecurrent:
 def _step(graph: NeuralGraph, needed: Tensor) -> FrozenGraph:
     """Return a graph from a frame and the states of the needed nodes to their new states."""
     topology, number = graph.grouping.topology, graph.topology.num_nodes
-    original = graph.grouping.original(torch.arange(number, device="cpu"))
+    original = graph.grouping.original(range(number))
     wiring = graph.wiring().regrouped(graph.grouping)
     weight = wiring.edge_weight.detach().float().cpu()
     edge_index = wiring.edge_index.cpu()[:, weight != 0]
@@ -170,16 +170,15 @@ def _step(graph: NeuralGraph, needed: Tensor) -> FrozenGraph:
     # Channels of the states follow those of the frame: nodes that read them are shifted by number.
     frames, before, after = (torch.full((number,), -1, device="cpu") for _ in range(3))
     for block in topology.blocks:
-        nodes = slice(block.nodes.start, block.nodes.stop)
+        nodes = block.nodes
         if block.role == Role.INPUT:
-            frames[nodes] = add_layer(unrolled, block, Role.INPUT, Formula())
+            frames[block.rows] = add_layer(unrolled, block, Role.INPUT, Formula())
         shifted = replace(block, nodes=range(number + nodes.start, number + nodes.stop))
         message = _time_independent_formula(graph, graph.messages[block.index])
-        before[nodes] = add_layer(unrolled, shifted, Role.INPUT, message)
+        before[block.rows] = add_layer(unrolled, shifted, Role.INPUT, message)
     for block in topology.blocks:
-        nodes = slice(block.nodes.start, block.nodes.stop)
         formula = _time_independent_formula(graph, graph.nodes[block.index])
-        after[nodes] = add_layer(unrolled, block, Role.OUTPUT, formula)
+        after[block.rows] = add_layer(unrolled, block, Role.OUTPUT, formula)
     unrolled.edges.append(
         (torch.stack([before[edge_index[0]], after[edge_index[1]]]), weight[weight != 0])
     )
@@ -204,14 +203,13 @@ def _start(graph: NeuralGraph, inputs: Tensor) -> FrozenGraph:
             formula = Formula()
             if role == Role.OUTPUT:
                 formula = _time_independent_formula(graph, graph.nodes[block.index])
-            nodes = slice(block.nodes.start, block.nodes.stop)
-            numbers[nodes] = add_layer(unrolled, block, role, formula)
+            numbers[block.rows] = add_layer(unrolled, block, role, formula)
     sources = topology.inputs
     ones = torch.ones(len(sources), dtype=torch.float32, device="cpu")
     unrolled.edges.append((torch.stack([frames[sources], after[sources]]), ones))
     channel = torch.zeros(topology.num_nodes, dtype=torch.int64, device="cpu")
     channel[sources] = torch.arange(len(sources), device="cpu")
-    grouped = graph.grouping.original(torch.arange(topology.num_nodes, device="cpu")).argsort()
+    grouped = graph.grouping.original(range(topology.num_nodes)).argsort()
     return compact(unrolled, channel, after[grouped[inputs]])
 
 
@@ -219,7 +217,7 @@ def _time_independent_formula(graph: NeuralGraph, module: nn.Module) -> Formula:
     """Return the formula of a node or message function that does not depend on the time.
 
     Raises:
-        ValueError: It depends on the time, has a stride, or has no formula.
+        ValueError: If it depends on the time, has a stride, or has no formula.
     """
     assert isinstance(graph.schedule, Discrete)
     first = formula_of(module, 0.0)

@@ -43,7 +43,7 @@ class Unrolled:
         """Add a layer (a block, a role and a formula), and return the number of its first node.
 
         Raises:
-            ValueError: A tensor of the formula does not have one entry per node.
+            ValueError: If a tensor of the formula does not have one entry per node.
         """
         self.layers.append(_Layer(*layer))
         _check_formula(self.layers[-1])
@@ -62,7 +62,7 @@ def unroll(graph: NeuralGraph, wanted: Tensor) -> FrozenGraph:
         The frozen graph without nodes that lead to no output; all of its nodes count as reached.
 
     Raises:
-        ValueError: The schedule or a node function cannot be frozen.
+        ValueError: If the schedule or a node function cannot be frozen.
     """
     topology, wiring = graph.grouping.topology, graph.wiring().regrouped(graph.grouping)
     edge_index, weight = wiring.edge_index.cpu(), wiring.edge_weight.detach().float().cpu()
@@ -90,7 +90,7 @@ def _add_blocks(graph: NeuralGraph, unrolled: Unrolled, edges: Edges) -> Tensor:
     """Add the blocks of a static graph, and return the number of each node in ``unrolled`` ``[V]``.
 
     Raises:
-        ValueError: A node or message function cannot be frozen.
+        ValueError: If a node or message function cannot be frozen.
     """
     sending = graph.topology.block[edges[0][0]].unique().tolist()
     for block in graph.topology.blocks:
@@ -109,7 +109,7 @@ def _add_steps(graph: NeuralGraph, schedule: Discrete, unrolled: Unrolled, edges
     """Add all blocks for each step, and return the number of each node at the last step ``[V]``.
 
     Raises:
-        ValueError: A node or message function cannot be frozen, or has a stride.
+        ValueError: If a node or message function cannot be frozen, or has a stride.
     """
     topology, (edge_index, weight) = graph.grouping.topology, edges
     blocks = topology.blocks
@@ -118,13 +118,13 @@ def _add_steps(graph: NeuralGraph, schedule: Discrete, unrolled: Unrolled, edges
     current = torch.arange(topology.num_nodes, device="cpu")
     for block in blocks:
         if held and block.role == Role.INPUT:
-            held_inputs[_slice(block)] = add_layer(unrolled, block, Role.INPUT, Formula())
+            held_inputs[block.rows] = add_layer(unrolled, block, Role.INPUT, Formula())
     sending = set(topology.block[edge_index[0]].tolist())
     for step in range(schedule.steps + 1):
         previous, current = current, torch.empty_like(current)
         for block in blocks:
             role, formula = _step_layer(graph, schedule, block, step, block.index in sending)
-            current[_slice(block)] = add_layer(unrolled, block, role, formula)
+            current[block.rows] = add_layer(unrolled, block, role, formula)
         if step:
             unrolled.edges.append(
                 (torch.stack([previous[edge_index[0]], current[edge_index[1]]]), weight)
@@ -157,10 +157,6 @@ def _step_layer(
     return role, formula
 
 
-def _slice(block: Block) -> slice:
-    return slice(block.nodes.start, block.nodes.stop)
-
-
 def add_layer(unrolled: Unrolled, *layer: Any) -> Tensor:
     """Add a layer (a block, a role and a formula), and return the numbers of its nodes."""
     first = unrolled.add(*layer)
@@ -171,7 +167,7 @@ def formula_of(module: Any, t: float) -> Formula:
     """Return the formula of a node or message function at time ``t``, in evaluation.
 
     Raises:
-        ValueError: It has no method ``formula(t)`` that returns one.
+        ValueError: If it has no method ``formula(t)`` that returns one.
     """
     formula = module.formula(t) if hasattr(module, "formula") else None
     if not isinstance(formula, Formula):
@@ -214,7 +210,7 @@ def chained(first: Formula, then: Formula) -> Formula:
     """Return one formula for two, the second of which is applied to the result of the first.
 
     Raises:
-        ValueError: No formula computes both.
+        ValueError: If no formula computes both.
     """
     if _is_identity(then):
         return first

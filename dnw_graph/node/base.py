@@ -113,6 +113,17 @@ class WithoutTime(nn.Module):
         return states
 
 
+def depthwise_conv(num_nodes: int, stride: int) -> nn.Conv2d:
+    """Return one 3x3 filter per node, with padding 1.
+
+    Raises:
+        ValueError: If ``stride`` is below 1.
+    """
+    if stride < 1:
+        raise ValueError(f"stride must be 1 or more, got {stride}")
+    return nn.Conv2d(num_nodes, num_nodes, 3, stride, padding=1, groups=num_nodes, bias=False)
+
+
 NODES: Registry[type[NodeFunction]] = Registry("node function")
 
 

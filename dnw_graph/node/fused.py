@@ -81,6 +81,12 @@ class Plan:
     given: bool
 
 
+def plan_without_norm(scale: Tensor, shift: Tensor, filters: Tensor, stride: int) -> Plan:
+    """Return the arguments for ``K * max(s I + b, 0)``."""
+    zeros = scale.detach().new_zeros(len(scale), 1)
+    return Plan(scale, shift, filters, stride, eps=0.0, mean=zeros, rstd=zeros + 1, given=True)
+
+
 def norm_relu_conv(x: Tensor, plan: Plan) -> tuple[Tensor, Statistics]:
     """Return ``K * max(s (I - mean) / sqrt(var + eps) + b, 0)`` and the statistics.
 

@@ -1,7 +1,9 @@
 """Normalisation of each node separately."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
@@ -33,6 +35,27 @@ def make_norm(norm: NormKind, num_nodes: int, eps: float, steps: int | None) -> 
 def norm_at(norm: Any, t: float) -> Any:
     """Return the norm at a time: that of the step, or of the last step if there are no more."""
     return norm[min(int(t), len(norm) - 1)] if isinstance(norm, nn.ModuleList) else norm
+
+
+@torch.no_grad()
+def update_running(
+    norms: Sequence[Any], mean: Tensor, variance: Tensor, count: Tensor | int
+) -> None:
+    """Update the running statistics of batch norms in training, as PyTorch does.
+
+    Args:
+        norms: The norms, with the same momentum.
+        mean: Means of the nodes of all norms ``[V]``.
+        variance: Their variances ``[V]``, divided by the number of values.
+        count: Number of values of each node ``[V]``, or of all.
+    """
+    torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
+    first, sizes = norms[0], [norm.num_features for norm in norms]
+    factor = 1 / float(first.num_batches_tracked) if first.momentum is None else first.momentum
+    unbiased = variance * (count / (count - 1))
+    for name, values in (("running_mean", mean), ("running_var", unbiased)):
+        running = [getattr(norm, name) for norm in norms]
+        torch._foreach_lerp_(running, values.to(running[0].dtype).split(sizes), factor)
 
 
 def normalised(norm: Any, x: Tensor) -> Tensor:

@@ -8,8 +8,15 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from dnw_graph.node import fused
-from dnw_graph.node.base import NODES, Formula, NodeFunction
-from dnw_graph.node.norm import NormKind, make_norm, norm_at, norm_formula, normalised
+from dnw_graph.node.base import NODES, Formula, NodeFunction, depthwise_conv
+from dnw_graph.node.norm import (
+    NormKind,
+    make_norm,
+    norm_at,
+    norm_formula,
+    normalised,
+    update_running,
+)
 from dnw_graph.node.sync_norm import SyncBatchNorm2d
 
 
@@ -49,14 +56,10 @@ class NormReluConv(NodeFunction):
         steps: int | None = None,
         use_fused: bool = True,
     ) -> None:
-        if stride < 1:
-            raise ValueError(f"stride must be 1 or more, got {stride}")
         super().__init__(num_nodes, stride)
         self.use_fused = use_fused
         self.norm = make_norm(norm, num_nodes, eps, steps)
-        self.conv = nn.Conv2d(
-            num_nodes, num_nodes, 3, stride, padding=1, groups=num_nodes, bias=False
-        )
+        self.conv = depthwise_conv(num_nodes, stride)
 
     @override
     def forward(self, x: Tensor, t: float = 0.0) -> Tensor:
@@ -83,17 +86,8 @@ class NormReluConv(NodeFunction):
         if not (self.use_fused and fused.available(x, scale)):
             x = torch.addcmul(shift[:, None, None, None], x, scale[:, None, None, None])
             return self.conv(F.relu(x).transpose(0, 1)).transpose(0, 1).contiguous()
-        zeros = scale.detach().new_zeros(len(x), 1)  # scale and shift include the statistics
-        plan = fused.Plan(
-            scale=scale,
-            shift=shift,
-            filters=self.conv.weight[:, 0].contiguous(),
-            stride=self.stride,
-            eps=norm.eps,
-            mean=zeros,
-            rstd=zeros + 1,
-            given=True,
-        )
+        filters = self.conv.weight[:, 0].contiguous()
+        plan = fused.plan_without_norm(scale, shift, filters, self.stride)
         return fused.norm_relu_conv(x.contiguous(), plan)[0]
 
     @override
@@ -152,8 +146,5 @@ class NormReluConv(NodeFunction):
         is_batch_norm = type(norm) in (nn.BatchNorm2d, SyncBatchNorm2d)
         if not is_batch_norm or not norm.training or not count:
             return
-        norm.num_batches_tracked += 1
-        factor = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
-        unbiased = (rstd**-2 - norm.eps).clamp_min_(0) * (count / (count - 1))
-        norm.running_mean.lerp_(mean[:, 0], factor)
-        norm.running_var.lerp_(unbiased[:, 0], factor)
+        variance = (rstd[:, 0] ** -2 - norm.eps).clamp_min_(0)
+        update_running([norm], mean[:, 0], variance, count)

@@ -1,12 +1,11 @@
 """ReLU, followed by one 3x3 filter per node."""
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from dnw_graph.node import fused
-from dnw_graph.node.base import NODES, Formula, NodeFunction
+from dnw_graph.node.base import NODES, Formula, NodeFunction, depthwise_conv
 
 
 @NODES.register("relu_conv")
@@ -26,31 +25,17 @@ class ReluConv(NodeFunction):
     parameters_per_node = 9
 
     def __init__(self, num_nodes: int, stride: int = 1, use_fused: bool = True) -> None:
-        if stride < 1:
-            raise ValueError(f"stride must be 1 or more, got {stride}")
         super().__init__(num_nodes, stride)
         self.use_fused = use_fused
-        self.conv = nn.Conv2d(
-            num_nodes, num_nodes, 3, stride, padding=1, groups=num_nodes, bias=False
-        )
+        self.conv = depthwise_conv(num_nodes, stride)
 
     @override
     def forward(self, x: Tensor, t: float = 0.0) -> Tensor:
         weight = self.conv.weight
         if not (self.use_fused and fused.available(x, weight)):
             return self.conv(F.relu(x).transpose(0, 1)).transpose(0, 1).contiguous()
-        with torch.no_grad():  # the norm is the identity
-            ones, zeros = weight.new_ones(len(x)), weight.new_zeros(len(x))
-        plan = fused.Plan(
-            scale=ones,
-            shift=zeros,
-            filters=weight[:, 0].contiguous(),
-            stride=self.stride,
-            eps=1e-5,
-            mean=zeros[:, None],
-            rstd=ones[:, None],
-            given=True,
-        )
+        ones, zeros = weight.new_ones(len(x)), weight.new_zeros(len(x))
+        plan = fused.plan_without_norm(ones, zeros, weight[:, 0].contiguous(), self.stride)
         z, _ = fused.norm_relu_conv(x.to(fused.accepted_dtype(x)).contiguous(), plan)
         return z
 

@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dnw_graph.node.norm import update_running
+
 
 class _Sum(torch.autograd.Function):
     """Sums a tensor over processes, and its gradient as well."""
@@ -59,22 +61,13 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         count = sizes.sum(0)
         mean = means[0] + (sizes * (means - means[0])).sum(0) / count  # exact if all are equal
         var = (sizes * (variances + (means - mean) ** 2)).sum(0) / count
-        self._update_running(mean.detach(), var.detach(), count.detach())
+        if self.running_mean is not None:
+            update_running([self], mean, var, count)
         scale = (var + self.eps).rsqrt()
         if not self.affine:
             return scale, -mean * scale
         scale = self.weight * scale
         return scale, self.bias - mean * scale
-
-    @torch.no_grad()
-    def _update_running(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None:
-            return
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked += 1
-        factor = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, factor)
-        self.running_var.lerp_(var * count / (count - 1), factor)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the normalised ``input [B, V, H, W]``."""

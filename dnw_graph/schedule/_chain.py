@@ -100,7 +100,7 @@ class _Aggregate(torch.autograd.Function):
         if grads is None:
             grads = torch.zeros_like(ctx.shared.messages)
         if grad is not None:
-            grads[ctx.block.nodes.start : ctx.block.nodes.stop] = grad
+            grads[ctx.block.rows] = grad
         return None, None, grads
 
 
@@ -110,7 +110,7 @@ class _Push(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shared: _Shared, block: Block, link: Tensor, messages: Tensor) -> Tensor:
         ctx.shared, ctx.block = shared, block
-        shared.messages[block.nodes.start : block.nodes.stop] = messages
+        shared.messages[block.rows] = messages
         return _new_link(link)
 
     @staticmethod

@@ -16,9 +16,10 @@ from dnw_graph import _jit
 from dnw_graph._arena import empty
 from dnw_graph.aggregation import TYPES, Correlation, by_source, wide
 from dnw_graph.node import NormReluConv, ReluConv, fused
+from dnw_graph.node.norm import update_running
 from dnw_graph.schedule import _kernels
 from dnw_graph.schedule.base import ForwardPass, is_identity, is_observed
-from dnw_graph.topology import Block, Role, Topology
+from dnw_graph.topology import Role, Topology
 from dnw_graph.wiring import Wiring
 
 
@@ -28,12 +29,10 @@ class _Nodes:
 
     Attributes:
         plan: Scales, shifts, filters and statistics; see :class:`fused.Plan`.
-        sizes: Number of nodes of each block.
         norms: The batch norms of the blocks in training; empty otherwise.
     """
 
     plan: fused.Plan
-    sizes: list[int]
     norms: list[nn.BatchNorm2d]
 
 
@@ -61,9 +60,11 @@ def run(forward_pass: ForwardPass, x: Tensor) -> Tensor | None:
     y, mean, rstd = _Function.apply(
         wiring, Correlation(wiring), settings, forward_pass.weight, x, *tensors
     )
-    counts = torch.full_like(mean, y[0].numel())
-    counts[: len(x)] = x[0].numel()
-    _update_running(nodes, mean, rstd, counts)
+    if nodes.norms:
+        counts = torch.full_like(mean[:, 0], y[0].numel())
+        counts[: len(x)] = x[0].numel()
+        variance = (rstd[:, 0] ** -2 - plan.eps).clamp_min_(0)
+        update_running(nodes.norms, mean[:, 0], variance, counts)
     result: Tensor = y
     return result
 
@@ -93,18 +94,13 @@ def _nodes(forward_pass: ForwardPass, x: Tensor) -> _Nodes | None:
     if any(node.stride != 1 for node in functions[num_input_blocks:]):
         return None
     filters = torch.cat([node.conv.weight for node in functions])[:, 0]
-    sizes = [int(node.num_nodes) for node in functions]
     if type(first) is ReluConv:
-        ones, zeros = torch.ones_like(filters[:, 0, 0]), torch.zeros_like(filters[:, :1, 0])
-        ones, zeros = ones.detach(), zeros.detach()
-        plan = fused.Plan(ones, zeros[:, 0], filters, 1, 1e-5, zeros, ones[:, None], given=True)
-        return _Nodes(plan, sizes, [])
-    return _with_norms(functions, filters, sizes, x)
+        ones, zeros = filters.new_ones(len(filters)), filters.new_zeros(len(filters))
+        return _Nodes(fused.plan_without_norm(ones, zeros, filters, 1), [])
+    return _with_norms(functions, filters, x)
 
 
-def _with_norms(
-    functions: list[Any], filters: Tensor, sizes: list[int], x: Tensor
-) -> _Nodes | None:
+def _with_norms(functions: list[Any], filters: Tensor, x: Tensor) -> _Nodes | None:
     """Return the parameters of nodes with norms; None if these differ or are not supported."""
     norms = [node.norm for node in functions]
     norms = [norm[0] if isinstance(norm, nn.ModuleList) else norm for norm in norms]
@@ -133,28 +129,7 @@ def _with_norms(
         groups = 1 if batch else x.shape[1]
         mean, rstd = (filters.detach().new_empty(len(filters), groups) for _ in range(2))
     plan = fused.Plan(scale, shift, filters, 1, first.eps, mean, rstd, given=batch and not training)
-    return _Nodes(plan, sizes, norms if training else [])
-
-
-@torch.no_grad()
-def _update_running(nodes: _Nodes, mean: Tensor, rstd: Tensor, counts: Tensor) -> None:
-    """Update running statistics, as PyTorch does; see :meth:`NormReluConv.update_statistics`.
-
-    Args:
-        nodes: The nodes.
-        mean: Means ``[nodes, 1]``.
-        rstd: Their ``1 / sqrt(var + eps)``.
-        counts: Number of values of each node ``[nodes, 1]``.
-    """
-    if not nodes.norms:
-        return
-    variance = (rstd**-2 - nodes.plan.eps).clamp_min_(0) * (counts / (counts - 1))
-    factor = float(nodes.norms[0].momentum or 0)
-    for name, values in (("running_mean", mean), ("running_var", variance)):
-        running = [getattr(norm, name) for norm in nodes.norms]
-        torch._foreach_lerp_(running, values[:, 0].to(running[0].dtype).split(nodes.sizes), factor)
-    batches: list[Any] = [norm.num_batches_tracked for norm in nodes.norms]
-    torch._foreach_add_(batches, 1)
+    return _Nodes(plan, norms if training else [])
 
 
 class _Function(torch.autograd.Function):
@@ -185,8 +160,7 @@ class _Function(torch.autograd.Function):
         ctx.dtype = weight.dtype
         ctx.save_for_backward(x, inputs, z, *parameters)
         ctx.mark_non_differentiable(mean, rstd)
-        outputs = [z[b.nodes.start : b.nodes.stop] for b in _output_blocks(topology)]
-        return torch.cat(outputs), mean, rstd
+        return z.index_select(0, topology.outputs.sort().values), mean, rstd
 
     @staticmethod
     @once_differentiable
@@ -295,10 +269,6 @@ def backward(
     results = to_inputs, to_states, to_scale, to_shift, to_filters
     arrays = map(_jit.array, (grad, *arguments, *results))
     _kernels.backward_maps(*arrays, given, _jit.threads())
-
-
-def _output_blocks(topology: Topology) -> list[Block]:
-    return [block for block in topology.blocks if block.role == Role.OUTPUT]
 
 
 def _levels(topology: Topology) -> Tensor:

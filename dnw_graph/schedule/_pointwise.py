@@ -16,7 +16,6 @@ from dnw_graph.aggregation import TYPES, Correlation, wide
 from dnw_graph.node import Bias, Gelu, Identity, Linear, Relu, Tanh, fused
 from dnw_graph.schedule import _kernels
 from dnw_graph.schedule.base import ForwardPass, is_identity, is_observed
-from dnw_graph.topology import Role
 from dnw_graph.wiring import Wiring
 
 KINDS = {
@@ -111,7 +110,7 @@ class _Function(torch.autograd.Function):
         forward(*_edges(wiring), x.contiguous(), scale, shift, kinds, inputs, z)
         ctx.wiring, ctx.correlation, ctx.dtype = wiring, correlation, weight.dtype
         ctx.save_for_backward(scale, shift, kinds, inputs, z)
-        return z.index_select(0, _outputs(wiring))
+        return z.index_select(0, wiring.topology.outputs.sort().values)
 
     @staticmethod
     @once_differentiable
@@ -123,7 +122,7 @@ class _Function(torch.autograd.Function):
         to_affine = torch.empty(_tiles(z), 2, width, dtype=affine_dtype, device=z.device)
         backward(
             grad.contiguous(),
-            _outputs(wiring),
+            wiring.topology.outputs.sort().values,
             *_edges(wiring),
             scale,
             shift,
@@ -205,12 +204,6 @@ def backward(
 
 def _edges(wiring: Wiring) -> tuple[Tensor, Tensor, Tensor]:
     return wiring.rowptr, wiring.edge_index[0], wide(wiring.edge_weight)
-
-
-def _outputs(wiring: Wiring) -> Tensor:
-    """Return the output nodes in ascending order."""
-    blocks = [block for block in wiring.topology.blocks if block.role == Role.OUTPUT]
-    return torch.tensor([v for block in blocks for v in block.nodes], device="cpu")
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from dnw_graph.schedule.base import AggregateFunction, ForwardPass, Schedule
+from dnw_graph.schedule.base import AggregateFunction, ForwardPass, Schedule, check_outputs
 from dnw_graph.topology import Grouping, Topology, by_role
 
 States = list[Tensor]
@@ -26,12 +26,8 @@ class InTime(Schedule):
 
     @override
     def check(self, topology: Topology) -> None:
-        constant = topology.outputs[topology.distance[topology.outputs] < 0]
-        if len(constant):
-            raise ValueError(
-                "no path of candidate edges leads from an input to output "
-                f"{topology.describe(constant)}; add edges, or take the node out of the outputs"
-            )
+        if not self.allows_constant_outputs:
+            check_outputs(topology, topology.distance >= 0)
 
     @override
     def group(self, topology: Topology) -> Grouping:

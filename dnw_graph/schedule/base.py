@@ -119,6 +119,10 @@ class Schedule(ABC):
     #: Whether states have the size of the graph's input, regardless of strides.
     keeps_size: bool = False
 
+    #: Whether an output may be constant because no path leads to it from an input. This is an error
+    #: in a new graph; :func:`dnw_graph.edited` allows it, since real edges may leave out outputs.
+    allows_constant_outputs: bool = False
+
     @abstractmethod
     def check(self, topology: Topology) -> None:
         """Check that the schedule can run a topology.
@@ -195,6 +199,16 @@ def outputs_of(topology: Topology, states: Sequence[Tensor]) -> Tensor:
         )
     parts = [states[block.index] for block in topology.blocks if block.role == Role.OUTPUT]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def check_outputs(topology: Topology, reached: Tensor) -> None:
+    """Raise ValueError if an output is not among the nodes in the mask ``reached [V]``."""
+    constant = topology.outputs[~reached[topology.outputs]]
+    if len(constant):
+        raise ValueError(
+            "no path of candidate edges leads from an input to output "
+            f"{topology.describe(constant)}; add edges, or take the node out of the outputs"
+        )
 
 
 def is_observed(module: nn.Module) -> bool:

@@ -17,6 +17,17 @@ def check_input_shape(schedule: Schedule, num_inputs: int, x: Tensor) -> None:
         raise ValueError(f"expected input {shape}, one channel per input node, got {list(x.shape)}")
 
 
+def check_input_type(weight: Tensor, x: Tensor, network: str) -> None:
+    """Raise ValueError unless ``x`` has the type of the weights, or autocast converts it."""
+    floating = x.is_floating_point()
+    if x.dtype != weight.dtype and not (floating and torch.is_autocast_enabled(x.device.type)):
+        other = f", or {network} with .to({x.dtype})" if floating else ""
+        raise ValueError(
+            f"expected input of the weights' type {weight.dtype}, got {x.dtype}; "
+            f"convert the input{other}"
+        )
+
+
 def check_state(
     state: Any, kind: type[Any], shape: Sequence[int], dtype: torch.dtype | None = None
 ) -> None:

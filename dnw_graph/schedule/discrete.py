@@ -55,6 +55,8 @@ class Discrete(InTime):
     @override
     def check(self, topology: Topology) -> None:
         super().check(topology)
+        if self.allows_constant_outputs:
+            return
         distant = topology.outputs[topology.distance[topology.outputs] > self.steps]
         if len(distant):
             needed = int(topology.distance[topology.outputs].max())
@@ -137,7 +139,9 @@ class Discrete(InTime):
 
     def _check_frames(self, topology: Topology, frames: int) -> None:
         """Raise ValueError if no frame of a sequence reaches an output in the last step."""
-        if self.input != "new" or self.gives_sequence or (topology, frames) in self._checked:
+        if self.input != "new" or self.gives_sequence or self.allows_constant_outputs:
+            return
+        if (topology, frames) in self._checked:
             return
         for frame in range(frames):
             ends = topology.walks_from_inputs(self.steps - frame)

@@ -12,7 +12,14 @@ from dnw_graph.aggregation.auto import SMALL
 from dnw_graph.node import fused
 from dnw_graph.schedule import _blocks, _maps, _pointwise
 from dnw_graph.schedule._chain import Chain
-from dnw_graph.schedule.base import SCHEDULES, ForwardPass, Schedule, outputs_of, parts_of
+from dnw_graph.schedule.base import (
+    SCHEDULES,
+    ForwardPass,
+    Schedule,
+    check_outputs,
+    outputs_of,
+    parts_of,
+)
 from dnw_graph.topology import Block, Role, Topology
 
 
@@ -70,21 +77,22 @@ class Static(Schedule):
             raise ValueError(
                 "in a static graph the blocks of the inputs must come first; renumber the blocks"
             )
+        if not self.allows_constant_outputs:
+            check_outputs(topology, self._reached(topology))
+
+    @classmethod
+    def _reached(cls, topology: Topology) -> Tensor:
+        """Return whether each node has a path from an input ``[V]``, boolean."""
         has_path = topology.role == Role.INPUT
         for block in topology.blocks:
             if block.complete:
-                sources = [topology.blocks[i].nodes for i in block.sources]
-                reachable = any(bool(has_path[nodes.start : nodes.stop].any()) for nodes in sources)
-                has_path[block.nodes.start : block.nodes.stop] |= reachable
+                sources = [topology.blocks[i].rows for i in block.sources]
+                reachable = any(bool(has_path[rows].any()) for rows in sources)
+                has_path[block.rows] |= reachable
             else:
-                source, target = self._edges(topology, block)
+                source, target = cls._edges(topology, block)
                 has_path[target[has_path[source]]] = True
-        constant = topology.outputs[~has_path[topology.outputs]]
-        if len(constant):
-            raise ValueError(
-                "no path of candidate edges leads from an input to output "
-                f"{topology.describe(constant)}; add edges, or take the node out of the outputs"
-            )
+        return has_path
 
     @override
     def run(self, forward_pass: ForwardPass, frames: Sequence[Tensor]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 import difflib
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -124,7 +124,7 @@ def weights_of(module: nn.Module, embeddings: bool = True) -> Iterator[tuple[str
         embeddings: Whether to include the weights of embeddings.
 
     Raises:
-        ValueError: A layer is uninitialised: its shape is not known yet.
+        ValueError: If a layer is uninitialised, so that its shape is not known yet.
     """
     for path, layer in module.named_modules():
         for parameter in parameters_of(layer, embeddings):
@@ -168,11 +168,13 @@ def check_names(patterns: Sequence[str], layers: Mapping[str, Weight]) -> None:
     """Check that each name or pattern matches a layer.
 
     Raises:
-        ValueError: A name or pattern matches no layer; the message names the closest.
-        TypeError: ``patterns`` is a single string.
+        ValueError: If a name or pattern matches no layer; the message names the closest.
+        TypeError: If ``patterns`` is not a list of strings.
     """
-    if isinstance(patterns, str):
-        raise TypeError(f"keep_dense must be a list of names, such as [{patterns!r}]")
+    listed = isinstance(patterns, Iterable) and not isinstance(patterns, str)
+    if not listed or not all(isinstance(pattern, str) for pattern in patterns):
+        example = patterns if isinstance(patterns, str) else next(iter(layers))
+        raise TypeError(f"keep_dense must be a list of names, such as [{example!r}]")
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
             close = difflib.get_close_matches(pattern, layers, n=1, cutoff=0.4)

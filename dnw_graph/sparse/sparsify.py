@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dnw_graph._evaluation import evaluating
+from dnw_graph._wrapped import check_network
 from dnw_graph.sparse.budgets import Spread, budgets_of
 from dnw_graph.sparse.layers import (
     SparseWeight,
@@ -58,9 +59,10 @@ def sparsify(
         The module.
 
     Raises:
-        ValueError: A density is outside (0, 1], a name matches no layer, the module has no weights
-            or is sparse already, or the rule does not fit a layer.
-        TypeError: ``density`` is neither a number nor a mapping.
+        ValueError: If a density is outside (0, 1], a name matches no layer, the module has no
+            weights or is sparse already, or the rule does not fit a layer.
+        TypeError: If ``module`` is not a module, ``density`` is neither a number nor a mapping, or
+            ``keep_dense`` is not a list of names.
     """
     rule = RULES.resolve(rule)
     weights = _weights_to_sparsify(module, keep_dense, embeddings)
@@ -103,6 +105,7 @@ def _weights_to_sparsify(
     module: nn.Module, keep_dense: Sequence[str], embeddings: bool
 ) -> dict[str, Weight]:
     """Return the weights to make sparse, by name."""
+    check_network(module)
     layers = dict(weights_of(module, embeddings))
     if not layers:
         raise ValueError(
@@ -186,6 +189,7 @@ def bake(module: nn.Module) -> nn.Module:
     Returns:
         The module, whose layers differ from those before :func:`sparsify` only in their values.
     """
+    check_network(module)
     with evaluating(module):
         _bake(module)
     return module

@@ -8,6 +8,7 @@ from typing import Any
 import networkx as nx
 import torch
 
+from dnw_graph.topology.files import check_graph
 from dnw_graph.topology.role import Role
 
 
@@ -19,13 +20,12 @@ def nodes_of(
     """Return names, edges, inputs, outputs and blocks, with nodes numbered in iteration order.
 
     Raises:
-        ValueError: An undirected graph or one with parallel edges, an unknown role, inputs or
-            outputs that are not nodes, channels or blocks that are not whole numbers, channels
-            that nodes share, blocks of some nodes only.
-        TypeError: Inputs or outputs that are not a list.
+        ValueError: If the graph is undirected or has parallel edges, a role is unknown, inputs or
+            outputs are not nodes, channels or blocks are not whole numbers, nodes share a channel,
+            or only some nodes have a block.
+        TypeError: If inputs or outputs are not a list.
     """
-    if not isinstance(graph, nx.Graph):
-        raise TypeError(f"expected a networkx.DiGraph, got a {type(graph).__name__}")
+    check_graph(graph)
     if not graph.is_directed() or graph.is_multigraph():
         raise ValueError(
             f"expected a networkx.DiGraph, got a {type(graph).__name__}: edges need a direction, "
@@ -69,7 +69,7 @@ def _channels(graph: nx.DiGraph, names: Sequence[Hashable]) -> dict[Hashable, in
     """Return the channels of nodes, or nothing if none of them has one.
 
     Raises:
-        ValueError: Two nodes share a channel, or only some have one.
+        ValueError: If two nodes share a channel, or only some have one.
     """
     channels: dict[Hashable, int] = {}
     nodes: dict[int, Hashable] = {}
@@ -91,7 +91,7 @@ def _number(graph: nx.DiGraph, name: Hashable, attribute: str) -> int | None:
     """Return an attribute of a node as a whole number; other programs write 2 as 2.0.
 
     Raises:
-        ValueError: The attribute is not a whole number.
+        ValueError: If the attribute is not a whole number.
     """
     value = graph.nodes[name].get(attribute)
     if value is None or (isinstance(value, float) and math.isnan(value)):

@@ -41,6 +41,8 @@ def on_cpu(function: Callable[P, R]) -> Callable[P, R]:
 
 def layered(sizes: Sequence[int], skip: bool) -> Blocks:
     """Return the blocks of :meth:`Topology.layered`."""
+    if not hasattr(sizes, "__len__"):
+        raise TypeError(f"sizes must be a list of numbers of nodes, such as [3, 8], got {sizes!r}")
     if len(sizes) < 2 or not all(map(_is_whole, sizes)) or min(sizes) < 1:
         raise ValueError(
             f"a layered topology needs at least two blocks of at least one node, got {list(sizes)}"

@@ -14,6 +14,13 @@ from dnw_graph._files import replacing
 _NOT_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
+def check_graph(graph: Any) -> None:
+    """Raise TypeError if a graph is not one of networkx."""
+    if not isinstance(graph, nx.Graph):
+        hint = ": pass the result of its to_networkx()" if hasattr(graph, "to_networkx") else ""
+        raise TypeError(f"expected a networkx.DiGraph, got a {type(graph).__name__}{hint}")
+
+
 def write_graph(graph: nx.DiGraph, path: str | Path) -> None:
     """Write a networkx graph to a file, with the attributes of its nodes and edges.
 
@@ -28,8 +35,10 @@ def write_graph(graph: nx.DiGraph, path: str | Path) -> None:
             have whole numbers.
 
     Raises:
-        ValueError: Another suffix, or names or attributes that the format cannot hold.
+        ValueError: If the suffix is unknown, or the format cannot hold names or attributes.
+        TypeError: If ``graph`` is not a networkx graph.
     """
+    check_graph(graph)
     path = Path(path)
     if path.suffix not in (".json", ".graphml", ".gexf", ".cyjs"):
         raise ValueError(
@@ -111,7 +120,7 @@ def read_graph(path: str | Path) -> nx.DiGraph:
     Names that igraph moved to an attribute when it wrote the file are restored.
 
     Raises:
-        ValueError: Another suffix, a damaged file, or an undirected graph.
+        ValueError: If the suffix is unknown, the file is damaged, or the graph is undirected.
     """
     path = Path(path)
     if path.suffix not in (".json", ".graphml"):

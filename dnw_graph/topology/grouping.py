@@ -47,8 +47,10 @@ class Grouping:
         ids, order = self._on(edge_id.device)[1][edge_id].sort()
         return ids, order
 
-    def original(self, nodes: Tensor) -> Tensor:
+    def original(self, nodes: Tensor | range) -> Tensor:
         """Return the numbers that nodes have in the original topology."""
+        if isinstance(nodes, range):
+            nodes = torch.arange(nodes.start, nodes.stop, device="cpu")
         return nodes if self.node is None else self.node[nodes]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Grouping":

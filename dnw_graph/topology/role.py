@@ -15,7 +15,7 @@ class Role(IntEnum):
         """Return a role by its name, in any case, or its number.
 
         Raises:
-            ValueError: There is no such role.
+            ValueError: If there is no such role.
         """
         try:
             return cls[role.upper()] if isinstance(role, str) else cls(int(role))  # type: ignore[call-overload]

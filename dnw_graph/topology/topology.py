@@ -39,6 +39,11 @@ class Block:
     pairs: int
 
     @property
+    def rows(self) -> slice:
+        """Its nodes as a slice, for tensors with one row per node."""
+        return slice(self.nodes.start, self.nodes.stop)
+
+    @property
     def complete(self) -> bool:
         """Whether every node of every source block may feed every node of this one.
 
@@ -63,8 +68,8 @@ class Topology:
         outputs: Output nodes in the order of the output's channels. Default: ascending.
 
     Raises:
-        ValueError: An edge with a node that does not exist, a duplicate edge, a block with two
-            roles, no input or no output.
+        ValueError: If a node of an edge does not exist, an edge is listed twice, a block has two
+            roles, or there is no input or no output.
     """
 
     @on_cpu
@@ -77,6 +82,7 @@ class Topology:
         inputs: Tensor | None = None,
         outputs: Tensor | None = None,
     ) -> None:
+        edge_index, block, role = map(torch.as_tensor, (edge_index, block, role))
         self._set_nodes(block.long().cpu(), role.long().cpu(), names, inputs, outputs)
         source, target = sorted_edges(edge_index, self.num_nodes, self.describe)
         counts = torch.bincount(target, minlength=self.num_nodes)
@@ -109,7 +115,7 @@ class Topology:
             outputs: See :class:`Topology`.
 
         Raises:
-            ValueError: An empty block, a source that does not exist or that is listed twice; or as
+            ValueError: If a block is empty, or a source does not exist or is listed twice; or as
                 for :class:`Topology`.
         """
         sizes, kinds, lists = [], [], []
@@ -162,15 +168,20 @@ class Topology:
             names: Names of the nodes. Default: their numbers.
 
         Raises:
-            ValueError: As for :class:`Topology`; or a node that is both input and output.
-            TypeError: Inputs or outputs that are not a list of whole numbers.
+            ValueError: If a node is both input and output; or as for :class:`Topology`.
+            TypeError: If inputs or outputs are not a list of whole numbers.
         """
         for ends, nodes in (("inputs", inputs), ("outputs", outputs)):
             if not isinstance(nodes, Iterable):
                 raise TypeError(
                     f"{ends} must be a list of nodes, such as [{nodes!r}], got {nodes!r}"
                 )
-        inputs, outputs = [index(v) for v in inputs], [index(v) for v in outputs]
+        if isinstance(edge_index, nx.Graph):
+            raise TypeError("edge_index is a networkx graph: use Topology.from_networkx")
+        try:
+            inputs, outputs = [index(v) for v in inputs], [index(v) for v in outputs]
+        except TypeError as error:
+            raise TypeError(f"inputs and outputs must be numbers of nodes: {error}") from None
         edge_index = torch.as_tensor(edge_index, device="cpu")
         if not edge_index.numel() and edge_index.shape[:1] == (2,):
             edge_index = edge_index.long()  # of empty lists, which have no type
@@ -215,9 +226,9 @@ class Topology:
             outputs: Output nodes in the order of the output's channels, instead of roles.
 
         Raises:
-            ValueError: As for :class:`Topology`; or an undirected graph, an unknown role, inputs or
-                outputs that are not nodes, or invalid channels or blocks.
-            TypeError: Inputs or outputs that are not a list.
+            ValueError: If the graph is undirected, a role is unknown, inputs or outputs are not
+                nodes, or channels or blocks are invalid; or as for :class:`Topology`.
+            TypeError: If inputs or outputs are not a list.
         """
         nodes = _networkx.nodes_of(graph, inputs, outputs)
         names, ends = nodes["names"], (nodes["inputs"], nodes["outputs"])
@@ -246,7 +257,7 @@ class Topology:
             skip: Whether any earlier block may feed any later one; otherwise only adjacent blocks.
 
         Raises:
-            ValueError: Fewer than two blocks, or an empty one.
+            ValueError: If there are fewer than two blocks, or one is empty.
         """
         return cls.from_blocks(builders.layered(sizes, skip))
 
@@ -259,7 +270,7 @@ class Topology:
             outputs: Number of outputs.
 
         Raises:
-            ValueError: No input or no output.
+            ValueError: If there is no input or no output.
         """
         return cls.layered([inputs, outputs])
 
@@ -275,7 +286,8 @@ class Topology:
                 nothing feeds inputs or is fed by outputs.
 
         Raises:
-            ValueError: No input, no output, or a negative number of hidden nodes.
+            ValueError: If there is no input or no output, or the number of hidden nodes is
+                negative.
         """
         return cls.from_blocks(builders.complete(inputs, hidden, outputs, acyclic))
 
@@ -291,7 +303,7 @@ class Topology:
             outputs: Number of outputs.
 
         Raises:
-            ValueError: One of the numbers is less than 1.
+            ValueError: If one of the numbers is less than 1.
         """
         return cls.from_blocks(builders.recurrent(inputs, hidden, outputs))
 
@@ -305,7 +317,7 @@ class Topology:
             reach: Largest distance in rows between a node and one that feeds it.
 
         Raises:
-            ValueError: No rows, fewer than two columns, or a negative reach.
+            ValueError: If there are no rows or fewer than two columns, or the reach is negative.
         """
         return cls.from_edges(*builders.grid(rows, columns, reach))
 
@@ -330,8 +342,8 @@ class Topology:
             parameters: Parameters of the random graph.
 
         Raises:
-            ValueError: An unknown kind, a missing or unknown parameter, one out of range, or more
-                inputs and outputs than nodes.
+            ValueError: If the kind is unknown, a parameter is missing, unknown or out of range, or
+                there are more inputs and outputs than nodes.
         """
         return cls.from_edges(
             *builders.random_dag(kind, nodes, inputs, outputs, seed=seed, **parameters)

@@ -144,8 +144,8 @@ class Rule(ABC):
             topology: The candidates.
 
         Raises:
-            ValueError: ``num_edges`` is None, below 1, or above the number of candidates.
-            TypeError: ``num_edges`` is not a whole number.
+            ValueError: If ``num_edges`` is None, below 1, or above the number of candidates.
+            TypeError: If ``num_edges`` is not a whole number.
         """
         num_candidates = topology.num_candidates
         if num_edges is None:
@@ -290,7 +290,7 @@ class Rule(ABC):
         """Set the wiring, in place, from the trained weights ``[E]`` of a complete graph.
 
         Raises:
-            ValueError: The rule does not start from another run (:attr:`starts_from`).
+            ValueError: If the rule does not start from another run (:attr:`starts_from`).
         """
         raise ValueError(
             f"rule {RULES.name_of(self)} does not start from the weights of another run"

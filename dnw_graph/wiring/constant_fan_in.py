@@ -19,8 +19,8 @@ class ConstantFanIn(Rule):
         m: Number of real edges into a node.
 
     Raises:
-        ValueError: ``m`` is not a whole number above 0, or ``num_edges`` is not the number of edges
-            that follows from ``m``.
+        ValueError: If ``m`` is not a whole number above 0, or ``num_edges`` is not the number of
+            edges that follows from ``m``.
     """
 
     sets_budget = True

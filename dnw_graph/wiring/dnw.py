@@ -29,7 +29,7 @@ class DNW(Rule):
         freeze_at: Share of the training run from which real edges no longer change.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ class DNWFactored(Rule):
             the last steps train a nearly fixed wiring.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(

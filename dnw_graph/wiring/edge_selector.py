@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
 from dnw_graph._deprecated import warn_renamed
+from dnw_graph._wrapped import check_network
 from dnw_graph.topology import Topology
 from dnw_graph.wiring.base import RULES, Candidates, Rule, TrainingProgress
 from dnw_graph.wiring.sampling import Sampler, gathered
@@ -168,7 +169,7 @@ class EdgeSelector(nn.Module):
         Does not wait for the device while an optimizer is attached.
 
         Raises:
-            ValueError: The rule follows training, but no optimizer is attached.
+            ValueError: If the rule follows training, but no optimizer is attached.
         """
         is_unattached = self._attachment is None and self.rule.follows_training
         if training and is_unattached and torch.is_grad_enabled():
@@ -430,6 +431,7 @@ class NamedSelector(NamedTuple):
 
 def selectors(model: nn.Module) -> Iterator[NamedSelector]:
     """Yield every selector of a model once: those of graphs and those of sparse weights."""
+    check_network(model)
     seen = set()
     for name, module in model.named_modules():
         pairs = []

@@ -51,7 +51,7 @@ class Inherited(Fixed):
         """Return the ids of the real edges.
 
         Raises:
-            ValueError: :meth:`inherit` was not called yet. Checked on CPUs only, since the check
+            ValueError: If :meth:`inherit` was not called yet. Checked on CPUs only, since the check
                 would make the host wait for a GPU.
         """
         ids = candidates.state["edge_id"]

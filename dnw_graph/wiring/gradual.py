@@ -29,7 +29,7 @@ class GradualPruning(Rule):
         until: Share of the training run after which ``k`` edges are real.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: If an argument is out of range.
     """
 
     ranking = "none"

@@ -31,7 +31,7 @@ class GSE(RigL):
         samples: Number of candidates drawn, as a multiple of the real edges, :math:`\gamma`.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: If an argument is out of range.
     """
 
     compact = True

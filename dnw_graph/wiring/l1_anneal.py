@@ -21,7 +21,7 @@ class L1Anneal(GradualPruning):
         until: Share of the training run after which ``k`` edges are real.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(self, l1: float = 1e-5, until: float = 0.75) -> None:

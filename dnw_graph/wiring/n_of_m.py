@@ -23,8 +23,8 @@ class NOfM(Rule):
         m: Candidates of each group.
 
     Raises:
-        ValueError: Not ``1 <= n <= m <= 255``, or the number of candidates into a node of a graph
-            is not divisible by ``m``.
+        ValueError: If not ``1 <= n <= m <= 255``, or the number of candidates into a node of a
+            graph is not divisible by ``m``.
     """
 
     inputs_last = True

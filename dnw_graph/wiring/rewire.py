@@ -34,7 +34,7 @@ class Rewire(Fixed):
         until: Share of the training run after which edges no longer change.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(self, every: int = 100, fraction: float = 0.3, until: float = 0.75) -> None:

@@ -122,8 +122,7 @@ class Sampler:
             norms = source_norm.new_zeros(topology.num_nodes)
             parts = source_norm.split([len(z) for z in states])
             for i, part in zip(block.sources, parts, strict=True):
-                nodes = topology.blocks[i].nodes
-                norms[nodes.start : nodes.stop] = part
+                norms[topology.blocks[i].rows] = part
             all_ids = torch.arange(edges.start, edges.stop, device=grad.device)
             source, target = topology.edges(all_ids)
             bound = norms[source] * target_norm[target - block.nodes.start]

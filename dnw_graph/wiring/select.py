@@ -19,8 +19,8 @@ def top_k(weight: Tensor, k: int) -> Tensor:
         Ids ``[k]``, int64.
 
     Raises:
-        ValueError: ``k`` is out of range, or ``weight`` has another shape or type. On a CPU, also
-            if a weight is not finite. On a GPU, where this check would make the host wait,
+        ValueError: If ``k`` is out of range, or ``weight`` has another shape or type. On a CPU,
+            also if a weight is not finite. On a GPU, where this check would make the host wait,
             :meth:`NeuralGraph.validate` does it.
     """
     if weight.dim() != 1 or not weight.is_floating_point():

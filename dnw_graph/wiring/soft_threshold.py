@@ -24,7 +24,7 @@ class SoftThreshold(GradualPruning):
         until: Share of the training run after which ``k`` edges are real.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: If an argument is out of range.
     """
 
     @override

@@ -24,7 +24,7 @@ class SRSTE(Rule):
         decay: The coefficient :math:`\lambda`.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(self, decay: float = 2e-4) -> None:

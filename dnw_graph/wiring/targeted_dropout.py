@@ -28,7 +28,7 @@ class TargetedDropout(Rule):
             all candidates in every step.
 
     Raises:
-        ValueError: A probability is outside 0 to 1.
+        ValueError: If a probability is outside 0 to 1.
     """
 
     def __init__(self, rho: float | Sequence[float] = 0.95, per_node: bool = False) -> None:

@@ -30,7 +30,7 @@ class TopKAST(Rule):
         decay: The coefficient :math:`\lambda`, in addition to the optimizer's weight decay.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(self, backward: float = 2.0, decay: float = 1e-5) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dnw_graph._wrapped import unwrapped, unwrapped_names
+from dnw_graph._wrapped import check_network, unwrapped, unwrapped_names
 from dnw_graph.wiring.base import RULES, Rule, check_steps
 from dnw_graph.wiring.edge_selector import NamedSelector, selectors, whole
 
@@ -38,10 +38,11 @@ def attach(
         ends.
 
     Raises:
-        ValueError: ``total_steps`` is not positive; the optimizer does not hold the edge weights of
-            every graph (except frozen weights, whose edges do not change); or two graphs share
-            weights whose gradient a rule changes. In a step: a rule changes gradients that are
+        ValueError: If ``total_steps`` is not positive; the optimizer does not hold the edge weights
+            of every graph (except frozen weights, whose edges do not change); or two graphs share
+            weights whose gradient a rule changes. In a step, if a rule changes gradients that are
             still scaled for mixed precision.
+        TypeError: If ``model`` is not a module, or ``optimizer`` is not an optimizer.
 
     Warns:
         NeverActsWarning: A rule would never act in so few steps.
@@ -49,6 +50,11 @@ def attach(
             changed without a step of the optimizer.
     """
     check_steps(total_steps=total_steps)
+    check_network(model)
+    if not hasattr(optimizer, "param_groups"):
+        raise TypeError(
+            f"expected a torch.optim.Optimizer to attach to, got {type(optimizer).__name__}"
+        )
     optimizer_ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
     entries = list(selectors(model))
     for rule in {entry.selector.rule for entry in entries}:
@@ -250,9 +256,16 @@ def inherit(
         trained: The same after training.
 
     Raises:
-        ValueError: The rule does not start from another model, or a state is of another model.
+        ValueError: If the rule does not start from another model, or a state is of another model.
+        TypeError: If ``model`` is not a module, or a state is not a ``state_dict``.
     """
     model = unwrapped(model)
+    for state in (initial, trained):
+        if not isinstance(state, Mapping):
+            raise TypeError(
+                f"initial and trained must be a state_dict, such as net.state_dict(), got a "
+                f"{type(state).__name__}"
+            )
     entries = list(selectors(model))
     sources = {entry.selector.rule.starts_from for entry in entries}
     if len(sources) != 1 or sources == {"itself"}:

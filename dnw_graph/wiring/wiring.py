@@ -185,7 +185,7 @@ class Wiring:
         """Check that the attributes are consistent, and return the wiring; waits for the device.
 
         Raises:
-            ValueError: An attribute is not as described above; the message names it.
+            ValueError: If an attribute is not as described above; the message names it.
         """
         number, ids = self.topology.num_candidates, self.edge_id.cpu()
         check_ids(ids, number)

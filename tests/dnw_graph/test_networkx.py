@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnw_graph import NeuralGraph, Topology, edited, read_graph, write_graph
+from dnw_graph import NeuralGraph, Topology, edited, freeze, read_graph, write_graph
 
 
 @st.composite
@@ -125,6 +125,23 @@ def test_hallucinated_edges_may_come_along() -> None:
     assert same.num_edges == 25
     x = torch.randn(2, 3, 4, 4)
     assert torch.allclose(same(x), graph(x), atol=1e-6)
+
+
+SCHEDULES_IN_TIME = ["discrete(steps=2)", "discrete(steps=2, input='new')", "continuous"]
+
+
+@pytest.mark.parametrize("schedule", ["static", *SCHEDULES_IN_TIME])
+def test_outputs_without_a_real_edge_stay_constant(schedule: str) -> None:
+    topology = Topology.layered([3, 4, 2])
+    graph = NeuralGraph(topology, num_edges=1, node="relu", schedule=schedule).eval()
+    again = edited(graph, graph.to_networkx())
+    assert edited(again, again.to_networkx()).wiring().edge_id.tolist() == [0]
+    x = torch.randn(2, 3, 3) if "new" in schedule else torch.randn(2, 3)
+    assert torch.allclose(again(x), graph(x))
+    if schedule == "static":
+        assert torch.allclose(freeze(again)(x), graph(x))
+    with pytest.raises(ValueError, match=r"no path of candidate edges leads from an input"):
+        NeuralGraph(again.topology, num_edges=1, schedule=schedule)
 
 
 def test_nodes_may_come_and_go() -> None:

@@ -38,7 +38,7 @@ def folder(
         classes: Class names that the labels index. If None, the names of the training folders.
 
     Raises:
-        ValueError: As in :func:`train.data.sources.open_source`.
+        ValueError: If :func:`train.data.sources.open_source` does.
     """
     bad = bad or BadImages()
     split = next((name for name in ("val", "test") if (root / name).is_dir()), None)

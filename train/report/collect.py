@@ -146,7 +146,7 @@ class RunData:
             if all(state.dim() == 4 for state in states):
                 small = [F.adaptive_avg_pool2d(s[:, :1], min(SIDE, *s.shape[2:])) for s in states]
                 maps = torch.cat([F.interpolate(s, (SIDE, SIDE)) for s in small])[:, 0]
-                nodes = self.graphs[name].grouping.original(torch.arange(len(maps), device="cpu"))
+                nodes = self.graphs[name].grouping.original(range(len(maps)))
                 maps_of[name] = torch.empty_like(maps).index_copy_(0, nodes.to(maps.device), maps)
         return maps_of
 
@@ -315,7 +315,7 @@ def _filters(graph: NeuralGraph) -> NDArray[Any] | None:
     if not has_filters:
         return None
     filters = torch.cat(rows).cpu()
-    nodes = graph.grouping.original(torch.arange(len(filters), device="cpu"))
+    nodes = graph.grouping.original(range(len(filters)))
     return torch.empty_like(filters).index_copy_(0, nodes, filters).numpy()
 
 
