@@ -110,7 +110,11 @@ def make_step(candidate: Candidate, args: Arguments) -> Callable[[], object]:
     size = args.image_size
     images = torch.randn(args.batch_size, 3, size, size, device=args.device)
     labels = torch.randint(0, 1000, (args.batch_size,), device=args.device)
-    cast = torch.autocast(args.device, torch.bfloat16) if candidate.bf16 else nullcontext()
+    cast = (
+        torch.autocast(torch.device(args.device).type, torch.bfloat16)
+        if candidate.bf16
+        else nullcontext()
+    )
 
     def step() -> None:
         for _ in range(candidate.steps):
