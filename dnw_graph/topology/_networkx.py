@@ -3,16 +3,18 @@
 import math
 import numbers
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import torch
 
 from dnw_graph.topology.role import Role
 
+if TYPE_CHECKING:
+    import networkx as nx
+
 
 def nodes_of(
-    graph: nx.DiGraph,
+    graph: "nx.DiGraph",
     inputs: Iterable[Hashable] | None,
     outputs: Iterable[Hashable] | None,
 ) -> dict[str, Any]:
@@ -24,6 +26,8 @@ def nodes_of(
             that nodes share, blocks of some nodes only.
         TypeError: Inputs or outputs that are not a list.
     """
+    import networkx as nx
+
     if not isinstance(graph, nx.Graph):
         raise TypeError(f"expected a networkx.DiGraph, got a {type(graph).__name__}")
     if not graph.is_directed() or graph.is_multigraph():
@@ -65,7 +69,7 @@ def nodes_of(
     }
 
 
-def _channels(graph: nx.DiGraph, names: Sequence[Hashable]) -> dict[Hashable, int]:
+def _channels(graph: "nx.DiGraph", names: Sequence[Hashable]) -> dict[Hashable, int]:
     """Return the channels of nodes, or nothing if none of them has one.
 
     Raises:
@@ -87,7 +91,7 @@ def _channels(graph: nx.DiGraph, names: Sequence[Hashable]) -> dict[Hashable, in
     return channels
 
 
-def _number(graph: nx.DiGraph, name: Hashable, attribute: str) -> int | None:
+def _number(graph: "nx.DiGraph", name: Hashable, attribute: str) -> int | None:
     """Return an attribute of a node as a whole number; other programs write 2 as 2.0.
 
     Raises:
@@ -102,7 +106,7 @@ def _number(graph: nx.DiGraph, name: Hashable, attribute: str) -> int | None:
     return int(value)
 
 
-def _role(graph: nx.DiGraph, name: Hashable) -> Role:
+def _role(graph: "nx.DiGraph", name: Hashable) -> Role:
     """Return the role of a node, which is hidden if it has no attribute ``role``."""
     try:
         return Role.of(graph.nodes[name].get("role", "hidden"))
