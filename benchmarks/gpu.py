@@ -285,8 +285,8 @@ def read(args: Arguments) -> Results:
     content = json.loads(path.read_text())
     if content["origin"] != _origin(args):
         raise SystemExit(
-            f"error: {path} has the results of {content['origin']}, but this is {_origin(args)}: "
-            "pass another --out, or delete the file"
+            f"error: {path} has the results of another machine or of other versions "
+            f"({content['origin']}; here: {_origin(args)}): pass another --out, or delete the file"
         )
     results: Results = content["results"]
     return results

@@ -3,8 +3,8 @@
 import copy
 import math
 from collections.abc import Hashable
+from typing import TYPE_CHECKING
 
-import networkx as nx
 import torch
 from torch import Tensor, nn
 
@@ -16,10 +16,13 @@ from dnw_graph.topology import Topology
 from dnw_graph.topology.files import check_graph
 from dnw_graph.wiring import Rule
 
+if TYPE_CHECKING:
+    import networkx as nx
+
 
 def edited(
     graph: NeuralGraph,
-    wiring: nx.DiGraph,
+    wiring: "nx.DiGraph",
     *,
     rule: str | Rule | type[Rule] | None = None,
     num_edges: int | None = None,
@@ -97,13 +100,15 @@ def _checked(graph: nn.Module) -> NeuralGraph:
     return graph
 
 
-def _with_names_of(topology: Topology, wiring: nx.DiGraph, allow_new_names: bool) -> nx.DiGraph:
+def _with_names_of(topology: Topology, wiring: "nx.DiGraph", allow_new_names: bool) -> "nx.DiGraph":
     """Return a networkx graph with its nodes renamed to the matching names of a topology.
 
     Raises:
         ValueError: If two nodes match one name, or fewer than half match any and that is not
             allowed.
     """
+    import networkx as nx
+
     names = set(topology.names)
     by_text = {str(name): name for name in topology.names}
     matches = {}
@@ -131,7 +136,7 @@ def _with_names_of(topology: Topology, wiring: nx.DiGraph, allow_new_names: bool
     return nx.relabel_nodes(wiring, {node: name for node, name in matches.items() if node != name})
 
 
-def _weights(new: NeuralGraph, wiring: nx.DiGraph, graph: NeuralGraph) -> tuple[Tensor, Tensor]:
+def _weights(new: NeuralGraph, wiring: "nx.DiGraph", graph: NeuralGraph) -> tuple[Tensor, Tensor]:
     """Return the weights of all candidates ``[E]``, and the ids of the real ones."""
     names, ids = new.topology.names, []
     initial = new.selector.weights_of_candidates(new.weight)
@@ -180,7 +185,7 @@ def _set_fixed_edges(weights: Tensor, fixed: Tensor, ids: Tensor) -> None:
     fixed.copy_(torch.cat([ids, others[: len(fixed) - len(ids)]]).sort().values)
 
 
-def _topology(wiring: nx.DiGraph, schedule: Schedule) -> Topology:
+def _topology(wiring: "nx.DiGraph", schedule: Schedule) -> Topology:
     """Return a topology with the blocks named by nodes, or derived ones if those are invalid."""
     try:
         topology = Topology.from_networkx(wiring)

@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import networkx as nx
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
@@ -25,6 +24,9 @@ from dnw_graph.schedule import (
 from dnw_graph.schedule.checks import check_input_shape, check_input_type, check_state
 from dnw_graph.topology import Role, Topology
 from dnw_graph.wiring import RULES, CandidateModule, EdgeSelector, Rule, Wiring
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 class GraphState(NamedTuple):
@@ -370,7 +372,7 @@ class NeuralGraph(CandidateModule):
         data.validate()
         return data
 
-    def to_networkx(self, candidates: bool = False) -> nx.DiGraph:
+    def to_networkx(self, candidates: bool = False) -> "nx.DiGraph":
         """Return the real edges as a directed graph.
 
         Nodes are named by :attr:`Topology.names` and have the attributes ``role``, ``block``,

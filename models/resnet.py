@@ -1,10 +1,8 @@
 """torchvision's ResNets, dense or with every layer as a graph (section 3.4)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
-from torchvision.models import resnet18, resnet50
 
 from dnw_graph import Rule, sparsify
 from models.registry import ModelConfig, register_model
@@ -27,19 +25,26 @@ class SparseResNetConfig(ModelConfig):
     rule: str | Rule | type[Rule] = "dnw"
 
 
-def _register(name: str, resnet: Callable[..., nn.Module]) -> None:
-    """Register a ResNet under ``name``, and its sparse version under ``<name>_dnw``."""
+def _dense(name: str, config: ModelConfig) -> nn.Module:
+    """Return torchvision's network of a name."""
+    from torchvision.models import get_model
+
+    return get_model(name, num_classes=config.num_classes)
+
+
+def _register(name: str) -> None:
+    """Register torchvision's ``name``, and its sparse version as ``<name>_dnw``."""
 
     @register_model(name)
     def dense(config: ModelConfig) -> nn.Module:
-        return resnet(num_classes=config.num_classes)
+        return _dense(name, config)
 
     @register_model(f"{name}_dnw", SparseResNetConfig)
     def sparse(config: SparseResNetConfig) -> nn.Module:
-        net = resnet(num_classes=config.num_classes)
+        net = _dense(name, config)
         keep_dense = ["conv1"] if config.first_layer_dense else []
         return sparsify(net, config.density, keep_dense=keep_dense, rule=config.rule)
 
 
-_register("resnet18", resnet18)
-_register("resnet50", resnet50)
+_register("resnet18")
+_register("resnet50")

@@ -22,6 +22,7 @@ HELP = {"dynamics", "epochs", "kills"}
 ARGUMENTS = {
     "data_loading": "--workers 1 --images 2 --repeats 1",
     "frozen_kernels": "--threads 1 --repeats 1",
+    "gpu": "--device cpu --small --repeats 1 --only backends selection nodes tables frozen",
     "inference": "--image-size 4 --threads 1 --repeats 1",
     "layout_spike": "--batch-size 1 --repeats 1",
     "scaling": "--repeats 1",
@@ -68,6 +69,8 @@ def test_smallest_size(
     arguments = ARGUMENTS[name].split()
     if name == "data_loading":
         arguments += ["--data", str(write_photographs(tmp_path / "photographs.tar"))]
+    if name == "gpu":
+        arguments += ["--out", str(tmp_path / "gpu")]
     for constant, value in constants(name, module).items():
         monkeypatch.setattr(module, constant, value)
     monkeypatch.setattr(sys, "argv", [name, *arguments])
@@ -77,6 +80,51 @@ def test_smallest_size(
     else:
         module.main()
     assert capsys.readouterr().out
+
+
+def test_gpu_goes_on_where_it_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu = importlib.import_module("benchmarks.gpu")
+    measured: list[str] = []
+
+    def rows(args: Any) -> Iterator[tuple[str, Any]]:
+        """Rows."""
+        for row in ("a", "b"):
+
+            def measure(row: str = row) -> dict[str, str]:
+                measured.append(row)
+                if measured == ["a"]:
+                    raise torch.cuda.OutOfMemoryError("too large\nat all")
+                return {"ms": f"1 | {row}"}
+
+            yield row, measure
+
+    def run(*more: str) -> str:
+        arguments = ["gpu", "--device", "cpu", "--out", str(tmp_path / "x"), *more]
+        monkeypatch.setattr(sys, "argv", arguments)
+        gpu.main()
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(gpu, "STUDIES", {"rows": rows})
+    assert "2 rows are left" in run("--minutes", "-1")
+    assert not measured
+    assert "OutOfMemoryError: too large" in run()
+    assert "left" not in run()
+    assert measured == ["a", "b", "a"]
+    run()
+    assert measured == ["a", "b", "a"]
+    assert "| a | 1 \\| a |" in (tmp_path / "x.md").read_text()
+    monkeypatch.setattr(gpu.provenance, "machine", lambda device: "another")
+    with pytest.raises(SystemExit, match="results of another machine"):
+        run()
+
+
+def test_gpu_says_how_to_try_it_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="--device cpu --small"):
+        importlib.import_module("benchmarks.gpu").main()
 
 
 def constants(name: str, module: Any) -> dict[str, Any]:

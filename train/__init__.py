@@ -4,8 +4,8 @@
 """
 
 import os
-from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 _REQUIRED = ("lightning", "psutil", "safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro")
 if missing := [name for name in _REQUIRED if find_spec(name) is None]:
@@ -14,11 +14,12 @@ if missing := [name for name in _REQUIRED if find_spec(name) is None]:
         "or in a clone pip install '.[train]'"
     )
 
-_models = import_module("models")
-if not hasattr(_models, "list_models"):
+_models = find_spec("models")
+_path = (_models.origin if _models else None) or "a folder"
+if Path(_path).parent.parent != Path(__file__).parent.parent:
     raise ImportError(
-        f"'models' was imported from {_models.__file__ or 'a folder'}, not from the package that "
-        "comes with dnw-graph: change to another folder, or run the command as dnw-graph imagenet, "
+        f"'models' would be imported from {_path}, not from the package that comes with "
+        "dnw-graph: change to another folder, or run the command as dnw-graph imagenet, "
         "dnw-graph evaluate, ..., which does not search the current folder"
     )
 

@@ -5,13 +5,9 @@ from typing import Annotated
 
 import tyro
 
+from train.choices import Weights
 from train.cli import as_text, run_command
-from train.data import are_shards, make_batches, open_source
-from train.metrics import Normalize
-from train.metrics import evaluate as measure
-from train.process_group import make_fabric
-from train.run import RunFolder, Weights
-from train.start import check_classes
+from train.run import RunFolder
 
 
 def evaluate(
@@ -29,6 +25,12 @@ def evaluate(
         ValueError: If this is not a run folder, there are no images (only ``val`` or ``test`` is
             needed), the classes differ, or the device does not exist.
     """
+    from train.data import are_shards, make_batches, open_source
+    from train.metrics import Normalize
+    from train.metrics import evaluate as measure
+    from train.process_group import make_fabric
+    from train.start import check_classes
+
     folder = RunFolder(run)
     config = folder.load_config()
     fabric = make_fabric(device, config.options.run.precision)

@@ -16,9 +16,10 @@ import tyro
 
 from dnw_graph import freeze, save_frozen
 from dnw_graph.frozen import FrozenModel, Report, to_exported, to_onnx
+from train.choices import Weights
 from train.cli import run_command
 from train.files import atomically
-from train.run import RunConfig, RunFolder, Weights
+from train.run import RunConfig, RunFolder
 
 Kind = Literal["onnx", "torch", "safetensors"]
 SUFFIXES: dict[Kind, str] = {"onnx": "onnx", "torch": "pt2", "safetensors": "frozen.safetensors"}

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from models import model_config
 from train.cli import as_text, parse_options, run_command
-from train.loop import start_training
 from train.options import Options
 from train.provenance import how_to_run
 from train.run import RunFolder
@@ -23,6 +23,8 @@ def train(options: Options) -> dict[str, Any]:
     Raises:
         ValueError: If options, data, device or folders keep the run from starting.
     """
+    from train.loop import start_training  # takes seconds to import
+
     return start_training(options).fit()
 
 
@@ -62,6 +64,9 @@ def run_training(
     """
     args = sys.argv[1:] if args is None else args
     options = parse_options(args, prog, description.strip(), defaults)
+    model_config(options.network.graph)  # raises ValueError if the model is unknown
+    from train.loop import start_training  # takes seconds to import
+
     training = start_training(options)
     first = training.processes.first
     if first:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from dnw_graph import cost
 from models.allenai import Kind, read_allenai
+from train.choices import Dataset
 from train.cli import run_command
-from train.data import Dataset, open_source
 from train.options import Options
 from train.provenance import how_to_run
 from train.run import RunConfig, RunFolder
@@ -83,6 +83,8 @@ def import_allenai(args: Arguments) -> RunFolder:
     Raises:
         ValueError: If the file, kind, rate, data or folder is not valid.
     """
+    from train.data import open_source
+
     state = read_checkpoint(Path(args.file))
     dataset = args.dataset or ("imagenet" if args.kind.startswith("mbv1") else "cifar10")
     image_size = args.image_size

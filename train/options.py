@@ -12,7 +12,7 @@ import tyro
 from typeguard import TypeCheckError, check_type
 
 from models import list_models, model_options
-from train.data import Dataset
+from train.choices import Dataset
 from train.network_options import network_options
 
 

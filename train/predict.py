@@ -9,12 +9,10 @@ from typing import Annotated
 import torch
 import tyro
 
+from train.choices import Weights
 from train.cli import run_command
-from train.data import evaluation_transform, read_image
-from train.metrics import Normalize
-from train.process_group import make_fabric
 from train.provenance import how_to_run
-from train.run import RunFolder, Weights
+from train.run import RunFolder
 
 Guess = tuple[str, float]  # class name and probability
 
@@ -32,6 +30,10 @@ class Predictor:
     """
 
     def __init__(self, run: str | Path, weights: Weights = "last", device: str = "auto") -> None:
+        from train.data import evaluation_transform
+        from train.metrics import Normalize
+        from train.process_group import make_fabric
+
         folder = RunFolder(run)
         self.config = folder.load_config()
         fabric = make_fabric(device, self.config.options.run.precision)
@@ -48,6 +50,8 @@ class Predictor:
             ValueError: If the file is not an image; the message names it. Or if ``most`` is below
                 1.
         """
+        from train.data import read_image
+
         if most < 1:
             raise ValueError(f"most must be 1 or more, got {most}")
         image = self._transform(read_image(Path(path))).unsqueeze(0).to(self._device)

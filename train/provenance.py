@@ -5,8 +5,6 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-
 _PACKAGES = ("dnw-graph", "torch", "torchvision", "torch-geometric", "lightning", "numba")
 
 
@@ -23,6 +21,8 @@ def versions() -> dict[str, str]:
 
 def machine(device: str = "cpu") -> str:
     """Return the name of the GPU, or of the processor with the number of threads, in one line."""
+    import torch
+
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return (

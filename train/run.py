@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import yaml
 from safetensors import SafetensorError
@@ -30,13 +30,14 @@ from typeguard import TypeCheckError, check_type
 
 from models import create_model
 from train.checkpoint import Checkpoints
-from train.data import Augmentation, Source
+from train.choices import Augmentation, Weights
 from train.files import atomically
 from train.lock import LOCK, OWNER
 from train.options import Options
 from train.provenance import versions
 
-Weights = Literal["initial", "last", "best", "ema"]
+if TYPE_CHECKING:
+    from train.data import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class RunConfig:
     split: str
 
     @classmethod
-    def of(cls, options: Options, source: Source) -> "RunConfig":
+    def of(cls, options: Options, source: "Source") -> "RunConfig":
         """Return the configuration of a run on a source of images, including their place."""
         return cls(
             options=options.replace(data=source.place),

@@ -29,8 +29,6 @@ from train.checkpoint import Checkpoints
 from train.cli import load_recipe, run_command
 from train.files import atomically
 from train.interrupt import Interrupted, Interrupts, stop_with_parent
-from train.loop import start_training
-from train.metrics import as_line
 from train.options import Options
 from train.results import Results, as_markdown
 from train.run import RunFolder, build_network
@@ -203,6 +201,9 @@ def train_cell(cell: Cell, deadline: float) -> dict[str, Any] | None:
         Interrupted: If a signal stopped the run, after its state was saved.
         ValueError: If its folder holds a run with other options, or its rule would never act.
     """
+    from train.loop import start_training
+    from train.metrics import as_line
+
     folder, options = cell.folder, cell.options
     if _stopping is not None and _stopping.received:
         raise Interrupted(_stopping.received, f"{folder.path.name} was not started")

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchdiffeq import odeint, odeint_adjoint
 from typing_extensions import override
 
 from dnw_graph.schedule._time import InTime, start, update
@@ -82,7 +81,7 @@ class Continuous(InTime):
         try:  # so that torchdiffeq rejects an unknown method or option now
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", ".*[Uu]nexpected arguments.*")
-                self._solve(odeint, lambda t, z: z, torch.zeros(1, device="cpu"), ends)
+                self._solve(False, lambda t, z: z, torch.zeros(1, device="cpu"), ends)
         except (ValueError, TypeError, UserWarning) as error:
             raise ValueError(f"continuous time with method {method!r}: {error}") from error
 
@@ -105,13 +104,15 @@ class Continuous(InTime):
                 if self.adjoint:
                     parameters = tuple(p for p in derivative.parameters() if p.requires_grad)
                     solution = self._solve(
-                        odeint_adjoint, derivative, states, ends, adjoint_params=parameters
+                        True, derivative, states, ends, adjoint_params=parameters
                     )
                 else:
-                    solution = self._solve(odeint, derivative, states, ends)
+                    solution = self._solve(False, derivative, states, ends)
         return [outputs_of(forward_pass.topology, derivative.by_block(solution[-1]))]
 
-    def _solve(self, solver: Any, *args: Any, **kwargs: Any) -> Any:
+    def _solve(self, adjoint: bool, *args: Any, **kwargs: Any) -> Any:
+        torchdiffeq = _import_torchdiffeq()
+        solver = torchdiffeq.odeint_adjoint if adjoint else torchdiffeq.odeint
         settings = {"rtol": self.rtol, "atol": self.atol, "method": self.method}
         try:
             return solver(*args, **settings, options=self.options or None, **kwargs)
@@ -124,6 +125,16 @@ class Continuous(InTime):
     @override
     def firings(self, evaluations: Mapping[str, int]) -> int:
         return evaluations["forward"]
+
+
+def _import_torchdiffeq() -> Any:
+    """Import torchdiffeq, only here because it imports SciPy.
+
+    It creates tensors when it is imported, which must not depend on where it is first used.
+    """
+    with torch.device("cpu"), torch.inference_mode(False):
+        import torchdiffeq
+    return torchdiffeq
 
 
 class _Derivative(nn.Module):

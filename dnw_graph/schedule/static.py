@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import networkx as nx
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -134,6 +133,8 @@ class Static(Schedule):
     def _raise_for_backward_edge(cls, topology: Topology, block: Block) -> None:
         """Raise ValueError for an edge that does not lead to a later block; a cycle is named."""
         if topology.depth is None:
+            import networkx as nx
+
             graph = nx.DiGraph(topology.edge_index.t().tolist())
             cycle = [u for u, _ in nx.find_cycle(graph)]
             raise ValueError(

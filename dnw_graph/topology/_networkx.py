@@ -3,17 +3,19 @@
 import math
 import numbers
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import torch
 
 from dnw_graph.topology.files import check_graph
 from dnw_graph.topology.role import Role
 
+if TYPE_CHECKING:
+    import networkx as nx
+
 
 def nodes_of(
-    graph: nx.DiGraph,
+    graph: "nx.DiGraph",
     inputs: Iterable[Hashable] | None,
     outputs: Iterable[Hashable] | None,
 ) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def nodes_of(
     }
 
 
-def _channels(graph: nx.DiGraph, names: Sequence[Hashable]) -> dict[Hashable, int]:
+def _channels(graph: "nx.DiGraph", names: Sequence[Hashable]) -> dict[Hashable, int]:
     """Return the channels of nodes, or nothing if none of them has one.
 
     Raises:
@@ -87,7 +89,7 @@ def _channels(graph: nx.DiGraph, names: Sequence[Hashable]) -> dict[Hashable, in
     return channels
 
 
-def _number(graph: nx.DiGraph, name: Hashable, attribute: str) -> int | None:
+def _number(graph: "nx.DiGraph", name: Hashable, attribute: str) -> int | None:
     """Return an attribute of a node as a whole number; other programs write 2 as 2.0.
 
     Raises:
@@ -102,7 +104,7 @@ def _number(graph: nx.DiGraph, name: Hashable, attribute: str) -> int | None:
     return int(value)
 
 
-def _role(graph: nx.DiGraph, name: Hashable) -> Role:
+def _role(graph: "nx.DiGraph", name: Hashable) -> Role:
     """Return the role of a node, which is hidden if it has no attribute ``role``."""
     try:
         return Role.of(graph.nodes[name].get("role", "hidden"))

@@ -5,7 +5,6 @@ from functools import wraps
 from numbers import Integral
 from typing import Any, ParamSpec, TypeVar
 
-import networkx as nx
 import torch
 from torch import Tensor
 
@@ -20,12 +19,12 @@ Blocks = list[tuple[int, Role, range]]
 Edges = tuple[Tensor, range, range, int]
 """Edges ``[2, E]``, inputs, outputs and number of nodes; see :meth:`Topology.from_edges`."""
 
-RANDOM_GRAPHS: dict[str, Callable[..., nx.Graph]] = {
-    "erdos_renyi": nx.gnp_random_graph,
-    "watts_strogatz": nx.connected_watts_strogatz_graph,
-    "barabasi_albert": nx.barabasi_albert_graph,
+RANDOM_GRAPHS = {
+    "erdos_renyi": "gnp_random_graph",
+    "watts_strogatz": "connected_watts_strogatz_graph",
+    "barabasi_albert": "barabasi_albert_graph",
 }
-"""Undirected random graphs, called with a number of nodes, their parameters and ``seed``."""
+"""Functions of networkx that build undirected random graphs, by kind."""
 
 
 def on_cpu(function: Callable[P, R]) -> Callable[P, R]:
@@ -95,6 +94,8 @@ def random_dag(
     kind: str, nodes: int, inputs: int, outputs: int, *, seed: int, **parameters: Any
 ) -> Edges:
     """Return the edges of :meth:`Topology.random_dag`."""
+    import networkx as nx
+
     if kind not in RANDOM_GRAPHS:
         raise ValueError(f"unknown random graph {kind!r} (known: {', '.join(RANDOM_GRAPHS)})")
     _check_sizes(inputs, nodes - inputs - outputs, outputs)
@@ -102,7 +103,7 @@ def random_dag(
     if isinstance(p, int | float) and not 0 <= p <= 1:
         raise ValueError(f"p must be a probability, from 0 to 1, got {p}")
     try:
-        graph = RANDOM_GRAPHS[kind](nodes, **parameters, seed=seed)
+        graph = getattr(nx, RANDOM_GRAPHS[kind])(nodes, **parameters, seed=seed)
     except (TypeError, nx.NetworkXException) as error:
         raise ValueError(f"random graph {kind} with {parameters}: {error}") from error
     pairs = torch.tensor(list(graph.edges), dtype=torch.int64).view(-1, 2).sort(1).values

@@ -3,25 +3,29 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import ParseError
 
-import networkx as nx
 import numpy as np
 
 from dnw_graph._files import replacing
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 _NOT_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def check_graph(graph: Any) -> None:
     """Raise TypeError if a graph is not one of networkx."""
+    import networkx as nx
+
     if not isinstance(graph, nx.Graph):
         hint = ": pass the result of its to_networkx()" if hasattr(graph, "to_networkx") else ""
         raise TypeError(f"expected a networkx.DiGraph, got a {type(graph).__name__}{hint}")
 
 
-def write_graph(graph: nx.DiGraph, path: str | Path) -> None:
+def write_graph(graph: "nx.DiGraph", path: str | Path) -> None:
     """Write a networkx graph to a file, with the attributes of its nodes and edges.
 
     An existing file is replaced only when the new one is complete. :func:`read_graph` reads GraphML
@@ -38,6 +42,8 @@ def write_graph(graph: nx.DiGraph, path: str | Path) -> None:
         ValueError: If the suffix is unknown, or the format cannot hold names or attributes.
         TypeError: If ``graph`` is not a networkx graph.
     """
+    import networkx as nx
+
     check_graph(graph)
     path = Path(path)
     if path.suffix not in (".json", ".graphml", ".gexf", ".cyjs"):
@@ -51,8 +57,10 @@ def write_graph(graph: nx.DiGraph, path: str | Path) -> None:
         raise ValueError(f"{path.name} cannot hold this graph: {error}") from error
 
 
-def _write(graph: nx.DiGraph, suffix: str, path: Path) -> None:
+def _write(graph: "nx.DiGraph", suffix: str, path: Path) -> None:
     """Write a graph in the format of a suffix."""
+    import networkx as nx
+
     if suffix == ".json":
         _check_json(graph)
         data = nx.node_link_data(graph, edges="edges")
@@ -69,7 +77,7 @@ def _write(graph: nx.DiGraph, suffix: str, path: Path) -> None:
         nx.write_graphml(marked, path)
 
 
-def _check_json(graph: nx.DiGraph) -> None:
+def _check_json(graph: "nx.DiGraph") -> None:
     """Raise ValueError if an attribute has a name that node-link data reserves."""
     for name, data in graph.nodes(data=True):
         if "id" in data:
@@ -89,7 +97,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{value!r} is neither text nor a number")
 
 
-def _kind_of_names(graph: nx.DiGraph) -> str:
+def _kind_of_names(graph: "nx.DiGraph") -> str:
     """Return ``"int"`` or ``"str"``; raise ValueError for mixed or other names."""
     if all(isinstance(name, int) and not isinstance(name, bool) for name in graph):
         return "int"
@@ -102,8 +110,10 @@ def _kind_of_names(graph: nx.DiGraph) -> str:
     return "str"
 
 
-def _with_names_in_attribute(graph: nx.DiGraph, attribute: str) -> nx.DiGraph:
+def _with_names_in_attribute(graph: "nx.DiGraph", attribute: str) -> "nx.DiGraph":
     """Return a graph with the names that igraph moved to an attribute when it wrote n0, n1, ..."""
+    import networkx as nx
+
     names = {node: data.get(attribute) for node, data in graph.nodes(data=True)}
     renamed = list(graph) == [f"n{i}" for i in range(len(graph))]
     if not renamed or None in names.values() or len(set(names.values())) < len(names):
@@ -114,7 +124,7 @@ def _with_names_in_attribute(graph: nx.DiGraph, attribute: str) -> nx.DiGraph:
     return graph
 
 
-def read_graph(path: str | Path) -> nx.DiGraph:
+def read_graph(path: str | Path) -> "nx.DiGraph":
     """Read a directed graph from a ``.graphml`` or ``.json`` (node-link data) file.
 
     Names that igraph moved to an attribute when it wrote the file are restored.
@@ -122,6 +132,8 @@ def read_graph(path: str | Path) -> nx.DiGraph:
     Raises:
         ValueError: If the suffix is unknown, the file is damaged, or the graph is undirected.
     """
+    import networkx as nx
+
     path = Path(path)
     if path.suffix not in (".json", ".graphml"):
         raise ValueError(f"expected a .graphml or .json file, got {path.name}")

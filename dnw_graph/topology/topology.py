@@ -6,9 +6,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import index
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import torch
 from torch import Tensor
 
@@ -16,6 +15,9 @@ from dnw_graph.topology import _networkx, builders
 from dnw_graph.topology.builders import on_cpu
 from dnw_graph.topology.order import check_edges, distances, levels, sorted_edges, walks
 from dnw_graph.topology.role import Role
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ class Topology:
                 raise TypeError(
                     f"{ends} must be a list of nodes, such as [{nodes!r}], got {nodes!r}"
                 )
-        if isinstance(edge_index, nx.Graph):
+        if hasattr(edge_index, "is_directed") and hasattr(edge_index, "adj"):
             raise TypeError("edge_index is a networkx graph: use Topology.from_networkx")
         try:
             inputs, outputs = [index(v) for v in inputs], [index(v) for v in outputs]
@@ -212,7 +214,7 @@ class Topology:
     @on_cpu
     def from_networkx(
         cls,
-        graph: nx.DiGraph,
+        graph: "nx.DiGraph",
         inputs: Iterable[Hashable] | None = None,
         outputs: Iterable[Hashable] | None = None,
     ) -> "Topology":
@@ -349,7 +351,7 @@ class Topology:
             *builders.random_dag(kind, nodes, inputs, outputs, seed=seed, **parameters)
         )
 
-    def to_networkx(self) -> nx.DiGraph:
+    def to_networkx(self) -> "nx.DiGraph":
         """Return the candidates as a directed graph.
 
         Nodes are named by :attr:`names` and have the attributes ``role`` and ``block``, inputs and
@@ -359,8 +361,10 @@ class Topology:
         graph.add_edges_from((names[u], names[v]) for u, v in self.edge_index.t().tolist())
         return graph
 
-    def nodes_to_networkx(self) -> nx.DiGraph:
+    def nodes_to_networkx(self) -> "nx.DiGraph":
         """Return the nodes as a directed graph without edges; see :meth:`to_networkx`."""
+        import networkx as nx
+
         names, graph = self.names, nx.DiGraph()
         channel = {int(v): i for ends in (self.inputs, self.outputs) for i, v in enumerate(ends)}
         for v, (role, block) in enumerate(

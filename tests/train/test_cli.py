@@ -165,10 +165,38 @@ def test_help_groups_options_and_shows_defaults_and_units() -> None:
         assert part in text
 
 
+def test_help_and_mistakes_import_little() -> None:
+    """They take little longer than importing PyTorch Geometric, as does importing dnw_graph."""
+    script = """
+import sys
+from contextlib import suppress
+from train.__main__ import COMMANDS, main
+
+slow = sys.argv[1:]
+
+def check(args, *slow):
+    with suppress(SystemExit):
+        main(args)
+    if found := [name for name in slow if name in sys.modules]:
+        sys.exit(f"{args} imports {found}")
+
+check([], "torch")
+check(["imgenet"], "torch")
+mistakes = [["--graph", "mbv1_dmw"], ["--grph", "mbv1"], ["--lr", "-1"]]
+for args in [[name, "--help"] for name in COMMANDS] + [["imagenet", *args] for args in mistakes]:
+    check(args, *slow)
+"""
+    slow = ["PIL", "lightning", "matplotlib", "networkx", "plotly", "rustworkx", "scipy.integrate"]
+    slow += ["sklearn", "tensorboard", "torchdiffeq", "torchmetrics", "torchvision", "train.data"]
+    done = subprocess.run([sys.executable, "-c", script, *slow], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "unknown model 'mbv1_dmw'; did you mean 'mbv1_dnw'?" in done.stderr
+
+
 @pytest.mark.parametrize("rank", ["", "0"])
-def test_commands_start_whatever_rank_says(rank: str) -> None:
+def test_training_starts_whatever_rank_says(rank: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "train.imagenet", "--help"],
+        [sys.executable, "-c", "import train.loop"],
         env={**os.environ, "RANK": rank, "SLURM_PROCID": rank, "TORCHELASTIC_RESTART_COUNT": ""},
         capture_output=True,
         text=True,
@@ -212,7 +240,9 @@ def test_a_models_package_in_the_way_is_named(crowded: Path) -> None:
     (crowded / "train.py").unlink()
     done = start(crowded, "-m", "train.imagenet", "--help")
     assert done.returncode == 1
-    assert f"'models' was imported from {crowded / 'models' / '__init__.py'}, not" in done.stderr
+    assert (
+        f"'models' would be imported from {crowded / 'models' / '__init__.py'}, not" in done.stderr
+    )
     assert "run the command as dnw-graph imagenet" in done.stderr
 
 

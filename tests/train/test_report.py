@@ -17,9 +17,8 @@ from dnw_graph.analysis import load_history, measure, structure_of
 from tests.train.test_data import small
 from train.imagenet import train
 from train.options import Options
-from train.report import write_report
 from train.report.__main__ import main
-from train.report.page import _in_script
+from train.report.page import _in_script, write_report
 from train.run import RunFolder
 
 NASTY = "<img src=x onerror=\"document.title='owned'\">"

@@ -1,5 +1,6 @@
 """Find, check, decode, augment and batch images."""
 
+from train.choices import Augmentation, Dataset
 from train.data.bad import BadImage, BadImages
 from train.data.batches import Batches
 from train.data.make import make_batches
@@ -7,8 +8,8 @@ from train.data.read import read_image
 from train.data.resident import ResidentBatches, fits
 from train.data.shards import are_shards
 from train.data.source import Source, class_name
-from train.data.sources import Dataset, open_source
-from train.data.transforms import Augmentation, evaluation_transform
+from train.data.sources import open_source
+from train.data.transforms import evaluation_transform
 
 __all__ = [
     "Augmentation",

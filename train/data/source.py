@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from train.choices import Augmentation
 from train.data.bad import BadImage, BadImages
 from train.data.images import Images
-from train.data.transforms import Augmentation
 
 
 def class_name(name: str) -> str:

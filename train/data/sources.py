@@ -9,13 +9,12 @@ from typing import Literal
 import torch
 from torchvision.datasets import CIFAR10
 
+from train.choices import Dataset
 from train.data.bad import BadImages
 from train.data.folders import folder
 from train.data.images import MemoryImages
 from train.data.shards import are_shards, shards
 from train.data.source import Source
-
-Dataset = Literal["imagenet", "cifar10", "digits"]
 
 
 def open_source(

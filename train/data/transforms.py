@@ -4,17 +4,13 @@ import math
 from collections.abc import Callable
 from functools import partial
 from random import Random
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-Augmentation = Literal["crop", "shift", "none"]
-"""``crop``: for photographs of any size: a random crop, mirrored at random; in evaluation, the
-centre. ``shift``: for small images: a shift by up to an eighth of their size, filled with black,
-mirrored at random. ``none``: only resized."""
+from train.choices import Augmentation
 
 Transform = Callable[[Tensor, Random], Tensor]
 """Function from an image ``[3, H, W]``, uint8, and a random generator to ``[3, S, S]``, uint8."""

@@ -4,7 +4,3 @@
 
 The file opens offline. ``train.imagenet`` and ``train.cifar10`` write one at the end of a run.
 """
-
-from train.report.page import write_report
-
-__all__ = ["write_report"]

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import tyro
 
+from train.choices import Weights
 from train.cli import run_command
-from train.report.page import write_report
-from train.run import Weights
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,8 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = tyro.cli(Arguments, args=args, prog="python -m train.report", description=__doc__)
     if not arguments.runs:
         raise ValueError("no run: use python -m train.report RUN")
+    from train.report.page import write_report
+
     out = arguments.out or Path(arguments.runs[0]) / "report.html"
     for note in write_report(
         arguments.runs, out, weights=arguments.weights, random=arguments.random

@@ -25,10 +25,11 @@ from dnw_graph.analysis import (
     measure,
     small_worldness,
 )
+from train.choices import Weights
 from train.data import evaluation_transform, open_source
 from train.metrics import Normalize
 from train.report.pack import Pack
-from train.run import RunConfig, RunFolder, Weights
+from train.run import RunConfig, RunFolder
 
 SIDE = 14  # height and width of a feature map in the page, in pixels
 MOST_NODES = 20_000  # maximum nodes of a run; with more, feature maps are left out

@@ -9,10 +9,11 @@ from string import Template
 from typing import Any
 
 from dnw_graph.analysis import similarity
+from train.choices import Weights
 from train.files import atomically
 from train.report.collect import RunData, statistic
 from train.report.pack import compressed
-from train.run import RunConfig, Weights
+from train.run import RunConfig
 
 COMPARED = 3  # pairs of random wirings in a comparison
 
