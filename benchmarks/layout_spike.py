@@ -9,16 +9,14 @@ states and to every candidate weight) are timed separately, each forward and bac
 """
 
 import argparse
-import platform
-import statistics
-import time
 from collections.abc import Callable
 
 import numba
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from benchmarks.measure import alternate, machine
 
 INPUTS, WIDTH, LAYERS, SIDE, EDGES = 256, 512, 6, 14, 72_991
 
@@ -159,57 +157,29 @@ def aggregations(batch: int, device: str) -> dict[str, dict[str, Callable[[], ob
     return table
 
 
-def time_alternating(
-    runs: dict[str, Callable[[], object]], repeats: int, device: str
-) -> dict[str, str]:
-    """Return median and range in ms; candidates take turns, after one warm-up round."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if turn:
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return {n: f"{statistics.median(t):.1f} ({min(t):.1f}-{max(t):.1f})" for n, t in times.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
     torch.manual_seed(0)
 
-    device = (
-        torch.cuda.get_device_name()
-        if args.device == "cuda"
-        else (
-            f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}, "
-            f"{torch.get_num_threads()} threads"
-        )
-    )
-    print(
-        f"torch {torch.__version__}, numpy {np.__version__}, {device}, "
-        f"batch {args.batch_size}, float32"
-    )
+    print(f"{machine(args.device)}, batch {args.batch_size}, float32")
     print(
         "\n| node function of one block, forward and backward | ms, median (range) |\n| --- | --- |"
     )
-    nodes = time_alternating(
-        node_functions(args.batch_size, args.device), args.repeats, args.device
-    )
+    nodes = alternate(node_functions(args.batch_size, args.device), args.repeats, args.device)
     for name, timing in nodes.items():
         print(f"| {name} | {timing} |")
     parts = aggregations(args.batch_size, args.device)
     flat = {f"{n}/{p}": run for n, row in parts.items() for p, run in row.items()}
-    times = time_alternating(flat, args.repeats, args.device)
+    times = alternate(flat, args.repeats, args.device)
     print("\n| aggregation of the whole graph, ms | forward | to states | to candidates |")
     print("| --- | --- | --- | --- |")
     for name in parts:
-        cells = [times.get(f"{name}/{p}", "") for p in ("forward", "to states", "to candidates")]
+        keys = [f"{name}/{part}" for part in ("forward", "to states", "to candidates")]
+        cells = [str(times.get(key, "")) for key in keys]
         print(f"| {name} | {' | '.join(cells)} |")
 
 

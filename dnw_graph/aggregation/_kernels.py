@@ -192,7 +192,8 @@ def _kernel_for_gpus(name: str) -> Any:
     def run(*args: Any) -> Any:
         from dnw_graph.aggregation import _triton
 
-        return getattr(_triton, name)(*args)
+        with torch.cuda.device_of(args[0]):  # Triton uses the current GPU
+            return getattr(_triton, name)(*args)
 
     return run
 

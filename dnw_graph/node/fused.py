@@ -208,14 +208,16 @@ def backward(
 def _(*args: Any) -> None:
     from dnw_graph.node import _triton
 
-    _triton.forward(*args)
+    with torch.cuda.device_of(args[0]):  # Triton uses the current GPU
+        _triton.forward(*args)
 
 
 @backward.register_kernel("cuda")
 def _(*args: Any) -> None:
     from dnw_graph.node import _triton
 
-    _triton.backward(*args)
+    with torch.cuda.device_of(args[0]):
+        _triton.backward(*args)
 
 
 def shape(x: Tensor, stride: int) -> tuple[int, ...]:

@@ -1,6 +1,8 @@
 """Networks, rules and schedules on a GPU that is not there: see tests/fake_gpu.py."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -26,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Triton is not installed")
 def train_steps(
     model: nn.Module, x: Tensor, steps: int = 3, precision: torch.dtype | None = None
 ) -> None:
-    """Train a network that is on the fake GPU for some steps."""
+    """Train a network that is on the fake GPU of ``x`` for some steps."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     attach(model, optimizer, total_steps=STEPS)
     for _ in range(steps):
@@ -38,7 +40,7 @@ def train_steps(
         optimizer.step()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-        assert parameter.grad.device == torch.device(GPU), name
+        assert parameter.grad.device == x.device, name
 
 
 @pytest.mark.parametrize("precision", [None, torch.bfloat16, torch.float16], ids=str)
@@ -50,6 +52,52 @@ def test_models_train(name: str, precision: torch.dtype | None) -> None:
         train_steps(model, torch.randn(2, 3, 32, 32, device=GPU), 2, precision)
         with torch.no_grad():
             assert model.eval()(torch.randn(2, 3, 32, 32, device=GPU)).device == torch.device(GPU)
+
+
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["mbv1_dnw", "tiny_discrete", "resnet18_dnw"])
+def test_another_gpu_of_several(name: str, format: torch.memory_format) -> None:
+    model, other = create_model(name, num_classes=10, image_size=32), "cuda:1"
+    with fake_gpu():
+        model = model.to(other)
+        images = torch.randn(2, 3, 32, 32, device=other).to(memory_format=format)
+        train_steps(model, images, 2, torch.bfloat16)
+        with torch.no_grad():
+            assert model.eval()(images).device == torch.device(other)
+
+
+@pytest.mark.parametrize("rule", ["dnw_factored", "rigl(every=2)", "l1_anneal"])
+def test_wirings_on_another_gpu(rule: str) -> None:
+    graph = NeuralGraph(SPARSE, rule=rule, num_edges=6, node="relu", backend="sparse")
+    with fake_gpu():
+        train_steps(graph.to("cuda:1"), torch.randn(3, 2, device="cuda:1"), 4)
+
+
+def test_triton_runs_on_the_gpu_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that kernels are launched where their tensors are, not on the current GPU."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from dnw_graph.aggregation import _kernels, _triton
+    from dnw_graph.node import _triton as node_kernels
+    from dnw_graph.node import fused
+
+    entered: list[Tensor] = []
+
+    @contextmanager
+    def device_of(x: Tensor) -> Iterator[None]:
+        entered.append(x)
+        yield
+        entered.clear()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    first = torch.zeros(3)
+    operators = {name: (_triton, name) for name in ("gather", "spread", "correlate", "dots")}
+    operators |= {name: (node_kernels, name) for name in ("forward", "backward")}
+    for operator, (module, name) in operators.items():
+        launched: list[bool] = []
+        monkeypatch.setattr(module, name, lambda *args: launched.append(entered == [args[0]]))  # noqa: B023
+        kernels = (getattr(fused if module is node_kernels else _kernels, operator))._backend_fns
+        kernels["cuda"](first)
+        assert launched == [True], operator
 
 
 WAITS = {
