@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from dnw_graph import NeuralGraph, Rule, Topology, frozen
+from dnw_graph import NeuralGraph, Rule, Topology, _cpu, frozen
 from dnw_graph.aggregation import BACKENDS, Backend
 from dnw_graph.node import Norm, NormReluConv
 from dnw_graph.schedule import SCHEDULES, Schedule
@@ -93,7 +93,8 @@ class TinyClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[B, num_classes]`` for images ``[B, 3, H, W]``."""
-        logits: Tensor = self.classifier(self.pool(self.graph(self.stem(x))))
+        states = self.graph(_cpu.call(self.stem, x))
+        logits = _cpu.call(self.classifier, self.pool(states))
         return logits
 
 
