@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from dnw_graph import NeuralGraph, Rule, Topology, _cpu
+from dnw_graph import NeuralGraph, Rule, Topology, precision
 from dnw_graph.aggregation import BACKENDS, Backend
 from dnw_graph.node import NormReluConv
 from models.mbv1 import MobileNetV1Config
@@ -155,8 +155,8 @@ class MobileNetV1DNW(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[B, num_classes]`` for images ``[B, 3, H, W]``."""
-        x = self.relu(self.norm(self.graphs(_cpu.call(self.stem, x))))
-        logits = _cpu.call(self.classifier, self.flatten(self.pool(x)))
+        x = self.relu(self.norm(self.graphs(precision.call(self.stem, x))))
+        logits = precision.call(self.classifier, self.flatten(self.pool(x)))
         return logits
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from dnw_graph import NeuralGraph, Rule, Topology, _cpu, frozen
+from dnw_graph import NeuralGraph, Rule, Topology, frozen, precision
 from dnw_graph.aggregation import BACKENDS, Backend
 from dnw_graph.node import Norm, NormReluConv
 from dnw_graph.schedule import SCHEDULES, Schedule
@@ -93,8 +93,8 @@ class TinyClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[B, num_classes]`` for images ``[B, 3, H, W]``."""
-        states = self.graph(_cpu.call(self.stem, x))
-        logits = _cpu.call(self.classifier, self.pool(states))
+        states = self.graph(precision.call(self.stem, x))
+        logits = precision.call(self.classifier, self.pool(states))
         return logits
 
 

@@ -17,6 +17,7 @@ LIBRARY = [  # likewise, inside dnw_graph
     "_wrapped",
     "_jit",
     "_arena",
+    "precision",
     "topology",
     "wiring",
     "sparse",

@@ -16,6 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from dnw_graph.analysis import real_edges
+from dnw_graph.precision import warn_without_units
 from dnw_graph.wiring import selectors
 
 
@@ -53,6 +54,8 @@ def make_fabric(device: str, precision: str, many: bool = False) -> Fabric:
     if name not in available:
         raise ValueError(f"there is no --device {device}; this machine has {', '.join(available)}")
     kind, _, index = name.partition(":")
+    if kind == "cpu" and precision == "bf16":
+        warn_without_units(torch.bfloat16)
     # For 64 bits, the learner converts the network itself.
     bits: Any = "bf16-mixed" if precision == "bf16" else "32-true"
     if not many:

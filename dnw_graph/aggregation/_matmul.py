@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dnw_graph import _cpu
+from dnw_graph import precision
 
 
 def matrix(x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def add_product(a: Tensor, b: Tensor, out: Tensor, first: bool) -> None:
 
     On CPUs, oneDNN computes large float32 products, as a 1x1 convolution of one image of N pixels.
     """
-    if _cpu.lacks_units_for(b):
+    if precision.lacks_units_for(b):
         a, b = a.float(), b.float()
     (m, k), n = a.shape, b.shape[1]
     if k >= 128 and _uses_onednn(a, m * n * k):
@@ -63,7 +63,7 @@ def _times_transposed(a: Tensor, b: Tensor, out: Tensor) -> None:
     no units for are converted to float32, a part at a time, which is in cache when it is read.
     """
     (m, k), n = a.shape, len(b)
-    if _cpu.lacks_units_for(a):
+    if precision.lacks_units_for(a):
         total = a.new_zeros(m, n, dtype=torch.float32)
         for x, y in zip(a.split(_AT_ONCE, 1), b.split(_AT_ONCE, 1), strict=True):
             total.addmm_(x.float(), y.float().t())
@@ -85,7 +85,7 @@ def _uses_onednn(a: Tensor, multiply_adds: int) -> bool:
     and products of narrower types to oneDNN already.
     """
     large = a.is_cpu and a.dtype == torch.float32 and multiply_adds >= _LARGE
-    return large and torch.backends.mkldnn.is_available() and _cpu.has("avx512_f")
+    return large and torch.backends.mkldnn.is_available() and precision.has("avx512_f")
 
 
 _LARGE = 1 << 22  # multiply-adds from which a convolution is faster

@@ -12,6 +12,7 @@ from torch_geometric.nn import MessagePassing
 
 from dnw_graph._registry import PartRegistry
 from dnw_graph.aggregation.whole import WholeGraph
+from dnw_graph.precision import accepted_dtype
 from dnw_graph.topology import Block
 from dnw_graph.wiring import Wiring
 from dnw_graph.wiring.wiring import GradientObserver
@@ -70,9 +71,8 @@ class Backend(MessagePassing):  # type: ignore[misc]
         Returns:
             Inputs ``[nodes, *features]`` in the type of the states, or of autocast if enabled.
         """
-        device = weight.device.type
-        if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
-            states = [z.to(torch.get_autocast_dtype(device)) for z in states]
+        if torch.is_autocast_enabled(weight.device.type) and weight.dtype != torch.float64:
+            states = [z.to(accepted_dtype(z)) for z in states]
         result: Tensor = _StraightThrough.apply(self, edges, weight, *states)
         return result
 

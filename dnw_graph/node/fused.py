@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from dnw_graph import _jit
 from dnw_graph.node import _kernels
+from dnw_graph.precision import accepted_dtype
 
 _ON_CPU = (torch.float32, torch.float64, torch.bfloat16)
 _ON_GPU = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -42,13 +43,6 @@ def _has_triton() -> bool:
         stacklevel=2,
     )
     return False
-
-
-def accepted_dtype(x: Tensor) -> torch.dtype:
-    """Return the type of the computation: autocast's if that is enabled, else that of ``x``."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
 
 
 Statistics = tuple[Tensor, Tensor]

@@ -18,6 +18,7 @@ from dnw_graph.node.norm import (
     update_running,
 )
 from dnw_graph.node.sync_norm import SyncBatchNorm2d
+from dnw_graph.precision import accepted_dtype
 
 
 @NODES.register("norm_relu_conv")
@@ -73,7 +74,7 @@ class NormReluConv(NodeFunction):
             return self._synchronized(x, norm)
         plan = self.plan(x, t)
         if plan is not None:
-            z, statistics = fused.norm_relu_conv(x.to(fused.accepted_dtype(x)).contiguous(), plan)
+            z, statistics = fused.norm_relu_conv(x.to(accepted_dtype(x)).contiguous(), plan)
             self.update_statistics(*statistics, x[0].numel(), t)
             return z
         x = normalised(norm, x).transpose(0, 1)
@@ -81,7 +82,7 @@ class NormReluConv(NodeFunction):
 
     def _synchronized(self, x: Tensor, norm: SyncBatchNorm2d) -> Tensor:
         """Return the states, normalised with the statistics of all processes."""
-        x = x.to(fused.accepted_dtype(x))
+        x = x.to(accepted_dtype(x))
         scale, shift = norm.affine_of(x, (1, 2, 3))
         if not (self.use_fused and fused.available(x, scale)):
             x = torch.addcmul(shift[:, None, None, None], x, scale[:, None, None, None])

@@ -6,6 +6,7 @@ from typing_extensions import override
 
 from dnw_graph.node import fused
 from dnw_graph.node.base import NODES, Formula, NodeFunction, depthwise_conv
+from dnw_graph.precision import accepted_dtype
 
 
 @NODES.register("relu_conv")
@@ -36,7 +37,7 @@ class ReluConv(NodeFunction):
             return self.conv(F.relu(x).transpose(0, 1)).transpose(0, 1).contiguous()
         ones, zeros = weight.new_ones(len(x)), weight.new_zeros(len(x))
         plan = fused.plan_without_norm(ones, zeros, weight[:, 0].contiguous(), self.stride)
-        z, _ = fused.norm_relu_conv(x.to(fused.accepted_dtype(x)).contiguous(), plan)
+        z, _ = fused.norm_relu_conv(x.to(accepted_dtype(x)).contiguous(), plan)
         return z
 
     @override

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from dnw_graph._arena import empty
 from dnw_graph.aggregation.whole import WholeGraph
 from dnw_graph.node import NormReluConv, fused
+from dnw_graph.precision import accepted_dtype
 from dnw_graph.schedule.base import ForwardPass, is_identity, is_observed
 from dnw_graph.topology import Block, Role
 
@@ -40,7 +41,7 @@ def run(forward_pass: ForwardPass, x: Tensor) -> Tensor | None:
     products = forward_pass.backend.whole_graph(forward_pass.wiring)
     if products is None:
         return None
-    x, stride = x.to(fused.accepted_dtype(x)), int(nodes[0].stride)  # type: ignore[arg-type]
+    x, stride = x.to(accepted_dtype(x)), int(nodes[0].stride)  # type: ignore[arg-type]
     plans: list[fused.Plan] = []
     nodes_and_maps: list[tuple[NormReluConv, Tensor]] = []
     for block, node in zip(blocks, nodes, strict=True):

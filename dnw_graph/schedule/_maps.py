@@ -17,6 +17,7 @@ from dnw_graph._arena import empty
 from dnw_graph.aggregation import TYPES, Correlation, by_source, wide
 from dnw_graph.node import NormReluConv, ReluConv, fused
 from dnw_graph.node.norm import update_running
+from dnw_graph.precision import accepted_dtype
 from dnw_graph.schedule import _kernels
 from dnw_graph.schedule.base import ForwardPass, is_identity, is_observed
 from dnw_graph.topology import Role, Topology
@@ -47,10 +48,10 @@ def run(forward_pass: ForwardPass, x: Tensor) -> Tensor | None:
         States ``[outputs, B, H / stride, W / stride]``, in node order.
     """
     wiring = forward_pass.wiring
-    supported = x.is_cpu and x.dim() == 4 and x.numel() and fused.accepted_dtype(x) in TYPES
+    supported = x.is_cpu and x.dim() == 4 and x.numel() and accepted_dtype(x) in TYPES
     if not supported or wiring.sampler is not None or not forward_pass.backend.by_edge(wiring):
         return None
-    x = x.to(fused.accepted_dtype(x)).contiguous()
+    x = x.to(accepted_dtype(x)).contiguous()
     nodes = _nodes(forward_pass, x)
     if nodes is None:
         return None

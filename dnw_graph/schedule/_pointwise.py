@@ -13,7 +13,8 @@ from torch.autograd.function import once_differentiable
 from dnw_graph import _jit
 from dnw_graph._arena import empty
 from dnw_graph.aggregation import TYPES, Correlation, wide
-from dnw_graph.node import Bias, Gelu, Identity, Linear, Relu, Tanh, fused
+from dnw_graph.node import Bias, Gelu, Identity, Linear, Relu, Tanh
+from dnw_graph.precision import accepted_dtype
 from dnw_graph.schedule import _kernels
 from dnw_graph.schedule.base import ForwardPass, is_identity, is_observed
 from dnw_graph.wiring import Wiring
@@ -38,7 +39,7 @@ def run(forward_pass: ForwardPass, x: Tensor) -> Tensor | None:
         States ``[outputs, *features]``, in node order.
     """
     wiring = forward_pass.wiring
-    x = x.to(fused.accepted_dtype(x))
+    x = x.to(accepted_dtype(x))
     if not x.is_cpu or x.dtype not in TYPES or not x.numel() or wiring.sampler is not None:
         return None
     if not forward_pass.backend.by_edge(wiring) or not all(

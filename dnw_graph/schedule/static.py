@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from dnw_graph.aggregation import TYPES
 from dnw_graph.aggregation.auto import SMALL
-from dnw_graph.node import fused
+from dnw_graph.precision import accepted_dtype
 from dnw_graph.schedule import _blocks, _maps, _pointwise
 from dnw_graph.schedule._chain import Chain
 from dnw_graph.schedule.base import (
@@ -40,7 +40,7 @@ class _Sums:
 
 def _sums(forward_pass: ForwardPass, like: Tensor) -> "Chain | _Sums":
     """Return an object that sums messages like ``like``, those of the first block."""
-    wiring, dtype = forward_pass.wiring, fused.accepted_dtype(like)
+    wiring, dtype = forward_pass.wiring, accepted_dtype(like)
     supported = dtype in TYPES or like.is_cuda
     compiled = supported and forward_pass.backend.by_edge(wiring)
     if not compiled or wiring.sampler is not None or torch.compiler.is_compiling():
