@@ -69,7 +69,8 @@ def call(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
     The result has the type that autocast promises.
     """
-    if not x.is_cpu or not torch.is_autocast_enabled("cpu"):
+    is_tensor = isinstance(x, Tensor)  # and not a proxy, with which torch.fx traces networks
+    if not is_tensor or not x.is_cpu or not torch.is_autocast_enabled("cpu"):
         return layer(x)
     dtype = torch.get_autocast_dtype("cpu")
     if has(*_UNITS[dtype]):

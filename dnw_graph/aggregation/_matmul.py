@@ -23,20 +23,41 @@ def columns(states: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
 
 
 @torch.library.custom_op("dnw_graph::outer", mutates_args=())
-def outer(states: list[Tensor], grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return ``dL/dI Z^T`` ``[targets * sources]``, computed as one product per source block.
+def outer(states: list[Tensor], grads: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """Return ``dL/dI Z^T`` ``[targets, sources]``, one product per target and source block.
 
     Args:
         states: States of the source blocks, each ``[nodes, *features]``.
-        grad: ``dL/dI`` ``[targets, *features]``.
+        grads: ``dL/dI`` of the target blocks, each ``[nodes, *features]``.
         dtype: Type of the result.
     """
-    flat = matrix(grad)
-    out = grad.new_empty(len(grad), sum(len(z) for z in states), dtype=dtype)
-    with torch.autocast(grad.device.type, enabled=False):
-        for cols, z in columns(states):
-            _times_transposed(flat, z, out[:, cols])
-    return out.flatten()
+    out = grads[0].new_empty(sum(map(len, grads)), sum(map(len, states)), dtype=dtype)
+    with torch.autocast(out.device.type, enabled=False):
+        if precision.lacks_units_for(states[0]):
+            _add_in_parts(list(columns(states)), list(columns(grads)), out)
+            return out
+        for rows, grad in columns(grads):
+            for cols, z in columns(states):
+                _times_transposed(grad, z, out[rows, cols])
+    return out
+
+
+def _add_in_parts(
+    sources: list[tuple[slice, Tensor]], targets: list[tuple[slice, Tensor]], out: Tensor
+) -> None:
+    """Write products that are computed in float32, for types that this CPU has no units for.
+
+    A part of the features is converted at a time, and is in cache when it is read.
+    """
+    total = out.new_zeros(out.shape, dtype=torch.float32)
+    for start in range(0, sources[0][1].shape[1], _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        states = [(cols, z[:, part].float().t()) for cols, z in sources]
+        for rows, grad in targets:
+            values = grad[:, part].float()
+            for cols, z in states:
+                total[rows, cols].addmm_(values, z)
+    out.copy_(total)
 
 
 def add_product(a: Tensor, b: Tensor, out: Tensor, first: bool) -> None:
@@ -59,16 +80,10 @@ def add_product(a: Tensor, b: Tensor, out: Tensor, first: bool) -> None:
 def _times_transposed(a: Tensor, b: Tensor, out: Tensor) -> None:
     """Write ``a b^T`` of ``[M, K]`` and ``[N, K]`` to ``out``.
 
-    oneDNN is used as in :func:`add_product`, with M pixels and K channels. Types that this CPU has
-    no units for are converted to float32, a part at a time, which is in cache when it is read.
+    oneDNN is used as in :func:`add_product`, with M pixels and K channels.
     """
     (m, k), n = a.shape, len(b)
-    if precision.lacks_units_for(a):
-        total = a.new_zeros(m, n, dtype=torch.float32)
-        for x, y in zip(a.split(_AT_ONCE, 1), b.split(_AT_ONCE, 1), strict=True):
-            total.addmm_(x.float(), y.float().t())
-        out.copy_(total)
-    elif _uses_onednn(a, m * n * k):
+    if _uses_onednn(a, m * n * k):
         pixels = a.view(1, m, 1, k).permute(0, 3, 1, 2)
         out.copy_(F.conv2d(pixels, b.view(n, k, 1, 1)).permute(0, 2, 3, 1).reshape(m, n))
     elif out.dtype == a.dtype:
@@ -93,5 +108,5 @@ _AT_ONCE = 4096  # columns that are converted together
 
 
 @outer.register_fake
-def _(states: list[Tensor], grad: Tensor, dtype: torch.dtype) -> Tensor:
-    return grad.new_empty(len(grad) * sum(len(z) for z in states), dtype=dtype)
+def _(states: list[Tensor], grads: list[Tensor], dtype: torch.dtype) -> Tensor:
+    return grads[0].new_empty(sum(map(len, grads)), sum(map(len, states)), dtype=dtype)

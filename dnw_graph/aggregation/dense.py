@@ -99,7 +99,7 @@ def correlate_all(
     edges: BlockEdges, states: Sequence[Tensor], grad: Tensor, dtype: torch.dtype
 ) -> Tensor:
     """Return ``<Z_u, dL/dI_v>`` of every candidate into a block ``[E of the block]``."""
-    pairs = _matmul.outer(list(states), grad, dtype)
+    pairs = _matmul.outer(list(states), [grad], dtype).flatten()
     if edges.block.complete:
         return pairs
     return pairs[edges.wiring.topology.places_on(edges.block, pairs.device)]

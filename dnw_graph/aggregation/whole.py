@@ -63,8 +63,10 @@ class WholeGraph(ABC):
 
     def _correlate_all(self, block: Block, state: Tensor, grads: ByBlock, out: Tensor) -> None:
         """Write ``dL/dI Z^T`` of every candidate, as one large product per target block."""
-        for target, grad in grads.items():
-            product = _matmul.outer([state], grad, out.dtype).view(len(grad), len(state))
+        products = _matmul.outer([state], list(grads.values()), out.dtype)
+        for target, product in zip(
+            grads, products.split(list(map(len, grads.values()))), strict=True
+        ):
             self._between(out, block.index, target).copy_(product)
 
     def _between(self, values: Tensor, source: int, target: int) -> Tensor:
@@ -184,7 +186,7 @@ class Correlation:
             dtype: Type of the result.
         """
         if self._places is not None:
-            return _matmul.outer([states], grads, dtype)[self._places]
+            return _matmul.outer([states], [grads], dtype).flatten()[self._places]
         assert self._edges is not None
         out = torch.zeros(self._size, dtype=dtype, device=states.device)
         return _kernels.correlate(out, *self._edges, [0, self._nodes, 0], [0], [states], grads)
