@@ -14,7 +14,7 @@ from dnw_graph.aggregation import BACKENDS, Backend
 from dnw_graph.init import Init, Start, gain_of, resolve
 from dnw_graph.node import make_node
 from dnw_graph.node.base import NodeFactory
-from dnw_graph.precision import check_autocast, promised
+from dnw_graph.precision import check_autocast
 from dnw_graph.schedule import (
     SCHEDULES,
     ForwardPass,
@@ -279,7 +279,7 @@ class NeuralGraph(CandidateModule):
         ]
         states_of_outputs = self.schedule.run(forward_pass, frames)
         self._check_outputs(states_of_outputs)
-        outputs = [self._batch_major(promised(y)) for y in states_of_outputs]
+        outputs = [self._batch_major(y) for y in states_of_outputs]
         y = torch.stack(outputs, dim=1) if self.schedule.gives_sequence else outputs[0]
         if recurrent is None:
             return y

@@ -50,7 +50,8 @@ def warn_without_units(dtype: torch.dtype) -> None:
 def accepted_dtype(x: Tensor) -> torch.dtype:
     """Return the type of the computation: autocast's if that is enabled, else that of ``x``.
 
-    On a CPU, there are no kernels for float16, so the type is float32 in its place.
+    On a CPU, there are no kernels for float16, so the type is float32, as for many of PyTorch's
+    operations under autocast.
     """
     if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
         return x.dtype
@@ -58,16 +59,10 @@ def accepted_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.is_cpu and dtype == torch.float16 else dtype
 
 
-def promised(y: Tensor) -> Tensor:
-    """Return the result of a computation in :func:`accepted_dtype` in the type of autocast."""
-    replaced = y.is_cpu and y.dtype == torch.float32 and torch.is_autocast_enabled("cpu")
-    return y.half() if replaced and torch.get_autocast_dtype("cpu") == torch.float16 else y
-
-
 def call(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return ``layer(x)``, computed in float32 under autocast if that takes less time.
 
-    The result has the type that autocast promises.
+    The result has the type of :func:`accepted_dtype`.
     """
     is_tensor = isinstance(x, Tensor)  # and not a proxy, with which torch.fx traces networks
     if not is_tensor or not x.is_cpu or not torch.is_autocast_enabled("cpu"):
@@ -76,4 +71,4 @@ def call(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if has(*_UNITS[dtype]):
         return layer(x)
     with torch.autocast("cpu", enabled=False):
-        return layer(x.float()).to(dtype)
+        return layer(x.float()).to(torch.float32 if dtype == torch.float16 else dtype)
