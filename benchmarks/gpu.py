@@ -82,26 +82,22 @@ def run_tests(args: Arguments) -> Rows:
 
 def training_steps(args: Arguments) -> Rows:
     """Training step of mbv1_dnw ×0.225 and of the dense baseline."""
-    network = training_step.CANDIDATES
+    known = training_step.CANDIDATES
     candidates = {
-        "dense, sort": network["dense, sort"],
-        "dense, sort, bf16": network["dense, sort, bf16"],
-        "default": network["default"],
-        "default, bf16": network["default, bf16"],
-        "default, compiled": network["default, compiled"],
-        "default, compiled, bf16": Candidate(network["default"].build, bf16=True, compiled=True),
-        "sparse": Candidate(lambda a: _mbv1_dnw(a, backend="sparse")),
-        "sparse, bf16": Candidate(lambda a: _mbv1_dnw(a, backend="sparse"), bf16=True),
-        "dnw_factored": network["dnw_factored"],
+        "dense, sort": known["dense, sort"],
+        "dense, sort, bf16": known["dense, sort, bf16"],
+        "default": known["default"],
+        "default, bf16": known["default, bf16"],
+        "default, compiled": known["default, compiled"],
+        "default, compiled, bf16": Candidate(known["default"].build, bf16=True, compiled=True),
+        "sparse": Candidate(training_step.network("sparse")),
+        "sparse, bf16": Candidate(training_step.network("sparse"), bf16=True),
+        "dnw_factored": known["dnw_factored"],
     }
     for size, batch in ((32, 2),) if args.small else ((224, 128), (32, 128)):
         settings = training_step.Arguments(args.device, image_size=size, batch_size=batch)
         for name, candidate in candidates.items():
             yield f"{name}, {size} pixels, batch {batch}", partial(_step, candidate, settings, args)
-
-
-def _mbv1_dnw(args: training_step.Arguments, backend: str) -> nn.Module:
-    return create_model("mbv1_dnw", width=args.width, image_size=args.image_size, backend=backend)
 
 
 def _step(candidate: Candidate, settings: training_step.Arguments, args: Arguments) -> Columns:
@@ -113,10 +109,12 @@ def _step(candidate: Candidate, settings: training_step.Arguments, args: Argumen
 
 def backends(args: Arguments) -> Rows:
     """Training step of one graph of ReLU nodes by backend, half of the candidates real."""
-    sizes = {"small": small_world(40)} if args.small else {}
-    sizes |= {} if args.small else {"Watts-Strogatz, 2,000 nodes": small_world(2000)}
-    sizes |= {"layered, 4 blocks": Topology.layered([8] * 4 if args.small else [512] * 4)}
-    for name, topology in sizes.items():
+    nodes, width = (40, 8) if args.small else (2000, 512)
+    topologies = {
+        f"Watts-Strogatz, {nodes:,} nodes": small_world(nodes),
+        f"4 blocks of {width}": Topology.layered([width] * 4),
+    }
+    for name, topology in topologies.items():
         for features in ((), (14, 14)):
             for backend in ("auto", "sparse", "dense", "reference"):
                 yield (
@@ -188,7 +186,7 @@ def _node_function(shape: tuple[int, ...], dtype: torch.dtype, args: Arguments) 
 def tables(args: Arguments) -> Rows:
     """One step of each row of the tables, without loading images, and the time of all runs."""
     for number, table in TABLES.items():
-        cells = plan(TableArguments(number, seeds=1, device=args.device), table)  # type: ignore[arg-type]
+        cells = plan(TableArguments(number, seeds=1, device=args.device), table)
         for cell in cells[: 1 if args.small else None]:
             yield f"table {number}, {cell.row.name}", partial(_row, number, cell.options, args)
 
@@ -207,7 +205,7 @@ def _row(number: str, options: Any, args: Arguments) -> Columns:
 
     def run() -> None:
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(model(x), labels).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(model(x), labels).backward()
         optimizer.step()
 
     timing = alternate({"step": run}, min(args.repeats, 5), args.device, warmup=2)["step"]

@@ -72,7 +72,7 @@ def _config(args: Arguments) -> MobileNetV1Config:
     return MobileNetV1Config(width=args.width, image_size=args.image_size)
 
 
-def _network(backend: str = "auto", rule: str = "dnw") -> Callable[[Arguments], nn.Module]:
+def network(backend: str = "auto", rule: str = "dnw") -> Callable[[Arguments], nn.Module]:
     return lambda args: create_model(
         "mbv1_dnw", backend=backend, rule=rule, **_options(_config(args))
     )
@@ -86,14 +86,14 @@ CANDIDATES = {
     "dense, sort": Candidate(lambda args: DenseBaseline(_config(args), "sort")),
     "dense, partition": Candidate(lambda args: DenseBaseline(_config(args), "partition")),
     "dense, sort, bf16": Candidate(lambda args: DenseBaseline(_config(args), "sort"), bf16=True),
-    "reference": Candidate(_network("reference"), once=True),
-    "default": Candidate(_network()),
-    "default, bf16": Candidate(_network(), bf16=True),
-    "default, compiled": Candidate(_network(), compiled=True),
-    "dnw_factored": Candidate(_network(rule="dnw_factored")),
-    "hallucinate_every=4": Candidate(_network(rule="dnw(hallucinate_every=4)"), steps=4),
+    "reference": Candidate(network("reference"), once=True),
+    "default": Candidate(network()),
+    "default, bf16": Candidate(network(), bf16=True),
+    "default, compiled": Candidate(network(), compiled=True),
+    "dnw_factored": Candidate(network(rule="dnw_factored")),
+    "hallucinate_every=4": Candidate(network(rule="dnw(hallucinate_every=4)"), steps=4),
     "hallucinate_every=4, bf16": Candidate(
-        _network(rule="dnw(hallucinate_every=4)"), bf16=True, steps=4
+        network(rule="dnw(hallucinate_every=4)"), bf16=True, steps=4
     ),
 }
 ANCHOR = "dense, sort"

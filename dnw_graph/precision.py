@@ -1,23 +1,23 @@
 """Types of computations: those that autocast asks for, and those this processor is fast at."""
 
 import warnings
-from collections.abc import Callable
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-_HAS = dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else {}
-"""Whether the processor has an instruction set; empty before PyTorch 2.11."""
+_CAPABILITIES = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+_HAS = dict(_CAPABILITIES) if _CAPABILITIES.get("architecture") == "x86_64" else {}
+"""Whether the processor has an instruction set; empty if that is not known."""
 _UNITS = {
-    torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
-    torch.float16: ("avx512_fp16", "amx_fp16", "fp16"),
+    torch.bfloat16: ("avx512_bf16", "amx_bf16"),
+    torch.float16: ("avx512_fp16", "amx_fp16"),
 }
-"""Instruction sets that multiply numbers of each type, on x86 and on ARM."""
+"""Instruction sets that multiply numbers of each type."""
 
 
 def has(*names: str) -> bool:
-    """Return whether the processor has one of some instruction sets, by PyTorch's names."""
+    """Return whether the processor has one of some instruction sets; True if that is not known."""
     return not _HAS or any(_HAS.get(name, False) for name in names)
 
 
@@ -41,8 +41,8 @@ def warn_without_units(dtype: torch.dtype) -> None:
     if not has(*_UNITS[dtype]):
         name = str(dtype).removeprefix("torch.")
         warnings.warn(
-            f"this CPU has no units for {name}: graphs multiply in float32, so autocast saves "
-            "memory but no time, and PyTorch's own layers take longer than without it",
+            f"this CPU has no units for {name}: graphs multiply in float32, so autocast saves no "
+            "time, and PyTorch's own layers take longer than without it",
             stacklevel=2,
         )
 
@@ -59,16 +59,21 @@ def accepted_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.is_cpu and dtype == torch.float16 else dtype
 
 
-def call(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def call(layer: nn.Module, x: Tensor) -> Tensor:
     """Return ``layer(x)``, computed in float32 under autocast if that takes less time.
 
-    The result has the type of :func:`accepted_dtype`.
+    The result has the type of :func:`accepted_dtype`. Layers with weights of other types are called
+    as they are.
     """
     is_tensor = isinstance(x, Tensor)  # and not a proxy, with which torch.fx traces networks
     if not is_tensor or not x.is_cpu or not torch.is_autocast_enabled("cpu"):
-        return layer(x)
-    dtype = torch.get_autocast_dtype("cpu")
-    if has(*_UNITS[dtype]):
-        return layer(x)
+        result: Tensor = layer(x)
+        return result
+    has_units = has(*_UNITS[torch.get_autocast_dtype("cpu")])
+    if has_units or any(p.dtype != torch.float32 for p in layer.parameters()):
+        result = layer(x)
+        return result
+    dtype = accepted_dtype(x)
     with torch.autocast("cpu", enabled=False):
-        return layer(x.float()).to(torch.float32 if dtype == torch.float16 else dtype)
+        result = layer(x.float()).to(dtype)
+    return result

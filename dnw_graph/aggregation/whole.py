@@ -64,9 +64,8 @@ class WholeGraph(ABC):
     def _correlate_all(self, block: Block, state: Tensor, grads: ByBlock, out: Tensor) -> None:
         """Write ``dL/dI Z^T`` of every candidate, as one large product per target block."""
         products = _matmul.outer([state], list(grads.values()), out.dtype)
-        for target, product in zip(
-            grads, products.split(list(map(len, grads.values()))), strict=True
-        ):
+        rows = products.split([len(grad) for grad in grads.values()])
+        for target, product in zip(grads, rows, strict=True):
             self._between(out, block.index, target).copy_(product)
 
     def _between(self, values: Tensor, source: int, target: int) -> Tensor:

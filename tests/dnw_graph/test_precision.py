@@ -60,7 +60,8 @@ def test_graphs_under_autocast(units: bool, dtype: torch.dtype, backend: str, no
     inputs = [x, *graph.parameters()]
     weighting = torch.randn(y.shape)
     ours = torch.autograd.grad((y.float() * weighting).sum(), inputs)
-    for actual, wanted in zip(ours, torch.autograd.grad((expected * weighting).sum(), inputs)):  # noqa: B905
+    theirs = torch.autograd.grad((expected * weighting).sum(), inputs)
+    for actual, wanted in zip(ours, theirs, strict=True):
         assert relative_error(actual, wanted) < 4 * BOUND[dtype]
 
 
@@ -89,6 +90,14 @@ def test_layers_are_called_in_float32_without_units(units: bool) -> None:
         assert precision.call(layer, x).dtype == torch.bfloat16
     assert precision.call(layer, x).dtype == torch.float32
     assert types == [torch.bfloat16 if units else torch.float32, torch.float32]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_of_other_types_keep_them(units: bool, dtype: torch.dtype) -> None:
+    model = create_model("mbv1_dnw", num_classes=10, image_size=32).eval().to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model(torch.randn(2, 3, 32, 32, dtype=dtype))
+    assert y.dtype == dtype
 
 
 def test_a_cpu_without_units_is_said_once(units: bool) -> None:
