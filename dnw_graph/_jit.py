@@ -3,7 +3,6 @@
 import os
 import threading
 from collections.abc import Callable
-from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 _launching = threading.Lock()
 _in_forked_child = False
+_has_triton = find_spec("triton") is not None  # not cached by a function: torch.compile would warn
 
 
 def _note_fork() -> None:
@@ -42,10 +42,9 @@ def compiles_for(device: torch.device) -> bool:
     return can_compile() and (device.type == "cpu" or (device.type == "cuda" and has_triton()))
 
 
-@cache
 def has_triton() -> bool:
     """Return whether Triton is installed."""
-    return find_spec("triton") is not None
+    return _has_triton
 
 
 def threads() -> int:

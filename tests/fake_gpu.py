@@ -9,7 +9,7 @@ pass, since PyTorch's engine needs a device.
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -66,10 +66,14 @@ _Generator = torch.Generator
 
 
 @contextmanager
-def fake_gpu() -> Iterator[None]:
+def fake_gpu(watch: bool = True) -> Iterator[None]:
     """Make operations on ``cuda:0`` compute shapes, types and devices only.
 
     Modules are built outside and moved inside, by ``module.to(GPU)``.
+
+    Args:
+        watch: Whether to raise an error for copies to the host and for missing operators.
+            ``torch.compile`` does not work within such a watch.
 
     Raises:
         HostWaitsError: In the context, a tensor is copied from the GPU to the host.
@@ -99,7 +103,7 @@ def fake_gpu() -> Iterator[None]:
             patch.object(Topology, "copies_on", copies_of_real),
             patch.object(torch, "Generator", generator),
             FakeTensorMode(allow_non_fake_inputs=True),
-            _Watch(),
+            _Watch() if watch else nullcontext(),
         ):
             yield
     finally:

@@ -1,6 +1,7 @@
 """A network with its optimizer, and one training step."""
 
 import math
+import re
 from itertools import islice
 from typing import Any
 
@@ -100,7 +101,7 @@ class Learner:
             if size is not None:
                 advice = f"{size} images at a time fit: use --micro-batch-size {size}"
             message = f"{str(error).splitlines()[0]} Of the batch, {advice}"
-            raise torch.OutOfMemoryError(message) from None
+            raise torch.OutOfMemoryError(message + _about_fragments(str(error))) from None
         self.steps += 1
         finite = step.loss.isfinite() & step.grad_norm.isfinite()
         self._first_bad = torch.where((self._first_bad < 0) & ~finite, self.steps, self._first_bad)
@@ -204,6 +205,15 @@ class Learner:
         self.steps, self.lr = state["steps"], state["lr"]
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+
+
+def _about_fragments(error: str) -> str:
+    """Return advice if much of a GPU's memory is held by PyTorch in pieces that are too small."""
+    unused = re.search(r"([\d.]+ GiB) is reserved by PyTorch but unallocated", error)
+    if unused is None:
+        return ""
+    setting = "the environment variable PYTORCH_ALLOC_CONF=expandable_segments:True"
+    return f". {unused[1]} more are free, but not in one piece: {setting} may help"
 
 
 def make_schedule(

@@ -2,7 +2,6 @@
 
 import warnings
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -32,9 +31,8 @@ def available(x: Tensor, scale: Tensor) -> bool:
     )
 
 
-@cache
 def _has_triton() -> bool:
-    """Return whether kernels can be compiled for a GPU; warn once if not."""
+    """Return whether kernels can be compiled for a GPU; warn if not."""
     if _jit.has_triton():
         return True
     warnings.warn(

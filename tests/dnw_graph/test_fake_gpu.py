@@ -66,6 +66,27 @@ def test_another_gpu_of_several(name: str, format: torch.memory_format) -> None:
             assert model.eval()(images).device == torch.device(other)
 
 
+@pytest.mark.parametrize("name", ["mbv1_dnw", "tiny_static", "tiny_discrete", "resnet18_dnw"])
+def test_networks_compile_in_one_piece_for_the_gpu(name: str) -> None:
+    """Check what CUDA graphs need: one graph, of the same size each time, without CPU tensors."""
+    model, graphs = create_model(name, num_classes=10, image_size=32), []
+
+    def collect(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    with fake_gpu(watch=False):
+        model, x = model.to(GPU), torch.randn(2, 3, 32, 32, device=GPU)
+        model(x)  # a topology copies its tables to a device once
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend=collect, fullgraph=True, dynamic=False)
+        for _ in range(2):
+            assert compiled(x).device == torch.device(GPU)
+    assert len(graphs) == 1
+    tensors = [node.meta.get("example_value") for node in graphs[0].graph.nodes]
+    assert {x.device for x in tensors if isinstance(x, Tensor)} == {torch.device(GPU)}
+
+
 @pytest.mark.parametrize("rule", ["dnw_factored", "rigl(every=2)", "l1_anneal"])
 def test_wirings_on_another_gpu(rule: str) -> None:
     graph = NeuralGraph(SPARSE, rule=rule, num_edges=6, node="relu", backend="sparse")

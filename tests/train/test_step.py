@@ -59,13 +59,14 @@ def test_gradients_of_parts_add_up_to_those_of_the_whole(size: int) -> None:
 class Small(nn.Module):
     """A network for which memory suffices up to a number of images."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, details: str = "More") -> None:
         super().__init__()
-        self.most, self.linear = most, nn.Linear(192, 10)
+        self.most, self.details, self.linear = most, details, nn.Linear(192, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.\nMore")
+            message = "CUDA out of memory. Tried to allocate 3.00 GiB."
+            raise torch.OutOfMemoryError(f"{message}\n{self.details}")
         logits: Tensor = self.linear(x.flatten(1))
         return logits
 
@@ -90,6 +91,20 @@ def test_a_batch_that_does_not_fit_into_memory_is_told_what_would(
     learner = Learner(config, Small(most), fabric, ProcessGroup(fabric), steps_per_epoch=5)
     with pytest.raises(torch.OutOfMemoryError, match=rf"allocate 3.00 GiB. Of the batch, {advice}"):
         learner.step(IMAGES, LABELS)
+
+
+@pytest.mark.parametrize("unused", ["5.25 GiB", "12.00 MiB"])
+def test_memory_in_pieces_is_told(unused: str) -> None:
+    """Check that a setting is advised if PyTorch holds much memory that it does not use."""
+    fabric = Fabric(accelerator="cpu", devices=1)
+    config = RunConfig.of(Options.from_flat({**TINY, "batch_size": 50}), open_source("digits"))
+    details = f"Of the allocated memory 9.00 GiB is allocated by PyTorch, and {unused} is reserved "
+    model = Small(20, details + "by PyTorch but unallocated.")
+    learner = Learner(config, model, fabric, ProcessGroup(fabric), steps_per_epoch=5)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        learner.step(IMAGES, LABELS)
+    advice = f"{unused} more are free, but not in one piece: the environment variable PYTORCH_ALLOC"
+    assert (advice in str(caught.value)) == unused.endswith("GiB")
 
 
 def test_long_gradients_are_cut_and_their_norm_is_told() -> None:
