@@ -542,6 +542,20 @@ def test_auto_finds_a_device() -> None:
     assert make_fabric("auto", "32").device.type in ("cpu", "cuda")
 
 
+@pytest.mark.parametrize(("device", "number"), [("cuda", 0), ("cuda:1", 1), ("auto", 0)])
+def test_one_of_several_gpus_is_used(
+    device: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: dict[str, Any] = {}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("train.process_group.Fabric", lambda **options: passed.update(options))
+    make_fabric(device, "32")
+    assert passed["accelerator"] == "cuda"
+    assert passed["devices"] == [number]
+    with pytest.raises(ValueError, match="cuda:2; this machine has cpu, cuda:0, cuda:1"):
+        make_fabric("cuda:2", "32")
+
+
 @pytest.mark.parametrize("change", [{"num_edges": None, "width": 0.2}, {"norm_eps": 1e-5}])
 def test_a_network_that_is_begun_from_another_one_says_what_differs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, change: dict[str, object]
