@@ -9,6 +9,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from llvmlite.binding import get_host_cpu_features
 from numba.core import types
 from numba.core.typing.templates import Signature
 from numba.extending import intrinsic, overload
@@ -45,6 +46,14 @@ def compiles_for(device: torch.device) -> bool:
 def has_triton() -> bool:
     """Return whether Triton is installed."""
     return _has_triton
+
+
+def vector_floats() -> int:
+    """Return how many floats a vector of the processor holds for which Numba compiles."""
+    features = numba.config.CPU_FEATURES  # set by NUMBA_CPU_FEATURES
+    if features is None:
+        return 16 if get_host_cpu_features().get("avx512f") else 8
+    return 16 if "+avx512f" in features else 8
 
 
 def threads() -> int:

@@ -1,34 +1,38 @@
 """CPU kernels of frozen graphs. docs/kernels.md explains their design.
 
 :func:`run` computes the states of consecutive blocks (a part of a graph is one block here). It and
-the functions it calls take these arrays; ``V`` counts the nodes that depend on the input, in the
-order in which they fire, and floats are float32:
+the functions it calls take the addresses of these arrays, in one array of integers with the columns
+``BLOCKS`` to ``NUM_OUTPUTS``. ``V`` counts the nodes that depend on the input, in the order in
+which they fire, and floats are float32:
 
-=================== ======= ========================================================================
-``blocks [n, 10]``  int64   One row per block, with the columns ``FIRST`` to ``STEM``.
-``eps [n]``         float64 ``eps`` of instance norm; 0 for other blocks.
-``levels [l, 11]``  int64   One row per size of maps, with the columns ``HEIGHT`` to ``MASK``.
-``nodes [V, 3]``    int64   ``CHANNEL`` that the node reads from ``x``, ``OUTPUT`` channel and
-                            ``ROW`` in ``states``; -1 for none.
-``scale [V]``       float   ``a`` of ``max(a I + b, 0)``, where ``I`` is the input of a node.
-``shift [V]``       float   ``b`` of the same.
-``filters``         float   3x3 filters ``[V, 3, 3]``.
-``ptr [V + 1]``     int64   Edges ``ptr[v]`` to ``ptr[v + 1] - 1`` lead into node ``v``.
-``source [E]``      int32   Row of the state that an edge reads, within its level.
-``weight [E]``      float   Weight of an edge.
-``mask``            int32   For each level one row: -1 at pixels, 0 at padding.
-``stem [4]``        int64   Channels, height and width of ``x``, and stride of the convolution.
-``stem_taps``       float   Weights ``[groups, 9 C, 8]`` of the convolution, 8 channels per group.
-``stem_bias``       float   Its bias ``[groups, 8]``.
-``planes``          float   Memory for ``x`` in a frame of zeros, ``[B, C, (H + 2) (W + 2)]``.
-``x [B, C, H W]``   float   Input of the graph, or of the convolution before the graph.
-``states``          float   Memory for what nodes send: one matrix per level, one row per node.
-``sums``            float   Memory for the inputs of nodes, and for what their filters read.
-``out``             float   Output ``[B, outputs, H' W']``.
-=================== ======= ========================================================================
+===================== ======= ======================================================================
+``BLOCKS [n, 11]``    int64   One row per block, with the columns ``FIRST`` to ``NUMBER``.
+``EPS [n]``           float64 ``eps`` of instance norm; 0 for other blocks.
+``LEVELS [l, 11]``    int64   One row per size of maps, with the columns ``HEIGHT`` to ``MASK``.
+``NODES [V, 3]``      int64   ``CHANNEL`` that the node reads from an image, ``OUTPUT`` channel and
+                              ``ROW`` in the states; -1 for none.
+``SCALES [V]``        float   ``a`` of ``max(a I + b, 0)``, where ``I`` is the input of a node.
+``SHIFTS [V]``        float   ``b`` of the same.
+``KERNELS``           float   3x3 filters ``[V, 3, 3]``.
+``PTR [V + 1]``       int64   Edges ``ptr[v]`` to ``ptr[v + 1] - 1`` lead into node ``v``.
+``SOURCES [E]``       int32   Row of the state that an edge reads, within its level.
+``WEIGHTS [E]``       float   Weight of an edge.
+``MASKS``             int32   For each level one row: -1 at pixels, 0 at padding.
+``TAPS``              float   Weights ``[groups, 9 C, 8]`` of the convolution, 8 channels per group.
+``BIASES``            float   Its bias ``[groups, 8]``.
+``PLANES``            float   Memory for images in a frame of zeros, ``[B, C, (H + 2) (W + 2)]``.
+``STATES``            float   Memory for what nodes send: one matrix per level, one row per node.
+``SUMS``              float   Memory for the inputs of nodes, which their filters read.
+``IMAGES [B, C, HW]`` float   Input of the graph, or of the convolution before the graph.
+``OUTPUTS``           float   Output ``[B, outputs, H' W']``.
+``BATCH``, ``CHANNELS``       ``B`` and ``C`` of the images, themselves, not their addresses; so are
+                              ``IMAGE_HEIGHT``, ``IMAGE_WIDTH``, ``STEM_STRIDE`` (stride of the
+                              convolution) and ``NUM_OUTPUTS``.
+===================== ======= ======================================================================
 
-Functions that take addresses (int64) in place of arrays use LLVM's vectors. Offsets into arrays
-count floats, and addresses count bytes.
+A row of a table is passed as its address. Addresses count bytes, and offsets into arrays, such as
+``BASE``, count floats. Arrays of Numba are avoided: passing them for each node takes longer than
+what is computed.
 """
 
 from collections.abc import Callable
@@ -47,11 +51,17 @@ TILE = 7  # vectors
 AT_ONCE = 8  # channels of a convolution
 BYTES = 4 * LANES
 
-# Columns of the tables that describe blocks, levels and nodes to the kernels.
-FIRST, PAST, KIND, RELU, FILTERS, STRIDE, INSTANCE, READS, LEVEL, STEM = range(10)
+COLUMN = _jit.vector_floats()  # floats of a column of a map
+
+# Columns of the tables that describe a call, blocks, levels and nodes to the kernels.
+BLOCKS, EPS, LEVELS, NODES, SCALES, SHIFTS, KERNELS, PTR, SOURCES, WEIGHTS, MASKS = range(11)
+TAPS, BIASES, PLANES, STATES, SUMS, IMAGES, OUTPUTS = range(11, 18)
+BATCH, CHANNELS, IMAGE_HEIGHT, IMAGE_WIDTH, STEM_STRIDE, NUM_OUTPUTS = range(18, 24)
+FIRST, PAST, KIND, RELU, FILTERS, STRIDE, INSTANCE, READS, LEVEL, STEM, NUMBER = range(11)
 HEIGHT, WIDTH, PITCH, IMAGE, VECTORS, ROW_LENGTH, BASE = range(7)
-SUM_LENGTH, LEAD, NODES, MASK = range(7, 11)
+SUM_LENGTH, LEAD, ROWS, MASK = range(7, 11)
 CHANNEL, OUTPUT, ROW = range(3)
+BLOCK_COLUMNS, LEVEL_COLUMNS, NODE_COLUMNS = 11, 11, 3
 # Kinds of blocks: inputs; inputs that the convolution computes; nodes whose edges are summed tile
 # after tile or node after node; nodes whose sums a dense product has formed already.
 INPUT, CONVOLUTION, BY_TILE, BY_NODE, DENSE = range(5)
@@ -62,7 +72,6 @@ INPUT, CONVOLUTION, BY_TILE, BY_NODE, DENSE = range(5)
 
 _I32, _F32 = ir.IntType(32), ir.FloatType()
 _VECTOR, _INTEGERS = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
-_UNDEFINED = ir.Constant(_VECTOR, ir.Undefined)
 
 
 def _at(builder: Any, address: Any, kind: Any = _VECTOR, offset: int = 0) -> Any:
@@ -82,10 +91,12 @@ def _store(builder: Any, value: Any, address: Any, offset: int = 0) -> None:
     builder.store(value, _at(builder, address, value.type, offset)).align = 4
 
 
-def _broadcast(builder: Any, value: Any) -> Any:
+def _broadcast(builder: Any, value: Any, lanes: int = LANES) -> Any:
     """Return a vector whose elements all equal a number."""
-    first = builder.insert_element(_UNDEFINED, value, _I32(0))
-    return builder.shuffle_vector(first, _UNDEFINED, ir.Constant(_INTEGERS, [0] * LANES))
+    undefined = ir.Constant(ir.VectorType(_F32, lanes), ir.Undefined)
+    places = ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
+    first = builder.insert_element(undefined, value, _I32(0))
+    return builder.shuffle_vector(first, undefined, places)
 
 
 def _add(builder: Any, total: Any, a: Any, b: Any) -> Any:
@@ -175,6 +186,60 @@ def _make_filter(stride: int) -> Any:
 _filter_stride_1, _filter_stride_2 = _make_filter(1), _make_filter(2)
 
 
+def _make_column_filter() -> Any:
+    """Return an intrinsic that applies a 3x3 filter line by line, to a column as wide as a vector.
+
+    A line is loaded once for the three lines of the result that it contributes to.
+    """
+    kind = ir.VectorType(_F32, COLUMN)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        padded, filters, out, columns, lines, pitch = args
+        i64, four = ir.IntType(64), ir.IntType(64)(4)
+        k = [_broadcast(builder, _load(builder, filters, _F32, 4 * i), COLUMN) for i in range(9)]
+        line, to = (cgutils.alloca_once(builder, i64) for _ in range(2))
+        partial = [cgutils.alloca_once(builder, kind) for _ in range(2)]
+        pitch = builder.mul(pitch, four)
+
+        def apply(y: int, total: Any, pixels: Any) -> Any:
+            for x in range(3):
+                total = _add(builder, total, k[3 * y + x], pixels[x])
+            return total
+
+        def next_line() -> Any:
+            at = builder.load(line)
+            builder.store(builder.add(at, pitch), line)
+            return [_load(builder, at, kind, 4 * x) for x in range(3)]
+
+        # From the right: a column's vectors overlap the first pixels of the next line.
+        with cgutils.for_range(builder, columns) as loop:
+            column = builder.sub(builder.sub(columns, loop.index), i64(1))
+            offset = builder.mul(column, i64(4 * COLUMN))
+            builder.store(builder.add(padded, offset), line)
+            builder.store(builder.add(out, offset), to)
+            zero = ir.Constant(kind, [0.0] * COLUMN)
+            first, second = next_line(), next_line()
+            builder.store(apply(1, apply(0, zero, first), second), partial[0])
+            builder.store(apply(0, zero, second), partial[1])
+            with cgutils.for_range(builder, lines):
+                pixels, at = next_line(), builder.load(to)
+                _store(builder, apply(2, builder.load(partial[0]), pixels), at)
+                builder.store(builder.add(at, pitch), to)
+                builder.store(apply(1, builder.load(partial[1]), pixels), partial[0])
+                builder.store(apply(0, zero, pixels), partial[1])
+        return context.get_dummy_value()
+
+    @intrinsic
+    def filtered(typing_context, padded, filters, out, columns, lines, pitch):
+        """``out[i] = sum over y, x of filters[y, x] padded[i + y pitch + x]``."""
+        return types.void(*[types.int64] * 6), generate
+
+    return filtered
+
+
+_filter_columns = _make_column_filter()
+
+
 def _make_convolution(stride: int) -> Any:
     """Return an intrinsic that computes a line of 8 channels of a 3x3 convolution."""
 
@@ -223,6 +288,61 @@ def _make_convolution(stride: int) -> Any:
 _convolve_stride_1, _convolve_stride_2 = _make_convolution(1), _make_convolution(2)
 
 
+def _make_reader(kind: Any, number: Any, size: int) -> Any:
+    """Return an intrinsic that reads an element of an array at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address, index = args
+        return _load(builder, builder.add(address, builder.mul(index, index.type(size))), number)
+
+    @intrinsic
+    def read(typing_context, address, index):
+        """Return element ``index`` of an array at an address."""
+        return kind(types.int64, types.int64), generate
+
+    return read
+
+
+_integer = _make_reader(types.int64, ir.IntType(64), 8)
+_real = _make_reader(types.float32, _F32, 4)
+_double = _make_reader(types.float64, ir.DoubleType(), 8)
+
+
+@intrinsic
+def _set_zero(typing_context, address):
+    """Write one zero."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _store(builder, ir.Constant(_F32, 0.0), args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
+def _copy(typing_context, to, source, number):
+    """Copy ``number`` floats."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        to, source = (builder.inttoptr(at, ir.IntType(8).as_pointer()) for at in args[:2])
+        cgutils.raw_memcpy(builder, to, source, args[2], 4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), generate
+
+
+@intrinsic
+def _zero(typing_context, to, number):
+    """Write ``number`` zeros."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        size = builder.mul(args[1], args[1].type(4))
+        cgutils.memset(builder, builder.inttoptr(args[0], ir.IntType(8).as_pointer()), size, 0)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
 def _inline(function: Callable[..., Any]) -> Any:
     """Compile a function that kernels call; LLVM may inline it."""
     return numba.njit(fastmath={"contract", "reassoc"}, error_model="numpy")(function)
@@ -258,45 +378,67 @@ def _sum(n, states, source, weight, first, past, length, mask, a, b, least, out)
 
 
 @_inline
-def _sum_tile(
-    tile, tiles, level, states, source, weight, first, past, mask, a, b, least, raw, sums, at
-):
-    """Sum messages into one node over tile number ``tile`` of ``tiles``.
+def _sum_tile(call, block, level, v, tile, out):
+    """Sum messages into node ``v`` over a tile; ``out`` is the node's row in ``sums``.
 
-    The node's row begins at ``sums[at]``. ``raw`` writes the sum itself, for a norm to follow.
+    For parts with instance norm, it is the sum itself, for the norm to follow.
     """
-    low = tile * level[VECTORS] // tiles
-    if raw:
-        a, b, least = np.float32(1), np.float32(0), np.float32(-np.inf)
+    vectors, tiles, ptr = _integer(level, VECTORS), _tiles(level), _integer(call, PTR)
+    low = tile * vectors // tiles
+    a, b, least = np.float32(1), np.float32(0), np.float32(-np.inf)
+    if _integer(block, INSTANCE) == 0:
+        a, b = _real(_integer(call, SCALES), v), _real(_integer(call, SHIFTS), v)
+        least = _least(block)
     _sum(
-        (tile + 1) * level[VECTORS] // tiles - low,
-        states.ctypes.data + 4 * level[BASE] + BYTES * low, source.ctypes.data, weight.ctypes.data,
-        first, past, level[ROW_LENGTH], mask.ctypes.data + 4 * level[MASK] + BYTES * low,
-        a, b, least, sums.ctypes.data + 4 * at + BYTES * low,
+        (tile + 1) * vectors // tiles - low,
+        _integer(call, STATES) + 4 * _integer(level, BASE) + BYTES * low,
+        _integer(call, SOURCES), _integer(call, WEIGHTS), _integer(ptr, v), _integer(ptr, v + 1),
+        _integer(level, ROW_LENGTH),
+        _integer(call, MASKS) + 4 * _integer(level, MASK) + BYTES * low,
+        a, b, least, out + BYTES * low,
     )  # fmt: skip
+
+
+@_inline
+def _floats(address, number):
+    """Return the floats at an address as an array."""
+    return numba.carray(_jit.pointer(address, np.float32(0)), (number,))
+
+
+@_inline
+def _level(call, index):
+    """Return the address of a row of ``levels``."""
+    return _integer(call, LEVELS) + 8 * LEVEL_COLUMNS * index
+
+
+@_inline
+def _least(block):
+    """Return the least value that nodes pass on: 0 after ReLU."""
+    return np.float32(0) if _integer(block, RELU) else np.float32(-np.inf)
 
 
 @_inline
 def _tiles(level):
     """Return the number of tiles of a row."""
-    return (level[VECTORS] + TILE - 1) // TILE
+    return (_integer(level, VECTORS) + TILE - 1) // TILE
 
 
 @_inline
 def _instance_norm(row, H, W, pitch, eps, scale, shift):
     """Return ``a, b`` such that ``a I + b`` is the instance norm of a map ``I``."""
+    values = _floats(row, H * pitch)
     total = np.float64(0)
     for y in range(H):
         part = np.float32(0)
         for x in range(W):
-            part += row[y * pitch + x]
+            part += values[y * pitch + x]
         total += part
     mean = np.float32(total / (H * W))
     total = np.float64(0)
     for y in range(H):
         part = np.float32(0)
         for x in range(W):
-            part += (row[y * pitch + x] - mean) * (row[y * pitch + x] - mean)
+            part += (values[y * pitch + x] - mean) * (values[y * pitch + x] - mean)
         total += part
     a = np.float32(scale / np.sqrt(total / (H * W) + eps))
     return a, shift - mean * a
@@ -305,62 +447,45 @@ def _instance_norm(row, H, W, pitch, eps, scale, shift):
 @_inline
 def _affine(row, row_pitch, to, pitch, image, H, W, a, b, least):
     """``to = max(a I + b, least)`` for a map, 0 behind each line and behind the map."""
+    values, result = _floats(row, H * row_pitch), _floats(to, image)
     for y in range(H):
-        line, into = row[y * row_pitch :], to[y * pitch :]
         for x in range(W):
-            value = a * line[x] + b
-            into[x] = least if value < least else value  # NaN stays
-        into[W:pitch] = 0
-    to[H * pitch : image] = 0
-
-
-@_inline
-def _transform(row, row_pitch, level, instance, eps, a, b, least, to):
-    """Write ``max(a n(I) + b, least)`` for a map, where ``n`` is instance norm or nothing."""
-    H, W = level[HEIGHT], level[WIDTH]
-    if instance:
-        a, b = _instance_norm(row, H, W, row_pitch, eps, a, b)
-    _affine(row, row_pitch, to, level[PITCH], level[IMAGE], H, W, a, b, least)
-
-
-@_inline
-def _zero(row, first, number):
-    """Write ``number`` zeros from ``row[first]`` on."""
-    for i in range(first, first + number):
-        row[i] = 0
+            value = a * values[y * row_pitch + x] + b
+            result[y * pitch + x] = least if value < least else value  # NaN stays
+        result[y * pitch + W : (y + 1) * pitch] = 0
+    result[H * pitch : image] = 0
 
 
 @_inline
 def _clear_padding(level, B, sums):
     """Write zeros before the first map and behind the last one in each row of ``sums``."""
-    length, lead = level[SUM_LENGTH], level[LEAD]
-    end = lead + B * level[IMAGE] - (level[PITCH] - level[WIDTH]) * level[PITCH]
-    for row in range(level[NODES]):
-        _zero(sums, row * length, lead)
-        _zero(sums, row * length + end, length - end)
+    length, lead = _integer(level, SUM_LENGTH), _integer(level, LEAD)
+    pitch = _integer(level, PITCH)
+    end = lead + B * _integer(level, IMAGE) - (pitch - _integer(level, WIDTH)) * pitch
+    for row in range(_integer(level, ROWS)):
+        _zero(sums + 4 * row * length, lead)
+        _zero(sums + 4 * (row * length + end), length - end)
 
 
 @_inline
 def _frame(row, H, W, to):
     """Copy a map into a frame of zeros, one pixel wide."""
-    _zero(to, 0, W + 3)
+    _zero(to, W + 3)
     for y in range(H):
-        at = (y + 1) * (W + 2)
-        for x in range(W):
-            to[at + 1 + x] = row[y * W + x]
-        to[at + W + 1] = 0
-        to[at + W + 2] = 0
-    _zero(to, (H + 1) * (W + 2) + 1, W + 1)
+        line = to + 4 * ((y + 1) * (W + 2) + 1)
+        _copy(line, row + 4 * y * W, W)
+        _zero(line + 4 * W, 2)
+    _zero(to + 4 * ((H + 1) * (W + 2) + 1), W + 1)
 
 
 @_inline
 def _convolve(
-    planes, channels, plane, width, stride, taps, bias, least, sums, at, length, pitch, H, W
+    planes, channels, plane, width, stride, taps, bias, least, sums, length, pitch, H, W
 ):  # fmt: skip
     """Write maps of 8 channels of a convolution, 0 behind each line and each map."""
+    vectors = (W + LANES - 1) // LANES
     for y in range(H):
-        line, to = planes + 4 * y * stride * width, sums.ctypes.data + 4 * (at + y * pitch)
-        vectors = (W + LANES - 1) // LANES
+        line, to = planes + 4 * y * stride * width, sums + 4 * y * pitch
         if stride == 1:
             _convolve_stride_1(
                 line, channels, plane, width, taps, bias, least, to, length, vectors
@@ -369,10 +494,11 @@ def _convolve(
             _convolve_stride_2(
                 line, channels, plane, width, taps, bias, least, to, length, vectors
             )  # fmt: skip
-        for g in range(AT_ONCE):
-            _zero(sums, at + g * length + y * pitch + W, pitch - W)
+        if pitch > W:
+            for g in range(AT_ONCE):
+                _set_zero(to + 4 * (g * length + W))
     for g in range(AT_ONCE):
-        _zero(sums, at + g * length + H * pitch, max(LANES, pitch))
+        _zero(sums + 4 * (g * length + H * pitch), max(LANES, pitch))
 
 
 @_inline
@@ -391,188 +517,190 @@ def _filter(padded, pitch, H, W, k, stride, line, to, to_pitch):
         to_pitch: Distance between lines of the result.
     """
     if stride == 1:
-        vectors = ((H - 1) * pitch + W + LANES - 1) // LANES
-        _filter_stride_1(padded, k, to, vectors, pitch)
+        columns = (W + COLUMN - 1) // COLUMN
+        if 3 * columns * COLUMN < 4 * pitch:  # few elements of the vectors are wasted
+            _filter_columns(padded, k, to, columns, H, pitch)
+        else:
+            _filter_stride_1(padded, k, to, ((H - 1) * pitch + W + LANES - 1) // LANES, pitch)
     elif stride == 2:
         vectors = ((W + 1) // 2 + LANES - 1) // LANES
         for y in range((H + 1) // 2):
             _filter_stride_2(padded + 8 * y * pitch, k, to + 4 * y * to_pitch, vectors, pitch)
     else:
-        out = numba.carray(_jit.pointer(to, np.float32(0)), (H * to_pitch,))
+        values = _floats(line, W + 3 * LANES)
+        result = _floats(to, H * to_pitch)
         for y in range((H + stride - 1) // stride):
             start = padded + 4 * y * stride * pitch
-            _filter_stride_1(start, k, line.ctypes.data, (W + LANES - 1) // LANES, pitch)
+            _filter_stride_1(start, k, line, (W + LANES - 1) // LANES, pitch)
             for x in range((W + stride - 1) // stride):
-                out[y * to_pitch + x] = line[x * stride]
+                result[y * to_pitch + x] = values[x * stride]
 
 
 @_inline
-def _copy(row, first, number, to, at):
-    """Copy ``number`` elements from ``row[first]`` on to ``to[at]`` and on."""
-    for i in range(number):
-        to[at + i] = row[first + i]
+def _write_output(row, level, out):
+    """Copy a map to an output channel, which has no padding."""
+    width = _integer(level, WIDTH)
+    for y in range(_integer(level, HEIGHT)):
+        _copy(out + 4 * y * width, row + 4 * y * _integer(level, PITCH), width)
 
 
 @_inline
-def _write_output(row, first, level, out):
-    """Copy a map that begins at ``row[first]`` to an output channel, which has no padding."""
-    for y in range(level[HEIGHT]):
-        for x in range(level[WIDTH]):
-            out[y * level[WIDTH] + x] = row[first + y * level[PITCH] + x]
-
-
-@_expand
-def _write_state(block, level, to_level, node, k, sums, at, states, to, line, spare, out):
-    """Filter the map at ``sums[at]`` and write it to ``states[to]`` and an output.
+def _finish(call, block, node, v, image, inputs, state, line, spare):
+    """Compute the state of a node for one image from its input.
 
     Args:
+        call: The arguments of :func:`run`.
         block: Row of ``blocks``.
-        level: Row of ``levels`` of the map.
-        to_level: Row of ``levels`` of the state.
-        node: Row of ``nodes``, which says whether the state is sent and whether it is an output.
-        k: Address of the filter.
-        sums: Memory of the map.
-        at: Offset of the map.
-        states: Memory of the state.
-        to: Offset of the state.
+        node: Row of ``nodes``.
+        v: Number of the node.
+        image: Number of the image.
+        inputs: Map in ``sums``.
+        state: Map in ``states``.
         line: Memory for a line, for strides above 2.
         spare: Memory for a state that is not sent.
-        out: Output ``[outputs, H' W']``.
     """
-    H, W, pitch = level[HEIGHT], level[WIDTH], level[PITCH]
-    result, result_at = sums, at
-    if block[FILTERS]:
-        result, result_at = (states, to) if node[ROW] >= 0 else (spare, 0)
+    kind, instance = _integer(block, KIND), _integer(block, INSTANCE) != 0
+    level, to_level = _level(call, _integer(block, READS)), _level(call, _integer(block, LEVEL))
+    H, W, pitch = _integer(level, HEIGHT), _integer(level, WIDTH), _integer(level, PITCH)
+    if kind == INPUT or kind == DENSE or instance:
+        values, values_pitch = inputs, pitch
+        if kind == INPUT:
+            channel = image * _integer(call, CHANNELS) + _integer(node, CHANNEL)
+            values, values_pitch = _integer(call, IMAGES) + 4 * channel * H * W, W
+        a, b = _real(_integer(call, SCALES), v), _real(_integer(call, SHIFTS), v)
+        if instance:
+            eps = _double(_integer(call, EPS), _integer(block, NUMBER))
+            a, b = _instance_norm(values, H, W, values_pitch, eps, a, b)
+        size = _integer(level, IMAGE)
+        _affine(values, values_pitch, inputs, pitch, size, H, W, a, b, _least(block))
+    result, sent, output = inputs, _integer(node, ROW) >= 0, _integer(node, OUTPUT)
+    if _integer(block, FILTERS):
+        result = state if sent else spare
         _filter(
-            sums.ctypes.data + 4 * (at - pitch - 1), pitch, H, W, k, block[STRIDE], line,
-            result.ctypes.data + 4 * result_at, to_level[PITCH],
+            inputs - 4 * (pitch + 1), pitch, H, W, _integer(call, KERNELS) + 36 * v,
+            _integer(block, STRIDE), line, result, _integer(to_level, PITCH),
         )  # fmt: skip
-    elif node[ROW] >= 0:
-        _copy(sums, at, (H - 1) * pitch + W, states, to)
-    if node[OUTPUT] >= 0:
-        _write_output(result, result_at, to_level, out[node[OUTPUT]])
+    elif sent:
+        _copy(state, inputs, (H - 1) * pitch + W)
+    if output >= 0:
+        channel = image * _integer(call, NUM_OUTPUTS) + output
+        size = _integer(to_level, HEIGHT) * _integer(to_level, WIDTH)
+        _write_output(result, to_level, _integer(call, OUTPUTS) + 4 * channel * size)
+
+
+@_inline
+def _convolve_group(call, block, group, inputs):
+    """Convolve images into the maps of ``AT_ONCE`` nodes, whose rows in ``sums`` are ``inputs``."""
+    level, channels = _level(call, _integer(block, READS)), _integer(call, CHANNELS)
+    group += _integer(block, STEM)
+    width = _integer(call, IMAGE_WIDTH) + 2
+    plane = (_integer(call, IMAGE_HEIGHT) + 2) * width
+    taps = _integer(call, TAPS) + 4 * 9 * channels * AT_ONCE * group
+    for image in range(_integer(call, BATCH)):
+        _convolve(
+            _integer(call, PLANES) + 4 * image * channels * plane, channels, plane, width,
+            _integer(call, STEM_STRIDE), taps, _integer(call, BIASES) + 4 * AT_ONCE * group,
+            _least(block), inputs + 4 * image * _integer(level, IMAGE),
+            _integer(level, SUM_LENGTH), _integer(level, PITCH),
+            _integer(level, HEIGHT), _integer(level, WIDTH),
+        )  # fmt: skip
 
 
 @_expand
-def _convolve_inputs(blocks, levels, stem, stem_taps, stem_bias, planes, x, sums, block):
-    """Convolve ``x`` into ``sums``, for a block of kind ``CONVOLUTION``.
-
-    Threads share out first the channels of ``x``, then groups of 8 nodes.
-    """
-    B, number = x.shape[0], blocks[block, PAST] - blocks[block, FIRST]
-    least = np.float32(0) if blocks[block, RELU] else np.float32(-np.inf)
-    level = levels[blocks[block, READS]]
-    channels, height, width, stride = stem[0], stem[1], stem[2], stem[3]
+def _frame_images(call):
+    """Write the channels of the images to ``planes``; threads share them out."""
+    height, width = _integer(call, IMAGE_HEIGHT), _integer(call, IMAGE_WIDTH)
     plane = (height + 2) * (width + 2)
-    for task in numba.prange(B * channels):
-        b, c = task // channels, task % channels
-        _frame(x[b, c], height, width, planes[np.int64(task) * plane :])
-    taps, bias = stem_taps[blocks[block, STEM] :], stem_bias[blocks[block, STEM] :]
-    for task in numba.prange((number + AT_ONCE - 1) // AT_ONCE):
-        for b in range(B):
-            at = np.int64(task) * AT_ONCE * level[SUM_LENGTH] + b * level[IMAGE]
-            _convolve(
-                planes.ctypes.data + 4 * b * channels * plane, channels, plane, width + 2, stride,
-                taps[task].ctypes.data, bias[task].ctypes.data, least, sums, level[LEAD] + at,
-                level[SUM_LENGTH], level[PITCH], level[HEIGHT], level[WIDTH],
-            )  # fmt: skip
+    for task in numba.prange(_integer(call, BATCH) * _integer(call, CHANNELS)):
+        channel = np.int64(task)
+        image = _integer(call, IMAGES) + 4 * channel * height * width
+        _frame(image, height, width, _integer(call, PLANES) + 4 * channel * plane)
 
 
 @_expand
-def _sum_by_tile(
-    blocks, levels, scale, shift, ptr, source, weight, mask, states, sums, block, threads
-):
+def _sum_by_tile(call, block, threads):
     """Sum messages into all nodes of a block of kind ``BY_TILE``, tile after tile.
 
     Threads share out tiles, and parts of the nodes where there are few tiles.
     """
-    first, past = blocks[block, FIRST], blocks[block, PAST]
-    raw = blocks[block, INSTANCE] != 0
-    least = np.float32(0) if blocks[block, RELU] else np.float32(-np.inf)
-    level = levels[blocks[block, READS]]
-    tiles = _tiles(level)
+    first, past = _integer(block, FIRST), _integer(block, PAST)
+    level = _level(call, _integer(block, READS))
+    sums = _integer(call, SUMS) + 4 * _integer(level, LEAD)
+    length, tiles = _integer(level, SUM_LENGTH), _tiles(level)
     chunks = min(past - first, max(1, (4 * threads + tiles - 1) // tiles))
     for task in numba.prange(tiles * chunks):
-        tile, chunk = task // chunks, task % chunks
+        tile, chunk = np.int64(task) // chunks, np.int64(task) % chunks
         for v in range(
             first + chunk * (past - first) // chunks,
             first + (chunk + 1) * (past - first) // chunks,
         ):
-            _sum_tile(
-                tile, tiles, level, states, source, weight, ptr[v], ptr[v + 1], mask,
-                scale[v], shift[v], least, raw,
-                sums, level[LEAD] + (v - first) * level[SUM_LENGTH],
-            )  # fmt: skip
+            _sum_tile(call, block, level, v, tile, sums + 4 * (v - first) * length)
 
 
 @_expand
-def _finish_nodes(
-    blocks, eps, levels, nodes, scale, shift, filters, ptr, source, weight, mask,
-    x, states, sums, out, block, threads,
-):  # fmt: skip
-    """Compute the states of a block from ``x`` (``INPUT``), edges (``BY_NODE``) or ``sums``.
+def _finish_nodes(call, block, threads):
+    """Compute the states of a block from images (``INPUT``, ``CONVOLUTION``), edges (``BY_NODE``)
+    or ``sums``.
 
-    Threads share out the nodes. A thread needs one row of ``sums`` only if it sums node after node.
+    Threads share out the nodes. Unless the sums have been formed already, a thread needs only the
+    rows of ``sums`` for the nodes that it computes together, 1 or ``AT_ONCE``.
     """
-    first, past, kind = blocks[block, FIRST], blocks[block, PAST], blocks[block, KIND]
-    instance = blocks[block, INSTANCE] != 0
-    least = np.float32(0) if blocks[block, RELU] else np.float32(-np.inf)
-    level, to_level = levels[blocks[block, READS]], levels[blocks[block, LEVEL]]
-    W, pitch = level[WIDTH], level[PITCH]
-    pieces = min(max(past - first, 1), 1 if threads == 1 else 4 * threads)
-    for piece in numba.prange(pieces):
-        line = np.empty(W + 3 * LANES, dtype=np.float32)
-        spare = np.empty(to_level[IMAGE] + 3 * LANES, dtype=np.float32)
-        for v in range(
-            first + piece * (past - first) // pieces,
-            first + (piece + 1) * (past - first) // pieces,
-        ):
-            a, b = scale[v], shift[v]
-            sums_row = np.int64(piece) if kind == BY_NODE else v - first
-            start = level[LEAD] + sums_row * level[SUM_LENGTH]
-            if kind == BY_NODE:
-                for tile in range(_tiles(level)):
-                    _sum_tile(
-                        tile, _tiles(level), level, states, source, weight, ptr[v], ptr[v + 1],
-                        mask, a, b, least, instance, sums, start,
+    first, past, kind = _integer(block, FIRST), _integer(block, PAST), _integer(block, KIND)
+    level, to_level = _level(call, _integer(block, READS)), _level(call, _integer(block, LEVEL))
+    length = _integer(level, SUM_LENGTH)
+    step = AT_ONCE if kind == CONVOLUTION else 1
+    groups = (past - first + step - 1) // step
+    pieces = min(groups, most_pieces(threads))
+    for task in numba.prange(pieces):
+        piece = np.int64(task)
+        line = np.empty(_integer(level, WIDTH) + 3 * LANES, dtype=np.float32)
+        spare = np.empty(_integer(to_level, IMAGE) + 3 * LANES, dtype=np.float32)
+        # Numba would make numbers of both signs and those without into floats.
+        line_at, spare_at = np.int64(line.ctypes.data), np.int64(spare.ctypes.data)
+        for group in range(piece * groups // pieces, (piece + 1) * groups // pieces):
+            low = first + group * step
+            row = low - first if kind == BY_TILE or kind == DENSE else piece * step
+            inputs = _integer(call, SUMS) + 4 * (_integer(level, LEAD) + row * length)
+            if kind == CONVOLUTION:
+                _convolve_group(call, block, group, inputs)
+            for v in range(low, min(low + step, past)):
+                if kind == BY_NODE:
+                    for tile in range(_tiles(level)):
+                        _sum_tile(call, block, level, v, tile, inputs)
+                node = _integer(call, NODES) + 8 * NODE_COLUMNS * v
+                row = _integer(node, ROW) * _integer(to_level, ROW_LENGTH)
+                state = _integer(call, STATES) + 4 * (_integer(to_level, BASE) + row)
+                for image in range(_integer(call, BATCH)):
+                    _finish(
+                        call, block, node, v, image,
+                        inputs + 4 * image * _integer(level, IMAGE),
+                        state + 4 * image * _integer(to_level, IMAGE),
+                        line_at, spare_at,
                     )  # fmt: skip
-            for n in range(x.shape[0]):
-                at = start + n * level[IMAGE]
-                if kind == INPUT:
-                    channel = x[n, nodes[v, CHANNEL]]
-                    _transform(channel, W, level, instance, eps[block], a, b, least, sums[at:])
-                elif instance or kind == DENSE:
-                    _transform(
-                        sums[at:], pitch, level, instance, eps[block], a, b, least, sums[at:]
-                    )
-                to = to_level[BASE] + nodes[v, ROW] * to_level[ROW_LENGTH] + n * to_level[IMAGE]
-                _write_state(
-                    blocks[block], level, to_level, nodes[v], filters.ctypes.data + 36 * v,
-                    sums, at, states, to, line, spare, out[n],
-                )  # fmt: skip
+                inputs += 4 * length
+
+
+@_inline
+def most_pieces(threads):
+    """Return the largest number of parts into which threads divide the nodes of a block."""
+    return 1 if threads == 1 else 4 * threads
 
 
 @_jit.Kernel
-def run(
-    blocks, eps, levels, nodes, scale, shift, filters, ptr, source, weight, mask,
-    stem, stem_taps, stem_bias, planes, x, states, sums, out, start, stop, threads,
-):  # fmt: skip
+def run(arguments, start, stop, threads):
     """Compute blocks ``start`` to ``stop - 1`` on ``threads`` threads.
 
-    The module's docstring explains the arrays. A block of kind ``DENSE`` must be the first, with
+    The module's docstring explains the arguments. A block of kind ``DENSE`` must be the first, with
     its sums in ``sums``.
     """
-    for block in range(start, stop):
-        if block == start or blocks[block - 1, READS] != blocks[block, READS]:
-            _clear_padding(levels[blocks[block, READS]], x.shape[0], sums)
-        if blocks[block, KIND] == CONVOLUTION:
-            _convolve_inputs(blocks, levels, stem, stem_taps, stem_bias, planes, x, sums, block)
-        elif blocks[block, KIND] == BY_TILE:
-            _sum_by_tile(
-                blocks, levels, scale, shift, ptr, source, weight, mask, states, sums,
-                block, threads,
-            )  # fmt: skip
-        _finish_nodes(
-            blocks, eps, levels, nodes, scale, shift, filters, ptr, source, weight, mask,
-            x, states, sums, out, block, threads,
-        )  # fmt: skip
+    call = np.int64(arguments.ctypes.data)
+    for number in range(start, stop):
+        block = _integer(call, BLOCKS) + 8 * BLOCK_COLUMNS * number
+        reads, kind = _integer(block, READS), _integer(block, KIND)
+        if number == start or _integer(block - 8 * BLOCK_COLUMNS, READS) != reads:
+            _clear_padding(_level(call, reads), _integer(call, BATCH), _integer(call, SUMS))
+        if kind == CONVOLUTION:
+            _frame_images(call)
+        elif kind == BY_TILE:
+            _sum_by_tile(call, block, threads)
+        _finish_nodes(call, block, threads)

@@ -19,7 +19,7 @@ from dnw_graph.frozen import _kernels as kernels
 from dnw_graph.frozen.layout import Layout, Part
 from dnw_graph.topology import Role
 
-PIXELS_AT_ONCE = 1024  # images are computed together up to this many pixels of a state
+PIXELS_AT_ONCE = 4096  # images are computed together up to this many pixels of a state
 PLANS = 64  # most plans that an engine keeps
 PLAN_BYTES = 2**28  # most memory of the plans that it keeps, besides that of the last one used
 
@@ -226,6 +226,8 @@ class _Plan:
         if stem is not None:
             x = stem(x)
         self.sizes = graph.sizes(_map_size(x))
+        self.threads = _jit.threads()
+        self._choose_kernels()
         self._lay_out_levels()
         self._make_tables()
         self._lay_out_stem(image)
@@ -233,13 +235,13 @@ class _Plan:
         self.constant = (~graph.reached[graph.outputs]).nonzero().flatten()
         if not bool(graph.reached.all()):
             self._fill_constants(x)
-        self._choose_kernels()
+        self._lay_out_call(image)
 
     def _lay_out_levels(self) -> None:
         """Lay out memory for states and sums, and make the masks of padding."""
         engine, lanes = self.engine, kernels.LANES
         padding = int(any(part.filters for part in engine.graph.parts))
-        self.levels = np.zeros((len(self.sizes), 11), dtype=np.int64)
+        self.levels = np.zeros((len(self.sizes), kernels.LEVEL_COLUMNS), dtype=np.int64)
         masks, sizes, lives = [], [], []
         sums_size = mask_base = 0
         for level, (height, width) in enumerate(self.sizes):
@@ -249,14 +251,12 @@ class _Plan:
             length = (vectors + 1) * lanes  # kernels write whole vectors, past the end of a map
             lead = -(-(pitch + 1) // lanes) * lanes  # padding before the first line
             sum_length = lead + length + -(-(pitch + 1) // lanes) * lanes + 2 * lanes
-            readers = [part for part in engine.parts if part.reads == level]
-            nodes = max(map(len, readers), default=0)
-            nodes = -(-nodes // kernels.AT_ONCE) * kernels.AT_ONCE
+            rows = self._rows_of_sums(level)
             row = height, width, pitch, image, vectors, length, 0
-            self.levels[level] = *row, sum_length, lead, nodes, mask_base
+            self.levels[level] = *row, sum_length, lead, rows, mask_base
             lives.append(self._life(level))
             sizes.append(engine.num_rows[level] * length)
-            sums_size = max(sums_size, nodes * sum_length)
+            sums_size = max(sums_size, rows * sum_length)
             mask_base += vectors * lanes
             inside = np.zeros((self.batch, height + padding, pitch), dtype=np.int32)
             inside[:, :height, :width] = -1
@@ -265,6 +265,16 @@ class _Plan:
         self.states = _zeros(max(map(operator.add, bases, sizes)))
         self.sums = _zeros(sums_size)
         self.mask = np.concatenate(masks)
+
+    def _rows_of_sums(self, level: int) -> int:
+        """Return how many inputs of nodes are in memory at a time, for the parts of a level."""
+        pieces = kernels.most_pieces(self.threads)
+        rows = pieces if self.stem is None or level else pieces * kernels.AT_ONCE
+        for at, kind in self.kinds.items():
+            part = self.engine.parts[at]
+            if part.reads == level and kind in (kernels.BY_TILE, kernels.DENSE):
+                rows = max(rows, len(part))
+        return rows
 
     def _life(self, level: int) -> tuple[int, int]:
         """Return the first and the last part during which the states of a level are in use."""
@@ -291,27 +301,19 @@ class _Plan:
         out = x.new_empty(len(x), *self.outputs)
         if len(self.constant):
             out[:, self.constant] = self.constants
-        self._fire(x.numpy(), out.numpy(), 0, len(self.engine.parts))
-        return out
-
-    def _fire(self, x: np.ndarray, out: np.ndarray, start: int, stop: int) -> None:
-        """Compute parts ``start`` to ``stop - 1``, by kernels and the dense products between."""
+        self.call[kernels.IMAGES], self.call[kernels.OUTPUTS] = x.data_ptr(), out.data_ptr()
+        start = 0
         for at, (matrix, rows) in self.dense.items():
-            self._run_kernel(x, out, start, at)
+            self._run_kernel(start, at)
             self._multiply(at, matrix, rows)
             start = at
-        self._run_kernel(x, out, start, stop)
+        self._run_kernel(start, len(self.engine.parts))
+        return out
 
-    def _run_kernel(self, x: np.ndarray, out: np.ndarray, start: int, stop: int) -> None:
+    def _run_kernel(self, start: int, stop: int) -> None:
         """Compute parts ``start`` to ``stop - 1`` by one call of the kernel, if there are any."""
         if start < stop:
-            e = self.engine
-            kernels.run(
-                *(self.blocks, self.eps, self.levels, self.nodes),
-                *(self.scale, self.shift, self.filters, e.ptr, e.source, e.weight, self.mask),
-                *(self.stem_shape, self.stem_taps, self.stem_bias, self.planes),
-                *(x, self.states.numpy(), self.sums.numpy(), out, start, stop, _jit.threads()),
-            )
+            kernels.run(self.call, start, stop, self.threads)
 
     def _multiply(self, at: int, matrix: Tensor, rows: slice) -> None:
         """Write the sums into part number ``at``, as a dense product, to ``sums``."""
@@ -326,14 +328,17 @@ class _Plan:
         """Describe blocks and nodes to the kernels."""
         engine, graph = self.engine, self.engine.graph
         nodes, parts = engine.nodes, engine.parts
-        self.blocks = np.zeros((len(parts), 10), dtype=np.int64)
+        self.blocks = np.zeros((len(parts), kernels.BLOCK_COLUMNS), dtype=np.int64)
         self.eps = np.array([part.eps or 0 for part in parts], dtype=np.float64)
         first = 0
         for at, part in enumerate(parts):
-            kind = kernels.INPUT if part.role == Role.INPUT else kernels.BY_TILE
+            kind = self.kinds.get(at, kernels.BY_NODE)
+            if part.role == Role.INPUT:
+                kind = kernels.INPUT if self.stem is None else kernels.CONVOLUTION
             stride = graph.strides[part.reads] if part.level > part.reads else 1
             formula = part.relu, part.filters, stride, part.eps is not None
-            self.blocks[at] = first, first + len(part), kind, *formula, part.reads, part.level, 0
+            levels = part.reads, part.level
+            self.blocks[at] = first, first + len(part), kind, *formula, *levels, 0, at
             first += len(part)
         self.nodes = np.full((len(nodes), 3), -1, dtype=np.int64)
         is_input = nodes < len(graph.inputs)
@@ -352,22 +357,18 @@ class _Plan:
         Args:
             image: Shape of its input ``[C, H, W]``.
         """
-        at_once, taps, bias = kernels.AT_ONCE, [_zeros(0)], [_zeros(0)]
-        self.stem_shape, planes_size = np.zeros(4, dtype=np.int64), 0
+        taps, bias, planes_size = [_zeros(0)], [_zeros(0)], 0
         if self.stem is not None:
-            self.stem_shape[:] = *image, self.stem.stride[0]
             planes_size = self.batch * image[0] * (image[1] + 2) * (image[2] + 2)
             groups = 0
             for block in self.blocks:
-                if block[kernels.KIND] == kernels.INPUT:
+                if block[kernels.KIND] == kernels.CONVOLUTION:
                     block_taps, block_bias = self._folded_stem(self.stem, block)
                     taps.append(block_taps)
                     bias.append(block_bias)
-                    block[[kernels.KIND, kernels.STEM]] = kernels.CONVOLUTION, groups
-                    groups += len(block_bias) // at_once
-        number = max(1, 9 * int(self.stem_shape[0]))
-        self.stem_taps = torch.cat(taps).view(-1, number, at_once).numpy()
-        self.stem_bias = torch.cat(bias).view(-1, at_once).numpy()
+                    block[kernels.STEM] = groups
+                    groups += len(block_bias) // kernels.AT_ONCE
+        self.stem_taps, self.stem_bias = torch.cat(taps).numpy(), torch.cat(bias).numpy()
         # Vectors are loaded past the end of the last line.
         self.planes = np.zeros(planes_size + 4 * kernels.LANES, dtype=np.float32)
 
@@ -406,6 +407,38 @@ class _Plan:
             maps[rows] = sums.view(len(receivers), 1, *maps.shape[2:])
         self.constants = level_states[graph.places[graph.outputs[self.constant]]]
 
+    def _lay_out_call(self, image: Sequence[int]) -> None:
+        """Collect the arguments of the kernels.
+
+        Args:
+            image: Shape of an input ``[C, H, W]``.
+        """
+        engine, self.call = self.engine, np.zeros(kernels.NUM_OUTPUTS + 1, dtype=np.int64)
+        arrays = {
+            kernels.BLOCKS: self.blocks,
+            kernels.EPS: self.eps,
+            kernels.LEVELS: self.levels,
+            kernels.NODES: self.nodes,
+            kernels.SCALES: self.scale,
+            kernels.SHIFTS: self.shift,
+            kernels.KERNELS: self.filters,
+            kernels.PTR: engine.ptr,
+            kernels.SOURCES: engine.source,
+            kernels.WEIGHTS: engine.weight,
+            kernels.MASKS: self.mask,
+            kernels.TAPS: self.stem_taps,
+            kernels.BIASES: self.stem_bias,
+            kernels.PLANES: self.planes,
+            kernels.STATES: self.states.numpy(),
+            kernels.SUMS: self.sums.numpy(),
+        }
+        for column, array in arrays.items():
+            assert array.flags.c_contiguous
+            self.call[column] = array.ctypes.data
+        size = image if len(image) == 3 else (image[0], 1, math.prod(image[1:]))
+        stride = 1 if self.stem is None else self.stem.stride[0]
+        self.call[kernels.BATCH :] = self.batch, *size, stride, self.outputs[0]
+
     def _choose_kernels(self) -> None:
         """Choose how the messages into each part with edges are summed."""
         engine = self.engine
@@ -415,8 +448,7 @@ class _Plan:
             if part.role == Role.INPUT or edges.start == edges.stop:
                 continue
             size = len(part), edges.stop - edges.start, len(engine.columns(at))
-            kind = self.kinds[at] = kernel_of(*size, torch.get_num_threads())
-            self.blocks[at, kernels.KIND] = kind
+            self.kinds[at] = kernel_of(*size, torch.get_num_threads())
         dense = [at for at, kind in self.kinds.items() if kind == kernels.DENSE]
         self.dense = {at: engine.matrix(at) for at in dense}
 
