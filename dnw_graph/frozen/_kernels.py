@@ -2,7 +2,7 @@
 
 :func:`run` computes the states of consecutive blocks (a part of a graph is one block here). It and
 the functions it calls take the addresses of these arrays, in one array of integers with the columns
-``BLOCKS`` to ``NUM_OUTPUTS``. ``V`` counts the nodes that depend on the input, in the order in
+``BLOCKS`` to ``PACKED``. ``V`` counts the nodes that depend on the input, in the order in
 which they fire, and floats are float32:
 
 ===================== ======= ======================================================================
@@ -21,13 +21,14 @@ which they fire, and floats are float32:
 ``TAPS``              float   Weights ``[groups, 9 C, 8]`` of the convolution, 8 channels per group.
 ``BIASES``            float   Its bias ``[groups, 8]``.
 ``PLANES``            float   Memory for images in a frame of zeros, ``[B, C, (H + 2) (W + 2)]``.
-``STATES``            float   Memory for what nodes send: one matrix per level, one row per node.
+``STATES``            float   Memory for what nodes send: one matrix per level, one row per node;
+                              if they are packed, two numbers in bfloat16 per element.
 ``SUMS``              float   Memory for the inputs of nodes, which their filters read.
 ``IMAGES [B, C, HW]`` float   Input of the graph, or of the convolution before the graph.
 ``OUTPUTS``           float   Output ``[B, outputs, H' W']``.
 ``BATCH``, ``CHANNELS``       ``B`` and ``C`` of the images, themselves, not their addresses; so are
                               ``IMAGE_HEIGHT``, ``IMAGE_WIDTH``, ``STEM_STRIDE`` (stride of the
-                              convolution) and ``NUM_OUTPUTS``.
+                              convolution), ``NUM_OUTPUTS``, and ``PACKED`` (0 or 1).
 ===================== ======= ======================================================================
 
 A row of a table is passed as its address. Addresses count bytes, and offsets into arrays, such as
@@ -47,16 +48,17 @@ from numba.extending import intrinsic
 from dnw_graph import _jit
 
 LANES = 16  # floats per vector; LLVM splits it in two or four where registers are shorter
-TILE = 7  # vectors
-AT_ONCE = 8  # channels of a convolution
 BYTES = 4 * LANES
-
 COLUMN = _jit.vector_floats()  # floats of a column of a map
+TILE = 7  # vectors of a state
+TILE_PACKED = 7 if COLUMN == LANES else 3  # the same if they are packed, whose sums are twice that
+AT_ONCE = 8  # channels of a convolution
+SMALLEST = 0x10000000  # bits of 2.5e-29, for packed zeros: products with subnormal numbers are slow
 
 # Columns of the tables that describe a call, blocks, levels and nodes to the kernels.
 BLOCKS, EPS, LEVELS, NODES, SCALES, SHIFTS, KERNELS, PTR, SOURCES, WEIGHTS, MASKS = range(11)
 TAPS, BIASES, PLANES, STATES, SUMS, IMAGES, OUTPUTS = range(11, 18)
-BATCH, CHANNELS, IMAGE_HEIGHT, IMAGE_WIDTH, STEM_STRIDE, NUM_OUTPUTS = range(18, 24)
+BATCH, CHANNELS, IMAGE_HEIGHT, IMAGE_WIDTH, STEM_STRIDE, NUM_OUTPUTS, PACKED = range(18, 25)
 FIRST, PAST, KIND, RELU, FILTERS, STRIDE, INSTANCE, READS, LEVEL, STEM, NUMBER = range(11)
 HEIGHT, WIDTH, PITCH, IMAGE, VECTORS, ROW_LENGTH, BASE = range(7)
 SUM_LENGTH, LEAD, ROWS, MASK = range(7, 11)
@@ -104,23 +106,40 @@ def _add(builder: Any, total: Any, a: Any, b: Any) -> Any:
     return builder.fadd(total, builder.fmul(a, b, flags=("contract",)), flags=("contract",))
 
 
-def _make_sum(vectors: int) -> Any:
-    """Return an intrinsic that sums messages into one node, over a tile of ``vectors`` vectors."""
+def _make_sum(vectors: int, packed: bool) -> Any:
+    """Return an intrinsic that sums messages into one node, over a tile of ``vectors`` vectors.
+
+    A packed vector contributes to the sums of two vectors, which follow one another.
+    """
+    sixteen = ir.Constant(_INTEGERS, [16] * LANES)
+
+    def loaded(builder: Any, address: Any) -> list[Any]:
+        """Return one vector, or the two of a packed one."""
+        if not packed:
+            return [_load(builder, address)]
+        bits = _load(builder, address, _INTEGERS)
+        # The lower halves are less than a rounding error of the numbers in the upper halves.
+        return [builder.bitcast(x, _VECTOR) for x in (bits, builder.shl(bits, sixteen))]
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         states, source, weight, first, past, length, mask, a, b, least, out = args
-        four, length = ir.IntType(64)(4), builder.mul(length, ir.IntType(64)(4))
-        totals = [cgutils.alloca_once(builder, _VECTOR) for _ in range(vectors)]
+        i64 = ir.IntType(64)
+        four, length = i64(4), builder.mul(length, i64(4))
+        totals = [
+            cgutils.alloca_once(builder, _VECTOR) for _ in range(2 * vectors if packed else vectors)
+        ]
         for total in totals:
             builder.store(ir.Constant(_VECTOR, [0.0] * LANES), total)
-        with cgutils.for_range_slice(builder, first, past, ir.IntType(64)(1)) as (edge, _):
+        with cgutils.for_range_slice(builder, first, past, i64(1)) as (edge, _):
             offset = builder.mul(edge, four)
-            row = builder.sext(_load(builder, builder.add(source, offset), _I32), ir.IntType(64))
+            row = builder.sext(_load(builder, builder.add(source, offset), _I32), i64)
             factor = _broadcast(builder, _load(builder, builder.add(weight, offset), _F32))
             state = builder.add(states, builder.mul(row, length))
-            for i, total in enumerate(totals):
-                z = _load(builder, state, offset=BYTES * i)
-                builder.store(_add(builder, builder.load(total), factor, z), total)
+            remaining = iter(totals)
+            for i in range(vectors):
+                for z in loaded(builder, builder.add(state, i64(BYTES * i))):
+                    total = next(remaining)
+                    builder.store(_add(builder, builder.load(total), factor, z), total)
         a, b, least = (_broadcast(builder, number) for number in (a, b, least))
         for i, total in enumerate(totals):
             result = _add(builder, b, a, builder.load(total))
@@ -139,7 +158,37 @@ def _make_sum(vectors: int) -> Any:
     return sums
 
 
-_sum_1, _sum_2, _sum_3, _sum_4, _sum_5, _sum_6, _sum_7 = (_make_sum(n) for n in range(1, 8))
+@intrinsic
+def _pack(typing_context, row, packed, vectors):
+    """Round a row to bfloat16, and write two vectors each as one.
+
+    The second vector of two takes the lower halves of the elements. The upper halves are chosen
+    such that an element, read as a float, is as close to the first vector's as possible.
+    """
+
+    def constant(number: int) -> Any:
+        return ir.Constant(_INTEGERS, [number] * LANES)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        row, packed, vectors = args
+        i64, sixteen = ir.IntType(64), constant(16)
+        with cgutils.for_range(builder, builder.udiv(vectors, i64(2))) as loop:
+            at = builder.add(row, builder.mul(loop.index, i64(2 * BYTES)))
+            first, second = (_load(builder, at, _INTEGERS, BYTES * i) for i in range(2))
+            odd = builder.and_(builder.lshr(second, sixteen), constant(1))
+            second = builder.add(second, builder.add(odd, constant(0x7FFF)))
+            second = builder.lshr(second, sixteen)
+            sign = builder.and_(first, constant(-(2**31)))
+            size = builder.and_(first, constant(2**31 - 1))
+            small = builder.icmp_unsigned("<", size, constant(SMALLEST))
+            size = builder.select(small, constant(SMALLEST), size)
+            size = builder.add(builder.sub(size, second), constant(0x8000))
+            size = builder.and_(size, constant(0x7FFF0000))
+            both = builder.or_(builder.or_(size, sign), second)
+            _store(builder, both, builder.add(packed, builder.mul(loop.index, i64(BYTES))))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), generate
 
 
 def _pick(builder: Any, first: Any, second: Any, start: int, step: int) -> Any:
@@ -359,47 +408,6 @@ def _expand(function: Callable[..., Any]) -> Any:
 
 
 @_inline
-def _sum(n, states, source, weight, first, past, length, mask, a, b, least, out):
-    """Sum messages into one node over ``n`` vectors, 1 to 7."""
-    if n == 7:
-        _sum_7(states, source, weight, first, past, length, mask, a, b, least, out)
-    elif n == 6:
-        _sum_6(states, source, weight, first, past, length, mask, a, b, least, out)
-    elif n == 5:
-        _sum_5(states, source, weight, first, past, length, mask, a, b, least, out)
-    elif n == 4:
-        _sum_4(states, source, weight, first, past, length, mask, a, b, least, out)
-    elif n == 3:
-        _sum_3(states, source, weight, first, past, length, mask, a, b, least, out)
-    elif n == 2:
-        _sum_2(states, source, weight, first, past, length, mask, a, b, least, out)
-    else:
-        _sum_1(states, source, weight, first, past, length, mask, a, b, least, out)
-
-
-@_inline
-def _sum_tile(call, block, level, v, tile, out):
-    """Sum messages into node ``v`` over a tile; ``out`` is the node's row in ``sums``.
-
-    For parts with instance norm, it is the sum itself, for the norm to follow.
-    """
-    vectors, tiles, ptr = _integer(level, VECTORS), _tiles(level), _integer(call, PTR)
-    low = tile * vectors // tiles
-    a, b, least = np.float32(1), np.float32(0), np.float32(-np.inf)
-    if _integer(block, INSTANCE) == 0:
-        a, b = _real(_integer(call, SCALES), v), _real(_integer(call, SHIFTS), v)
-        least = _least(block)
-    _sum(
-        (tile + 1) * vectors // tiles - low,
-        _integer(call, STATES) + 4 * _integer(level, BASE) + BYTES * low,
-        _integer(call, SOURCES), _integer(call, WEIGHTS), _integer(ptr, v), _integer(ptr, v + 1),
-        _integer(level, ROW_LENGTH),
-        _integer(call, MASKS) + 4 * _integer(level, MASK) + BYTES * low,
-        a, b, least, out + BYTES * low,
-    )  # fmt: skip
-
-
-@_inline
 def _floats(address, number):
     """Return the floats at an address as an array."""
     return numba.carray(_jit.pointer(address, np.float32(0)), (number,))
@@ -417,9 +425,65 @@ def _least(block):
     return np.float32(0) if _integer(block, RELU) else np.float32(-np.inf)
 
 
+def _make_sum_of(packed: bool) -> Any:
+    """Return a function that calls the intrinsic for a number of vectors, 1 to 7."""
+    s1, s2, s3, s4, s5, s6, s7 = (_make_sum(vectors, packed) for vectors in range(1, 8))
+
+    @_inline
+    def of(n, states, source, weight, first, past, length, mask, a, b, least, out):
+        if n == 7:
+            s7(states, source, weight, first, past, length, mask, a, b, least, out)
+        elif n == 6:
+            s6(states, source, weight, first, past, length, mask, a, b, least, out)
+        elif n == 5:
+            s5(states, source, weight, first, past, length, mask, a, b, least, out)
+        elif n == 4:
+            s4(states, source, weight, first, past, length, mask, a, b, least, out)
+        elif n == 3:
+            s3(states, source, weight, first, past, length, mask, a, b, least, out)
+        elif n == 2:
+            s2(states, source, weight, first, past, length, mask, a, b, least, out)
+        else:
+            s1(states, source, weight, first, past, length, mask, a, b, least, out)
+
+    return of
+
+
+_sum, _sum_packed = _make_sum_of(packed=False), _make_sum_of(packed=True)
+
+
 @_inline
-def _tiles(level):
+def _sum_tile(call, block, level, v, tile, out):
+    """Sum messages into node ``v`` over a tile; ``out`` is the node's row in ``sums``.
+
+    For parts with instance norm, it is the sum itself, for the norm to follow.
+    """
+    packed, ptr = _integer(call, PACKED), _integer(call, PTR)
+    vectors, tiles = _integer(level, VECTORS) >> packed, _tiles(call, level)
+    low = tile * vectors // tiles
+    number = (tile + 1) * vectors // tiles - low
+    first, past, length = _integer(ptr, v), _integer(ptr, v + 1), _integer(level, ROW_LENGTH)
+    states = _integer(call, STATES) + 4 * _integer(level, BASE) + BYTES * low
+    to = BYTES * (low << packed)
+    mask, out = _integer(call, MASKS) + 4 * _integer(level, MASK) + to, out + to
+    source, weight = _integer(call, SOURCES), _integer(call, WEIGHTS)
+    a, b, least = np.float32(1), np.float32(0), np.float32(-np.inf)
+    if _integer(block, INSTANCE) == 0:
+        a, b = _real(_integer(call, SCALES), v), _real(_integer(call, SHIFTS), v)
+        least = _least(block)
+    if packed:
+        _sum_packed(
+            number, states, source, weight, first, past, length, mask, a, b, least, out
+        )  # fmt: skip
+    else:
+        _sum(number, states, source, weight, first, past, length, mask, a, b, least, out)
+
+
+@_inline
+def _tiles(call, level):
     """Return the number of tiles of a row."""
+    if _integer(call, PACKED):
+        return (_integer(level, VECTORS) // 2 + TILE_PACKED - 1) // TILE_PACKED
     return (_integer(level, VECTORS) + TILE - 1) // TILE
 
 
@@ -626,7 +690,7 @@ def _sum_by_tile(call, block, threads):
     first, past = _integer(block, FIRST), _integer(block, PAST)
     level = _level(call, _integer(block, READS))
     sums = _integer(call, SUMS) + 4 * _integer(level, LEAD)
-    length, tiles = _integer(level, SUM_LENGTH), _tiles(level)
+    length, tiles = _integer(level, SUM_LENGTH), _tiles(call, level)
     chunks = min(past - first, max(1, (4 * threads + tiles - 1) // tiles))
     for task in numba.prange(tiles * chunks):
         tile, chunk = np.int64(task) // chunks, np.int64(task) % chunks
@@ -654,7 +718,7 @@ def _finish_nodes(call, block, threads):
     for task in numba.prange(pieces):
         piece = np.int64(task)
         line = np.empty(_integer(level, WIDTH) + 3 * LANES, dtype=np.float32)
-        spare = np.empty(_integer(to_level, IMAGE) + 3 * LANES, dtype=np.float32)
+        spare = np.empty((_integer(to_level, VECTORS) + 3) * LANES, dtype=np.float32)
         # Numba would make numbers of both signs and those without into floats.
         line_at, spare_at = np.int64(line.ctypes.data), np.int64(spare.ctypes.data)
         for group in range(piece * groups // pieces, (piece + 1) * groups // pieces):
@@ -665,18 +729,21 @@ def _finish_nodes(call, block, threads):
                 _convolve_group(call, block, group, inputs)
             for v in range(low, min(low + step, past)):
                 if kind == BY_NODE:
-                    for tile in range(_tiles(level)):
+                    for tile in range(_tiles(call, level)):
                         _sum_tile(call, block, level, v, tile, inputs)
                 node = _integer(call, NODES) + 8 * NODE_COLUMNS * v
                 row = _integer(node, ROW) * _integer(to_level, ROW_LENGTH)
                 state = _integer(call, STATES) + 4 * (_integer(to_level, BASE) + row)
+                to = spare_at if _integer(call, PACKED) else state
                 for image in range(_integer(call, BATCH)):
                     _finish(
                         call, block, node, v, image,
                         inputs + 4 * image * _integer(level, IMAGE),
-                        state + 4 * image * _integer(to_level, IMAGE),
+                        to + 4 * image * _integer(to_level, IMAGE),
                         line_at, spare_at,
                     )  # fmt: skip
+                if _integer(call, PACKED) and _integer(node, ROW) >= 0:
+                    _pack(spare_at, state, _integer(to_level, VECTORS))
                 inputs += 4 * length
 
 

@@ -226,7 +226,8 @@ class _Plan:
         if stem is not None:
             x = stem(x)
         self.sizes = graph.sizes(_map_size(x))
-        self.threads = _jit.threads()
+        self.threads, self.packed = _jit.threads(), graph.state_dtype == torch.bfloat16
+        self.padding = int(any(part.filters for part in graph.parts))
         self._choose_kernels()
         self._lay_out_levels()
         self._make_tables()
@@ -239,19 +240,19 @@ class _Plan:
 
     def _lay_out_levels(self) -> None:
         """Lay out memory for states and sums, and make the masks of padding."""
-        engine, lanes = self.engine, kernels.LANES
-        padding = int(any(part.filters for part in engine.graph.parts))
+        engine, lanes, padding = self.engine, kernels.LANES, self.padding
         self.levels = np.zeros((len(self.sizes), kernels.LEVEL_COLUMNS), dtype=np.int64)
         masks, sizes, lives = [], [], []
         sums_size = mask_base = 0
         for level, (height, width) in enumerate(self.sizes):
             pitch = width + padding
-            image = (height + padding) * pitch
-            vectors = -(-(self.batch * image - padding * pitch) // lanes)
+            image, vectors = (height + padding) * pitch, self._vectors(level)
             length = (vectors + 1) * lanes  # kernels write whole vectors, past the end of a map
             lead = -(-(pitch + 1) // lanes) * lanes  # padding before the first line
             sum_length = lead + length + -(-(pitch + 1) // lanes) * lanes + 2 * lanes
             rows = self._rows_of_sums(level)
+            if self.packed:
+                length = vectors // 2 * lanes
             row = height, width, pitch, image, vectors, length, 0
             self.levels[level] = *row, sum_length, lead, rows, mask_base
             lives.append(self._life(level))
@@ -260,11 +261,20 @@ class _Plan:
             mask_base += vectors * lanes
             inside = np.zeros((self.batch, height + padding, pitch), dtype=np.int32)
             inside[:, :height, :width] = -1
-            masks.append(np.resize(np.append(inside, np.zeros(lanes, np.int32)), vectors * lanes))
+            behind = np.zeros(2 * lanes, dtype=np.int32)
+            masks.append(np.append(inside, behind)[: vectors * lanes])
         self.levels[:, kernels.BASE] = bases = _offsets(sizes, lives)
         self.states = _zeros(max(map(operator.add, bases, sizes)))
         self.sums = _zeros(sums_size)
         self.mask = np.concatenate(masks)
+
+    def _vectors(self, level: int) -> int:
+        """Return the number of vectors of a row of a level before it is packed."""
+        height, width = self.sizes[level]
+        pitch = width + self.padding
+        elements = self.batch * (height + self.padding) * pitch - self.padding * pitch
+        vectors = -(-elements // kernels.LANES)
+        return vectors + vectors % 2 if self.packed else vectors
 
     def _rows_of_sums(self, level: int) -> int:
         """Return how many inputs of nodes are in memory at a time, for the parts of a level."""
@@ -321,8 +331,11 @@ class _Plan:
         height, _, pitch, image = self.levels[reads, : kernels.IMAGE + 1].tolist()
         length, base = self.levels[reads, [kernels.SUM_LENGTH, kernels.LEAD]].tolist()
         size = len(matrix), (self.batch - 1) * image + height * pitch
-        states = self._rows(reads)[rows, : size[1]]
-        torch.mm(matrix, states, out=self.sums.as_strided(size, (length, 1), base))
+        states = self._rows(reads)[rows]
+        if self.packed:
+            states = _unpacked(states)
+        out = self.sums.as_strided(size, (length, 1), base)
+        torch.mm(matrix, states[:, : size[1]], out=out)
 
     def _make_tables(self) -> None:
         """Describe blocks and nodes to the kernels."""
@@ -403,8 +416,11 @@ class _Plan:
             messages = graph.edge_weight[edges, None] * level_states[graph.places[source[edges]]]
             sums = _zeros(len(receivers), level_states.shape[1])
             sums.index_add_(0, torch.searchsorted(receivers, target[edges]), messages)
-            maps = self._images(self._rows(level), level)
-            maps[rows] = sums.view(len(receivers), 1, *maps.shape[2:])
+            states_of_level = self._rows(level)
+            filled = _zeros(len(receivers), states_of_level.shape[1] * (2 if self.packed else 1))
+            maps = self._images(filled, level)
+            maps[:] = sums.view(len(receivers), 1, *maps.shape[2:])
+            states_of_level[rows] = _packed(filled) if self.packed else filled
         self.constants = level_states[graph.places[graph.outputs[self.constant]]]
 
     def _lay_out_call(self, image: Sequence[int]) -> None:
@@ -413,7 +429,7 @@ class _Plan:
         Args:
             image: Shape of an input ``[C, H, W]``.
         """
-        engine, self.call = self.engine, np.zeros(kernels.NUM_OUTPUTS + 1, dtype=np.int64)
+        engine, self.call = self.engine, np.zeros(kernels.PACKED + 1, dtype=np.int64)
         arrays = {
             kernels.BLOCKS: self.blocks,
             kernels.EPS: self.eps,
@@ -437,7 +453,7 @@ class _Plan:
             self.call[column] = array.ctypes.data
         size = image if len(image) == 3 else (image[0], 1, math.prod(image[1:]))
         stride = 1 if self.stem is None else self.stem.stride[0]
-        self.call[kernels.BATCH :] = self.batch, *size, stride, self.outputs[0]
+        self.call[kernels.BATCH :] = self.batch, *size, stride, self.outputs[0], self.packed
 
     def _choose_kernels(self) -> None:
         """Choose how the messages into each part with edges are summed."""
@@ -448,7 +464,11 @@ class _Plan:
             if part.role == Role.INPUT or edges.start == edges.stop:
                 continue
             size = len(part), edges.stop - edges.start, len(engine.columns(at))
-            self.kinds[at] = kernel_of(*size, torch.get_num_threads())
+            kind = kernel_of(*size, torch.get_num_threads())
+            tile = 2 * kernels.TILE_PACKED if self.packed else kernels.TILE
+            if kind == kernels.BY_TILE and self._vectors(part.reads) <= tile:
+                kind = kernels.BY_NODE
+            self.kinds[at] = kind
         dense = [at for at, kind in self.kinds.items() if kind == kernels.DENSE]
         self.dense = {at: engine.matrix(at) for at in dense}
 
@@ -462,6 +482,20 @@ class _Plan:
 def _zeros(*shape: int) -> Tensor:
     """Return zeros in float32 on the CPU, regardless of the default type and device."""
     return torch.zeros(shape, dtype=torch.float32, device="cpu")
+
+
+def _packed(rows: Tensor) -> Tensor:
+    """Return rows of states, packed as by the kernel ``_pack``."""
+    first, second = rows.view(torch.int32).unflatten(1, (-1, 2, kernels.LANES)).unbind(2)
+    second = ((second + ((second >> 16) & 1) + 0x7FFF) >> 16) & 0xFFFF
+    size = (first & 0x7FFFFFFF).clamp_min(kernels.SMALLEST) - second + 0x8000
+    return ((first & -(2**31)) | (size & 0x7FFF0000) | second).flatten(1).view(torch.float32)
+
+
+def _unpacked(rows: Tensor) -> Tensor:
+    """Return packed rows of states in float32."""
+    both = rows.view(torch.int32).unflatten(1, (-1, 1, kernels.LANES))
+    return torch.cat([both, both << 16], 2).flatten(1).view(torch.float32)
 
 
 def _offsets(sizes: Sequence[int], lives: Sequence[tuple[int, int]]) -> list[int]:

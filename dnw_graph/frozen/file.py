@@ -150,7 +150,10 @@ def _described(layer: nn.Module) -> dict[str, Any]:
     """Return a layer's name and options, or a graph's parts and strides, for a file."""
     if isinstance(layer, FrozenGraph):
         parts = [dataclasses.asdict(part) for part in layer.parts]
-        return {"layer": "FrozenGraph", "parts": parts, "strides": layer.strides}
+        described = {"layer": "FrozenGraph", "parts": parts, "strides": layer.strides}
+        if layer.state_dtype != torch.float32:
+            described["state_dtype"] = str(layer.state_dtype).removeprefix("torch.")
+        return described
     if isinstance(layer, FrozenRecurrent):
         schedule = {name: getattr(layer.schedule, name) for name in ("steps", "input", "read")}
         return {
@@ -202,7 +205,8 @@ def _rebuild_layer(description: dict[str, Any], tensors: dict[str, Tensor]) -> n
             raise ValueError(
                 f"a graph has the tensors {', '.join(TENSORS)}, got {', '.join(sorted(tensors))}"
             )
-        return FrozenGraph(parts, tuple(description["strides"]), **tensors)
+        state_dtype = getattr(torch, description.get("state_dtype", "float32"))
+        return FrozenGraph(parts, tuple(description["strides"]), state_dtype, **tensors)
     if name == "FrozenRecurrent":
         step, start = (
             _rebuild_layer(description[part], _below(f"{part}.", tensors))

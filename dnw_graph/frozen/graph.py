@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from dnw_graph.frozen.engine import Engine, usable
@@ -10,11 +11,41 @@ from dnw_graph.frozen.layout import Layout, Part
 
 
 class FrozenGraph(Layout):
-    """A :class:`Layout` computed by kernels on a CPU, and by PyTorch's operations elsewhere."""
+    """A :class:`Layout` computed by kernels on a CPU, and by PyTorch's operations elsewhere.
 
-    def __init__(self, parts: Sequence[Part], strides: Sequence[int], **tensors: Tensor) -> None:
+    Args:
+        parts: As for :class:`Layout`.
+        strides: As for :class:`Layout`.
+        state_dtype: Type in which the kernels store the states of nodes, float32 or bfloat16.
+        tensors: As for :class:`Layout`.
+
+    Raises:
+        ValueError: If ``state_dtype`` is another type, or the graph is not possible.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        strides: Sequence[int],
+        state_dtype: torch.dtype = torch.float32,
+        **tensors: Tensor,
+    ) -> None:
         super().__init__(parts, strides, **tensors)
         self._engine: Engine | None = None
+        self.state_dtype = state_dtype
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """Type in which the kernels store the states of nodes."""
+        return self._state_dtype
+
+    @state_dtype.setter
+    def state_dtype(self, dtype: torch.dtype) -> None:
+        if dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(
+                f"states are stored in torch.float32 or torch.bfloat16, not in {dtype}"
+            )
+        self._state_dtype, self._engine = dtype, None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_engine": None}
