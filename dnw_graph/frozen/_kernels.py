@@ -175,16 +175,12 @@ def _pack(typing_context, row, packed, vectors):
         with cgutils.for_range(builder, builder.udiv(vectors, i64(2))) as loop:
             at = builder.add(row, builder.mul(loop.index, i64(2 * BYTES)))
             first, second = (_load(builder, at, _INTEGERS, BYTES * i) for i in range(2))
-            odd = builder.and_(builder.lshr(second, sixteen), constant(1))
-            second = builder.add(second, builder.add(odd, constant(0x7FFF)))
-            second = builder.lshr(second, sixteen)
-            sign = builder.and_(first, constant(-(2**31)))
-            size = builder.and_(first, constant(2**31 - 1))
-            small = builder.icmp_unsigned("<", size, constant(SMALLEST))
-            size = builder.select(small, constant(SMALLEST), size)
-            size = builder.add(builder.sub(size, second), constant(0x8000))
-            size = builder.and_(size, constant(0x7FFF0000))
-            both = builder.or_(builder.or_(size, sign), second)
+            second = builder.lshr(builder.add(second, constant(0x8000)), sixteen)
+            large = builder.and_(first, constant(0x70000000))
+            small = builder.icmp_unsigned("==", large, constant(0))
+            first = builder.select(small, builder.or_(first, constant(SMALLEST)), first)
+            first = builder.add(first, builder.sub(constant(0x8000), second))
+            both = builder.or_(builder.and_(first, constant(-(2**16))), second)
             _store(builder, both, builder.add(packed, builder.mul(loop.index, i64(BYTES))))
         return context.get_dummy_value()
 
@@ -193,32 +189,36 @@ def _pack(typing_context, row, packed, vectors):
 
 def _pick(builder: Any, first: Any, second: Any, start: int, step: int) -> Any:
     """Return elements ``start``, ``start + step``, ... of two vectors one behind the other."""
-    places = list(range(start, start + step * LANES, step))
-    return builder.shuffle_vector(first, second, ir.Constant(_INTEGERS, places))
+    lanes = first.type.count
+    places = [_I32(place) for place in range(start, start + step * lanes, step)]
+    return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(_I32, lanes), places))
 
 
-def _neighbours(builder: Any, start: Any, stride: int) -> list[Any]:
+def _neighbours(builder: Any, start: Any, stride: int, lanes: int = LANES) -> list[Any]:
     """Return the vectors of elements ``stride i``, ``stride i + 1`` and ``stride i + 2``."""
-    first, second, *more = (_load(builder, start, offset=BYTES * i) for i in range(stride + 1))
+    kind = ir.VectorType(_F32, lanes)
     if stride == 1:
-        return [first, _pick(builder, first, second, 1, 1), _pick(builder, first, second, 2, 1)]
-    shifted = _pick(builder, first, second, 2, 1), _pick(builder, second, more[0], 2, 1)
-    here = [_pick(builder, first, second, start, 2) for start in range(2)]
-    return [*here, _pick(builder, *shifted, 0, 2)]
+        return [_load(builder, start, kind, 4 * x) for x in range(3)]
+    pairs = [[_load(builder, start, kind, 4 * (x + i)) for i in (0, lanes)] for x in (0, 2)]
+    return [
+        _pick(builder, *pairs[0], 0, 2),
+        _pick(builder, *pairs[0], 1, 2),
+        _pick(builder, *pairs[1], 0, 2),
+    ]
 
 
-def _make_filter(stride: int) -> Any:
-    """Return an intrinsic that applies a 3x3 filter with a horizontal stride."""
+def _make_filter() -> Any:
+    """Return an intrinsic that applies a 3x3 filter to vectors that follow one another."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         padded, filters, out, vectors, pitch = args
         i64 = ir.IntType(64)
         k = [_broadcast(builder, _load(builder, filters, _F32, 4 * i)) for i in range(9)]
         with cgutils.for_range(builder, vectors) as loop:
-            line = builder.add(padded, builder.mul(loop.index, i64(BYTES * stride)))
+            line = builder.add(padded, builder.mul(loop.index, i64(BYTES)))
             total = ir.Constant(_VECTOR, [0.0] * LANES)
             for y in range(3):
-                for i, x in enumerate(_neighbours(builder, line, stride)):
+                for i, x in enumerate(_neighbours(builder, line, 1)):
                     total = _add(builder, total, k[3 * y + i], x)
                 line = builder.add(line, builder.mul(pitch, i64(4)))
             _store(builder, total, builder.add(out, builder.mul(loop.index, i64(BYTES))))
@@ -226,67 +226,75 @@ def _make_filter(stride: int) -> Any:
 
     @intrinsic
     def filtered(typing_context, padded, filters, out, vectors, pitch):
-        """``out[i] = sum over y, x of filters[y, x] padded[stride i + y pitch + x]``."""
+        """``out[i] = sum over y, x of filters[y, x] padded[i + y pitch + x]``."""
         return types.void(*[types.int64] * 5), generate
 
     return filtered
 
 
-_filter_stride_1, _filter_stride_2 = _make_filter(1), _make_filter(2)
+_filter_vectors = _make_filter()
 
 
-def _make_column_filter() -> Any:
+def _make_column_filter(stride: int) -> Any:
     """Return an intrinsic that applies a 3x3 filter line by line, to a column as wide as a vector.
 
-    A line is loaded once for the three lines of the result that it contributes to.
+    A line is loaded once for all lines of the result that it contributes to.
     """
     kind = ir.VectorType(_F32, COLUMN)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        padded, filters, out, columns, lines, pitch = args
+        padded, filters, out, columns, lines, pitch, out_pitch = args
         i64, four = ir.IntType(64), ir.IntType(64)(4)
         k = [_broadcast(builder, _load(builder, filters, _F32, 4 * i), COLUMN) for i in range(9)]
         line, to = (cgutils.alloca_once(builder, i64) for _ in range(2))
-        partial = [cgutils.alloca_once(builder, kind) for _ in range(2)]
-        pitch = builder.mul(pitch, four)
+        # Sums of the next line of the result, and of the one after it.
+        sums = [cgutils.alloca_once(builder, kind) for _ in range(2)]
+        zero = ir.Constant(kind, [0.0] * COLUMN)
 
-        def apply(y: int, total: Any, pixels: Any) -> Any:
+        def add_line(y: int, total: Any, pixels: list[Any]) -> Any:
             for x in range(3):
                 total = _add(builder, total, k[3 * y + x], pixels[x])
             return total
 
-        def next_line() -> Any:
+        def next_line() -> list[Any]:
             at = builder.load(line)
-            builder.store(builder.add(at, pitch), line)
-            return [_load(builder, at, kind, 4 * x) for x in range(3)]
+            builder.store(builder.add(at, builder.mul(pitch, four)), line)
+            return _neighbours(builder, at, stride, COLUMN)
 
         # From the right: a column's vectors overlap the first pixels of the next line.
         with cgutils.for_range(builder, columns) as loop:
             column = builder.sub(builder.sub(columns, loop.index), i64(1))
-            offset = builder.mul(column, i64(4 * COLUMN))
-            builder.store(builder.add(padded, offset), line)
-            builder.store(builder.add(out, offset), to)
-            zero = ir.Constant(kind, [0.0] * COLUMN)
-            first, second = next_line(), next_line()
-            builder.store(apply(1, apply(0, zero, first), second), partial[0])
-            builder.store(apply(0, zero, second), partial[1])
+            builder.store(builder.add(padded, builder.mul(column, i64(4 * COLUMN * stride))), line)
+            builder.store(builder.add(out, builder.mul(column, i64(4 * COLUMN))), to)
+            total = add_line(0, zero, next_line())
+            if stride == 1:
+                second = next_line()
+                builder.store(add_line(0, zero, second), sums[1])
+                total = add_line(1, total, second)
+            builder.store(total, sums[0])
             with cgutils.for_range(builder, lines):
-                pixels, at = next_line(), builder.load(to)
-                _store(builder, apply(2, builder.load(partial[0]), pixels), at)
-                builder.store(builder.add(at, pitch), to)
-                builder.store(apply(1, builder.load(partial[1]), pixels), partial[0])
-                builder.store(apply(0, zero, pixels), partial[1])
+                total = builder.load(sums[0])
+                if stride == 2:
+                    total = add_line(1, total, next_line())
+                last, at = next_line(), builder.load(to)
+                _store(builder, add_line(2, total, last), at)
+                builder.store(builder.add(at, builder.mul(out_pitch, four)), to)
+                if stride == 1:
+                    builder.store(add_line(1, builder.load(sums[1]), last), sums[0])
+                    builder.store(add_line(0, zero, last), sums[1])
+                else:
+                    builder.store(add_line(0, zero, last), sums[0])
         return context.get_dummy_value()
 
     @intrinsic
-    def filtered(typing_context, padded, filters, out, columns, lines, pitch):
-        """``out[i] = sum over y, x of filters[y, x] padded[i + y pitch + x]``."""
-        return types.void(*[types.int64] * 6), generate
+    def filtered(typing_context, padded, filters, out, columns, lines, pitch, out_pitch):
+        """``out[i] = sum over y, x of filters[y, x] padded[stride i + y pitch + x]``, line by line."""
+        return types.void(*[types.int64] * 7), generate
 
     return filtered
 
 
-_filter_columns = _make_column_filter()
+_filter_columns_1, _filter_columns_2 = _make_column_filter(1), _make_column_filter(2)
 
 
 def _make_convolution(stride: int) -> Any:
@@ -580,23 +588,20 @@ def _filter(padded, pitch, H, W, k, stride, line, to, to_pitch):
         to: Address of the result.
         to_pitch: Distance between lines of the result.
     """
-    if stride == 1:
-        columns = (W + COLUMN - 1) // COLUMN
-        if 3 * columns * COLUMN < 4 * pitch:  # few elements of the vectors are wasted
-            _filter_columns(padded, k, to, columns, H, pitch)
-        else:
-            _filter_stride_1(padded, k, to, ((H - 1) * pitch + W + LANES - 1) // LANES, pitch)
-    elif stride == 2:
-        vectors = ((W + 1) // 2 + LANES - 1) // LANES
-        for y in range((H + 1) // 2):
-            _filter_stride_2(padded + 8 * y * pitch, k, to + 4 * y * to_pitch, vectors, pitch)
+    width, height = (W + stride - 1) // stride, (H + stride - 1) // stride
+    columns = (width + COLUMN - 1) // COLUMN
+    if stride == 2:
+        _filter_columns_2(padded, k, to, columns, height, pitch, to_pitch)
+    elif stride == 1 and 3 * columns * COLUMN < 4 * pitch:  # few elements of vectors are wasted
+        _filter_columns_1(padded, k, to, columns, height, pitch, to_pitch)
+    elif stride == 1:
+        _filter_vectors(padded, k, to, ((H - 1) * pitch + W + LANES - 1) // LANES, pitch)
     else:
-        values = _floats(line, W + 3 * LANES)
-        result = _floats(to, H * to_pitch)
-        for y in range((H + stride - 1) // stride):
+        values, result = _floats(line, W + 3 * LANES), _floats(to, H * to_pitch)
+        for y in range(height):
             start = padded + 4 * y * stride * pitch
-            _filter_stride_1(start, k, line, (W + LANES - 1) // LANES, pitch)
-            for x in range((W + stride - 1) // stride):
+            _filter_vectors(start, k, line, (W + LANES - 1) // LANES, pitch)
+            for x in range(width):
                 result[y * to_pitch + x] = values[x * stride]
 
 

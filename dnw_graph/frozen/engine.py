@@ -487,9 +487,10 @@ def _zeros(*shape: int) -> Tensor:
 def _packed(rows: Tensor) -> Tensor:
     """Return rows of states, packed as by the kernel ``_pack``."""
     first, second = rows.view(torch.int32).unflatten(1, (-1, 2, kernels.LANES)).unbind(2)
-    second = ((second + ((second >> 16) & 1) + 0x7FFF) >> 16) & 0xFFFF
-    size = (first & 0x7FFFFFFF).clamp_min(kernels.SMALLEST) - second + 0x8000
-    return ((first & -(2**31)) | (size & 0x7FFF0000) | second).flatten(1).view(torch.float32)
+    second = ((second + 0x8000) >> 16) & 0xFFFF
+    first = torch.where((first & 0x70000000) == 0, first | kernels.SMALLEST, first)
+    first = (first + (0x8000 - second)) & -(2**16)
+    return (first | second).flatten(1).view(torch.float32)
 
 
 def _unpacked(rows: Tensor) -> Tensor:
