@@ -199,11 +199,13 @@ def _neighbours(builder: Any, start: Any, stride: int, lanes: int = LANES) -> li
     kind = ir.VectorType(_F32, lanes)
     if stride == 1:
         return [_load(builder, start, kind, 4 * x) for x in range(3)]
-    pairs = [[_load(builder, start, kind, 4 * (x + i)) for i in (0, lanes)] for x in (0, 2)]
+    first, second, third, fourth = (
+        _load(builder, start, kind, 4 * at) for at in (0, lanes, 2, lanes + 2)
+    )
     return [
-        _pick(builder, *pairs[0], 0, 2),
-        _pick(builder, *pairs[0], 1, 2),
-        _pick(builder, *pairs[1], 0, 2),
+        _pick(builder, first, second, 0, 2),
+        _pick(builder, first, second, 1, 2),
+        _pick(builder, third, fourth, 0, 2),
     ]
 
 
@@ -288,7 +290,7 @@ def _make_column_filter(stride: int) -> Any:
 
     @intrinsic
     def filtered(typing_context, padded, filters, out, columns, lines, pitch, out_pitch):
-        """``out[i] = sum over y, x of filters[y, x] padded[stride i + y pitch + x]``, line by line."""
+        """``out[i] = sum over y, x of filters[y, x] padded[stride i + y pitch + x]`` in a line."""
         return types.void(*[types.int64] * 7), generate
 
     return filtered
@@ -631,7 +633,7 @@ def _finish(call, block, node, v, image, inputs, state, line, spare):
     kind, instance = _integer(block, KIND), _integer(block, INSTANCE) != 0
     level, to_level = _level(call, _integer(block, READS)), _level(call, _integer(block, LEVEL))
     H, W, pitch = _integer(level, HEIGHT), _integer(level, WIDTH), _integer(level, PITCH)
-    if kind == INPUT or kind == DENSE or instance:
+    if kind in (INPUT, DENSE) or instance:
         values, values_pitch = inputs, pitch
         if kind == INPUT:
             channel = image * _integer(call, CHANNELS) + _integer(node, CHANNEL)
@@ -728,7 +730,7 @@ def _finish_nodes(call, block, threads):
         line_at, spare_at = np.int64(line.ctypes.data), np.int64(spare.ctypes.data)
         for group in range(piece * groups // pieces, (piece + 1) * groups // pieces):
             low = first + group * step
-            row = low - first if kind == BY_TILE or kind == DENSE else piece * step
+            row = low - first if kind in (BY_TILE, DENSE) else piece * step
             inputs = _integer(call, SUMS) + 4 * (_integer(level, LEAD) + row * length)
             if kind == CONVOLUTION:
                 _convolve_group(call, block, group, inputs)

@@ -58,10 +58,11 @@ class Engine:
 
     Args:
         graph: The graph, on a CPU, in float32.
+        state_dtype: Type in which states are stored, float32 or bfloat16.
     """
 
-    def __init__(self, graph: Layout) -> None:
-        self.graph = graph
+    def __init__(self, graph: Layout, state_dtype: torch.dtype = torch.float32) -> None:
+        self.graph, self.packed = graph, state_dtype == torch.bfloat16
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._matrices: dict[int, tuple[Tensor, slice]] = {}
         self._lock = threading.Lock()
@@ -226,7 +227,7 @@ class _Plan:
         if stem is not None:
             x = stem(x)
         self.sizes = graph.sizes(_map_size(x))
-        self.threads, self.packed = _jit.threads(), graph.state_dtype == torch.bfloat16
+        self.threads, self.packed = _jit.threads(), engine.packed
         self.padding = int(any(part.filters for part in graph.parts))
         self._choose_kernels()
         self._lay_out_levels()

@@ -205,8 +205,9 @@ def _rebuild_layer(description: dict[str, Any], tensors: dict[str, Tensor]) -> n
             raise ValueError(
                 f"a graph has the tensors {', '.join(TENSORS)}, got {', '.join(sorted(tensors))}"
             )
-        state_dtype = getattr(torch, description.get("state_dtype", "float32"))
-        return FrozenGraph(parts, tuple(description["strides"]), state_dtype, **tensors)
+        graph = FrozenGraph(parts, tuple(description["strides"]), **tensors)
+        graph.state_dtype = getattr(torch, description.get("state_dtype", "float32"))
+        return graph
     if name == "FrozenRecurrent":
         step, start = (
             _rebuild_layer(description[part], _below(f"{part}.", tensors))

@@ -11,32 +11,20 @@ from dnw_graph.frozen.layout import Layout, Part
 
 
 class FrozenGraph(Layout):
-    """A :class:`Layout` computed by kernels on a CPU, and by PyTorch's operations elsewhere.
+    """A :class:`Layout` computed by kernels on a CPU, and by PyTorch's operations elsewhere."""
 
-    Args:
-        parts: As for :class:`Layout`.
-        strides: As for :class:`Layout`.
-        state_dtype: Type in which the kernels store the states of nodes, float32 or bfloat16.
-        tensors: As for :class:`Layout`.
-
-    Raises:
-        ValueError: If ``state_dtype`` is another type, or the graph is not possible.
-    """
-
-    def __init__(
-        self,
-        parts: Sequence[Part],
-        strides: Sequence[int],
-        state_dtype: torch.dtype = torch.float32,
-        **tensors: Tensor,
-    ) -> None:
+    def __init__(self, parts: Sequence[Part], strides: Sequence[int], **tensors: Tensor) -> None:
         super().__init__(parts, strides, **tensors)
         self._engine: Engine | None = None
-        self.state_dtype = state_dtype
+        self._state_dtype = torch.float32
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """Type in which the kernels store the states of nodes."""
+        """Type in which the kernels store the states of nodes: float32 or bfloat16.
+
+        Raises:
+            ValueError: If it is set to another type.
+        """
         return self._state_dtype
 
     @state_dtype.setter
@@ -62,7 +50,7 @@ class FrozenGraph(Layout):
     def engine(self) -> Engine:
         """The engine that computes it on a CPU, built at the first access."""
         if self._engine is None:
-            self._engine = Engine(self)
+            self._engine = Engine(self, self._state_dtype)
         return self._engine
 
     def counted(self, features: Sequence[int]) -> tuple[int, int]:
