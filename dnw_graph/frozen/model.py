@@ -1,7 +1,7 @@
 """Freeze networks: remove nodes that no output needs, fold norms, and join graphs."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
@@ -91,14 +91,23 @@ class FrozenModel(nn.Sequential):
         warn_renamed("FrozenModel.plainly", "forward_by_torch")
         return self.forward_by_torch(x)
 
-    def report(self, image_size: int = 224, *, example: Tensor | None = None) -> Report:
+    def report(
+        self,
+        image_size: int = 224,
+        *,
+        example: Tensor | None = None,
+        compared_with: Callable[[Tensor], object] | None = None,
+    ) -> Report:
         """Count and measure the cost of the network for one image.
 
         Args:
             image_size: Height and width in pixels.
             example: One input ``[1, ...]`` in place of an image.
+            compared_with: Another network, or a function of the input, timed in turns with this
+                one; the report says which of them is faster on this machine.
         """
-        return report(self, self._zeros((image_size, image_size)) if example is None else example)
+        x = self._zeros((image_size, image_size)) if example is None else example
+        return report(self, x, compared_with)
 
     def counted(self, features: Sequence[int]) -> tuple[int, int]:
         """Return multiply-adds and parameters for one input.

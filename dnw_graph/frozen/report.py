@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -43,12 +44,21 @@ class Report:
         milliseconds: Median time of a call of the whole network.
         bytes: Size of its tensors.
         threads: Number of threads.
+        other_milliseconds: Median time of a call of the network that it was compared with.
     """
 
     layers: tuple[LayerReport, ...]
     milliseconds: float
     bytes: int
     threads: int
+    other_milliseconds: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """Time of the network, divided by that of the network that it was compared with."""
+        if self.other_milliseconds is None:
+            return None
+        return self.milliseconds / self.other_milliseconds
 
     @property
     def macs(self) -> int:
@@ -72,6 +82,12 @@ class Report:
             f"{'whole':18} {'':14} {self.macs:13,} {self.parameters:11,} {self.milliseconds:8.3f}  "
             f"{self.bytes / 1e6:.1f} MB, {self.threads} thread" + "s" * (self.threads != 1)
         )
+        if self.ratio is not None:
+            faster = "this network" if self.ratio < 1 else "the other network"
+            lines.append(
+                f"{'other network':18} {'':14} {'':13} {'':11} {self.other_milliseconds:8.3f}  "
+                f"{faster} is faster on this machine: {self.ratio:.2f} times the other's time"
+            )
         return "\n".join(lines)
 
 
@@ -108,9 +124,25 @@ def counts(layers: nn.Sequential, example: Tensor) -> list[Count]:
 
 
 @torch.no_grad()
-def report(layers: nn.Sequential, example: Tensor, repeats: int = 20) -> Report:
-    """Run a frozen network on one input ``[1, ...]`` repeatedly, and return its cost."""
-    milliseconds, entries = _milliseconds(layers, example, repeats), []
+def report(
+    layers: nn.Sequential,
+    example: Tensor,
+    compared_with: Callable[[Tensor], object] | None = None,
+    repeats: int = 20,
+) -> Report:
+    """Run a frozen network on one input repeatedly, and return its cost.
+
+    Args:
+        layers: The network.
+        example: The input ``[1, ...]``.
+        compared_with: Another network, or a function of the input, timed in turns with this one.
+        repeats: Number of timed calls.
+    """
+    networks: list[Callable[[Tensor], object]] = [layers]
+    if compared_with is not None:
+        networks.append(compared_with)
+    milliseconds, *others = _milliseconds_in_turns(networks, example, repeats)
+    entries = []
     for layer, count in zip(layers, counts(layers, example), strict=True):
         entries.append(
             LayerReport(
@@ -118,24 +150,27 @@ def report(layers: nn.Sequential, example: Tensor, repeats: int = 20) -> Report:
                 output=tuple(count.out.shape[1:]),
                 macs=count.macs,
                 parameters=count.parameters,
-                milliseconds=_milliseconds(layer, count.x, repeats),
+                milliseconds=_milliseconds_in_turns([layer], count.x, repeats)[0],
                 remark=_remark(layer, count.x) if isinstance(layer, FrozenGraph) else "",
             )
         )
     size = sum(t.numel() * t.element_size() for t in layers.state_dict().values())
-    return Report(tuple(entries), milliseconds, size, torch.get_num_threads())
+    other = others[0] if others else None
+    return Report(tuple(entries), milliseconds, size, torch.get_num_threads(), other)
 
 
-def _milliseconds(layer: nn.Module, x: Tensor, repeats: int) -> float:
-    """Return the median time of a call, after a warm-up call."""
-    times = []
-    with torch.no_grad():
-        layer(x)
-        for _ in range(repeats):
+def _milliseconds_in_turns(
+    networks: Sequence[Callable[[Tensor], object]], x: Tensor, repeats: int
+) -> list[float]:
+    """Return the median time of a call of each network, each after a call that is not timed."""
+    times: list[list[float]] = [[] for _ in networks]
+    for _ in range(repeats):
+        for network, of_network in zip(networks, times, strict=True):
+            network(x)
             start = time.perf_counter()
-            layer(x)
-            times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times)
+            network(x)
+            of_network.append(time.perf_counter() - start)
+    return [1e3 * statistics.median(of_network) for of_network in times]
 
 
 def _counted(layer: nn.Module, x: Tensor, out: Tensor, live: Tensor) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -489,6 +490,17 @@ def test_sums_are_the_same_with_each_kernel_and_the_report_says_which(kernel: st
     is_dense = kernel == "DENSE"
     assert f"{2 * (not is_dense)} sums sparse, {2 * is_dense} dense" in str(report)
     assert report.milliseconds > 0
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05])
+def test_the_report_says_which_of_two_networks_is_faster(seconds: float) -> None:
+    frozen = freeze(NeuralGraph(Topology.layered([6, 20, 6]), rule="complete").eval())
+    x = torch.randn(1, 6, 5, 5)
+    assert frozen.report(example=x).ratio is None
+    report = frozen.report(example=x, compared_with=lambda _: seconds and time.sleep(seconds))
+    assert report.ratio == pytest.approx(report.milliseconds / report.other_milliseconds)
+    faster = "this network" if seconds else "the other network"
+    assert f"{faster} is faster on this machine: {report.ratio:.2f} times" in str(report)
 
 
 @pytest.mark.parametrize("number", [6, 20])
