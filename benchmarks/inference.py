@@ -199,7 +199,7 @@ def networks(args: Arguments) -> dict[str, nn.Module]:
             models[f"{name} x{width}"] = create_model(name, width=width, image_size=args.image_size)
     for run in args.runs:
         folder = RunFolder(run)
-        width = folder.load_config().options.model.width
+        width = folder.load_config().options.flat()["width"]
         models[f"learned x{width}"] = folder.load_model()
     for width in args.dense:
         models[f"mbv1 x{width}"] = create_model("mbv1", width=width, image_size=args.image_size)

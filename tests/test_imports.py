@@ -31,6 +31,7 @@ LIBRARY = [  # likewise, inside dnw_graph
     "accounting",
     "frozen",
     "analysis",
+    "integrations",
 ]
 FILES = [p.relative_to(ROOT) for name in PACKAGES for p in sorted((ROOT / name).rglob("*.py"))]
 

@@ -32,9 +32,9 @@ def machine(device: str = "cpu") -> str:
 
 
 def commit() -> str:
-    """Return the commit of the code, with a "+" if files were changed; "" outside a clone."""
+    """Return the commit, with a "+" if files besides results were changed; "" outside a clone."""
     hash = _git("rev-parse", "--short=12", "HEAD")
-    changed = _git("status", "--porcelain", "--untracked-files=no")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
     return f"{hash}+" if hash and changed else hash
 
 

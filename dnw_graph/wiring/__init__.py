@@ -32,7 +32,7 @@ from dnw_graph.wiring.soft_threshold import SoftThreshold
 from dnw_graph.wiring.sr_ste import SRSTE
 from dnw_graph.wiring.targeted_dropout import TargetedDropout
 from dnw_graph.wiring.top_kast import TopKAST
-from dnw_graph.wiring.training import attach, inherit, penalty
+from dnw_graph.wiring.training import Attachment, attach, inherit, penalty
 from dnw_graph.wiring.wiring import Wiring
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "RULES",
     "SET",
     "SRSTE",
+    "Attachment",
     "CandidateModule",
     "Candidates",
     "Complete",

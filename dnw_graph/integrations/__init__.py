@@ -1,0 +1,1 @@
+"""Wirings in other libraries' training loops; each module needs the extra of its name."""
