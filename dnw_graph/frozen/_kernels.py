@@ -28,7 +28,8 @@ which they fire, and floats are float32:
 ``OUTPUTS``           float   Output ``[B, outputs, H' W']``.
 ``BATCH``, ``CHANNELS``       ``B`` and ``C`` of the images, themselves, not their addresses; so are
                               ``IMAGE_HEIGHT``, ``IMAGE_WIDTH``, ``STEM_STRIDE`` (stride of the
-                              convolution), ``NUM_OUTPUTS``, and ``PACKED`` (0 or 1).
+                              convolution), ``NUM_OUTPUTS``, ``NUM_BLOCKS`` and ``PACKED`` (0 or
+                              1).
 ===================== ======= ======================================================================
 
 A row of a table is passed as its address. Addresses count bytes, and offsets into arrays, such as
@@ -58,7 +59,8 @@ SMALLEST = 0x10000000  # bits of 2.5e-29, for packed zeros: products with subnor
 # Columns of the tables that describe a call, blocks, levels and nodes to the kernels.
 BLOCKS, EPS, LEVELS, NODES, SCALES, SHIFTS, KERNELS, PTR, SOURCES, WEIGHTS, MASKS = range(11)
 TAPS, BIASES, PLANES, STATES, SUMS, IMAGES, OUTPUTS = range(11, 18)
-BATCH, CHANNELS, IMAGE_HEIGHT, IMAGE_WIDTH, STEM_STRIDE, NUM_OUTPUTS, PACKED = range(18, 25)
+BATCH, CHANNELS, IMAGE_HEIGHT, IMAGE_WIDTH, STEM_STRIDE, NUM_OUTPUTS, NUM_BLOCKS = range(18, 25)
+PACKED = 25
 FIRST, PAST, KIND, RELU, FILTERS, STRIDE, INSTANCE, READS, LEVEL, STEM, NUMBER = range(11)
 HEIGHT, WIDTH, PITCH, IMAGE, VECTORS, ROW_LENGTH, BASE = range(7)
 SUM_LENGTH, LEAD, ROWS, MASK = range(7, 11)
@@ -725,7 +727,8 @@ def _finish_nodes(call, block, threads):
     for task in numba.prange(pieces):
         piece = np.int64(task)
         line = np.empty(_integer(level, WIDTH) + 3 * LANES, dtype=np.float32)
-        spare = np.empty((_integer(to_level, VECTORS) + 3) * LANES, dtype=np.float32)
+        # Zeros, since states are packed with their padding: sums of subnormal numbers are slow.
+        spare = np.zeros((_integer(to_level, VECTORS) + 3) * LANES, dtype=np.float32)
         # Numba would make numbers of both signs and those without into floats.
         line_at, spare_at = np.int64(line.ctypes.data), np.int64(spare.ctypes.data)
         for group in range(piece * groups // pieces, (piece + 1) * groups // pieces):
@@ -760,14 +763,8 @@ def most_pieces(threads):
     return 1 if threads == 1 else 4 * threads
 
 
-@_jit.Kernel
-def run(arguments, start, stop, threads):
-    """Compute blocks ``start`` to ``stop - 1`` on ``threads`` threads.
-
-    The module's docstring explains the arguments. A block of kind ``DENSE`` must be the first, with
-    its sums in ``sums``.
-    """
-    call = np.int64(arguments.ctypes.data)
+def _run(call, start, stop, threads):
+    """Compute blocks ``start`` to ``stop - 1`` on ``threads`` threads."""
     for number in range(start, stop):
         block = _integer(call, BLOCKS) + 8 * BLOCK_COLUMNS * number
         reads, kind = _integer(block, READS), _integer(block, KIND)
@@ -778,3 +775,32 @@ def run(arguments, start, stop, threads):
         elif kind == BY_TILE:
             _sum_by_tile(call, block, threads)
         _finish_nodes(call, block, threads)
+
+
+_run_by_all, _run_by_one = _expand(_run), _inline(_run)
+
+
+@_jit.Kernel
+def run(arguments, start, stop, threads):
+    """Compute blocks ``start`` to ``stop - 1`` on ``threads`` threads.
+
+    The module's docstring explains the arguments. A block of kind ``DENSE`` must be the first, with
+    its sums in ``sums``.
+    """
+    _run_by_all(np.int64(arguments.ctypes.data), start, stop, threads)
+
+
+@_jit.Kernel
+def run_apart(arguments, images, outputs):
+    """Compute all blocks for several batches, each batch on one thread.
+
+    Args:
+        arguments: Arguments of each thread, with memory of its own ``[threads, columns]``.
+        images: Addresses of the images of each batch.
+        outputs: Addresses of the outputs of each batch.
+    """
+    for thread in numba.prange(len(arguments)):
+        call = arguments[thread]
+        for batch in range(thread, len(images), len(arguments)):
+            call[IMAGES], call[OUTPUTS] = images[batch], outputs[batch]
+            _run_by_one(np.int64(call.ctypes.data), 0, call[NUM_BLOCKS], 1)

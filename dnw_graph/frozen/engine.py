@@ -131,11 +131,35 @@ class Engine:
             stride = 1 if stem is None else int(stem.stride[0])
             sizes = self.graph.sizes([-(-n // stride) for n in _map_size(x)])
             at_once = max(1, PIXELS_AT_ONCE // max(1, math.prod(sizes[0])))
-            parts = flat.split(at_once)
-            outputs = [self._plan(x[:1], len(part), stem).run(part) for part in parts]
-        out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+            out = self._in_batches(flat, x[:1], at_once, stem)
         size = sizes[-1] if x.dim() == 4 else x.shape[2:]
         return out.view(*out.shape[:2], *size)
+
+    def _in_batches(
+        self, flat: Tensor, example: Tensor, size: int, stem: nn.Conv2d | None
+    ) -> Tensor:
+        """Return the outputs ``[B, outputs, Ho Wo]``, computed ``size`` images at a time.
+
+        If there are enough images, threads compute different ones, which needs no data of other
+        threads. The last images, or all of them, are computed by all threads together.
+
+        Args:
+            flat: The images ``[B, C, H W]``.
+            example: The first image ``[1, C, H, W]``.
+            size: Number of images that are computed at a time.
+            stem: A convolution before the graph, if any.
+        """
+        threads, outputs, rest = _jit.threads(), [], flat
+        if threads > 1 and len(flat) >= threads * size:
+            plans = [self._plan(example, size, stem, 0)]
+            if not plans[0].dense:  # products of PyTorch use all threads
+                plans += [self._plan(example, size, stem, thread) for thread in range(1, threads)]
+                number = len(flat) // (threads * size) * threads * size
+                outputs.append(_run_apart(plans, flat[:number]))
+                rest = flat[number:]
+        for part in rest.split(size) if len(rest) else ():
+            outputs.append(self._plan(example, len(part), stem).run(part))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def takes(self, layer: nn.Module) -> bool:
         """Return whether a layer is a convolution that can be passed as ``stem``."""
@@ -162,13 +186,23 @@ class Engine:
         with self._lock:
             return list(self._plan(x, 1).kinds.values())
 
-    def _plan(self, x: Tensor, batch: int, stem: nn.Conv2d | None = None) -> "_Plan":
-        """Return the plan for ``batch`` inputs of the size of ``x [1, ...]``."""
-        key = (batch, *x.shape, id(stem), torch.get_num_threads())
+    def _plan(
+        self, x: Tensor, batch: int, stem: nn.Conv2d | None = None, thread: int | None = None
+    ) -> "_Plan":
+        """Return the plan for ``batch`` inputs of the size of ``x [1, ...]``.
+
+        Args:
+            x: An input.
+            batch: Number of inputs.
+            stem: A convolution before the graph, if any.
+            thread: Number of the thread that computes alone; None for all threads together.
+        """
+        threads = _jit.threads() if thread is None else 1
+        key = (batch, *x.shape, id(stem), threads, thread)
         plan = self._plans.pop(key, None)
         if plan is None:
             with torch.inference_mode(False), torch.no_grad():
-                plan = _Plan(self, self._constant_input(x), batch, stem)
+                plan = _Plan(self, self._constant_input(x), batch, stem, threads)
             self._make_room()
         self._plans[key] = plan  # in order of their last use
         return plan
@@ -216,10 +250,16 @@ class _Plan:
         x: An input ``[1, ...]``, 0 except in channels of constant input nodes.
         batch: Number of images.
         stem: A convolution before the graph, if any.
+        threads: Number of threads.
     """
 
     def __init__(
-        self, engine: Engine, x: Tensor, batch: int, stem: nn.Conv2d | None = None
+        self,
+        engine: Engine,
+        x: Tensor,
+        batch: int,
+        stem: nn.Conv2d | None = None,
+        threads: int = 1,
     ) -> None:
         graph = engine.graph
         self.engine, self.batch, self.stem = engine, batch, stem
@@ -227,7 +267,7 @@ class _Plan:
         if stem is not None:
             x = stem(x)
         self.sizes = graph.sizes(_map_size(x))
-        self.threads, self.packed = _jit.threads(), engine.packed
+        self.threads, self.packed = threads, engine.packed
         self.padding = int(any(part.filters for part in graph.parts))
         self._choose_kernels()
         self._lay_out_levels()
@@ -309,9 +349,7 @@ class _Plan:
 
     def run(self, x: Tensor) -> Tensor:
         """Return the outputs ``[B, outputs, Ho Wo]`` of ``x [B, C, H W]``."""
-        out = x.new_empty(len(x), *self.outputs)
-        if len(self.constant):
-            out[:, self.constant] = self.constants
+        out = self.empty_outputs(len(x))
         self.call[kernels.IMAGES], self.call[kernels.OUTPUTS] = x.data_ptr(), out.data_ptr()
         start = 0
         for at, (matrix, rows) in self.dense.items():
@@ -319,6 +357,13 @@ class _Plan:
             self._multiply(at, matrix, rows)
             start = at
         self._run_kernel(start, len(self.engine.parts))
+        return out
+
+    def empty_outputs(self, images: int) -> Tensor:
+        """Return memory for the outputs of some images, with the constant outputs in it."""
+        out = torch.empty(images, *self.outputs, dtype=torch.float32, device="cpu")
+        if len(self.constant):
+            out[:, self.constant] = self.constants
         return out
 
     def _run_kernel(self, start: int, stop: int) -> None:
@@ -454,7 +499,14 @@ class _Plan:
             self.call[column] = array.ctypes.data
         size = image if len(image) == 3 else (image[0], 1, math.prod(image[1:]))
         stride = 1 if self.stem is None else self.stem.stride[0]
-        self.call[kernels.BATCH :] = self.batch, *size, stride, self.outputs[0], self.packed
+        self.call[kernels.BATCH :] = (
+            self.batch,
+            *size,
+            stride,
+            self.outputs[0],
+            len(self.blocks),
+            self.packed,
+        )
 
     def _choose_kernels(self) -> None:
         """Choose how the messages into each part with edges are summed."""
@@ -465,7 +517,7 @@ class _Plan:
             if part.role == Role.INPUT or edges.start == edges.stop:
                 continue
             size = len(part), edges.stop - edges.start, len(engine.columns(at))
-            kind = kernel_of(*size, torch.get_num_threads())
+            kind = kernel_of(*size, self.threads)
             tile = 2 * kernels.TILE_PACKED if self.packed else kernels.TILE
             if kind == kernels.BY_TILE and self._vectors(part.reads) <= tile:
                 kind = kernels.BY_NODE
@@ -483,6 +535,16 @@ class _Plan:
 def _zeros(*shape: int) -> Tensor:
     """Return zeros in float32 on the CPU, regardless of the default type and device."""
     return torch.zeros(shape, dtype=torch.float32, device="cpu")
+
+
+def _run_apart(plans: Sequence[_Plan], x: Tensor) -> Tensor:
+    """Return the outputs of ``x [B, C, H W]``, computed by one thread per plan."""
+    out, size = plans[0].empty_outputs(len(x)), plans[0].batch
+    starts = np.arange(len(x) // size, dtype=np.int64) * size
+    images = x.data_ptr() + 4 * x[0].numel() * starts
+    outputs = out.data_ptr() + 4 * out[0].numel() * starts
+    kernels.run_apart(np.stack([plan.call for plan in plans]), images, outputs)
+    return out
 
 
 def _packed(rows: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 
-class WiringCallback(Callback):
+class WiringCallback(Callback):  # type: ignore[misc]  # Lightning has no types here
     """Trains the wirings of a module, and follows them.
 
     It attaches the rules of all graphs and sparse layers to the optimizer, adds the gradients of

@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 
-class WiringCallback(TrainerCallback):
+class WiringCallback(TrainerCallback):  # type: ignore[misc]  # likewise untyped
     """Trains the wirings of a network, and follows them.
 
     It attaches the rules of all graphs and sparse layers to the optimizer, and adds the gradients
@@ -40,21 +40,15 @@ class WiringCallback(TrainerCallback):
         self._tracker: WiringTracker | None = None
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: nn.Module,
-        optimizer: Any,
-        **others: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         """Attach the rules, and record the first wiring.
 
         Raises:
             ValueError: If the network has no wiring.
         """
-        optimizer = optimizer_of_edges(model, [_inner(optimizer)])
+        model: nn.Module = others["model"]
+        optimizer = optimizer_of_edges(model, [_inner(others["optimizer"])])
         self._attachment = attach(model, optimizer, total_steps=state.max_steps)
         folder = self._folder or Path(args.output_dir) / "wiring"
         per_epoch = max(1, round(state.max_steps / max(state.num_train_epochs, 1)))
@@ -64,17 +58,10 @@ class WiringCallback(TrainerCallback):
         self._tracker.record(state.global_step)
 
     def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: nn.Module,
-        optimizer: Any,
-        **others: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         """Add the gradients of the rules' penalties."""
-        add_penalty_gradients(model, _inner(optimizer))
+        add_penalty_gradients(others["model"], _inner(others["optimizer"]))
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dnw_graph import NeuralGraph, Topology
+from dnw_graph import NeuralGraph, Topology, _jit
 from dnw_graph.frozen import (
     FrozenGraph,
     _kernels,
@@ -490,6 +490,33 @@ def test_sums_are_the_same_with_each_kernel_and_the_report_says_which(kernel: st
     is_dense = kernel == "DENSE"
     assert f"{2 * (not is_dense)} sums sparse, {2 * is_dense} dense" in str(report)
     assert report.milliseconds > 0
+
+
+@pytest.mark.parametrize("kind", ["batch norm", "stride 2", "instance norm"])
+@pytest.mark.parametrize("images", [3, 4, 7])
+def test_threads_compute_different_images(
+    images: int, kind: str, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(images)
+    monkeypatch.setattr(engine, "PIXELS_AT_ONCE", 2 * 9 * 8)  # two images at a time
+    topology = Topology.from_edges(
+        [[0, 0, 1, 2, 3, 3, 2], [2, 3, 3, 4, 4, 5, 6]], inputs=[0, 1], outputs=[4, 5, 6]
+    )
+    graph = lived_in(NeuralGraph(topology, num_edges=6, **GRAPHS[kind]))
+    with torch.no_grad():
+        names = torch.tensor(topology.names)[topology.edge_index]
+        graph.weight[names[1] == 2] = 0  # so 2 and 6 are constant
+    frozen, x, threads = freeze(graph), torch.randn(images, 2, 9, 8), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        output = frozen(x)
+        plans = frozen.graphs[0].engine._plans.values()
+        apart, available = [plan for plan in plans if plan.threads == 1], _jit.threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    if available:
+        assert len(apart) == (0 if images < 4 else 1 if kernel == "DENSE" else 2)
+    assert relative_error(output, frozen.forward_by_torch(x)) < 1e-5
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05])
