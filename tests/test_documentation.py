@@ -14,6 +14,13 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 WITHOUT_CODE = {ROOT / "docs/README.md", ROOT / "docs/design.md"}
 
+WARNINGS = (
+    "error::UserWarning",
+    "ignore:The 'train_dataloader' does not have many workers",
+    "ignore:`isinstance(treespec, LeafSpec)` is deprecated",
+)
+"""Of the code on pages, those of Lightning are ignored."""
+
 
 @pytest.mark.parametrize("page", sorted({*PAGES} - WITHOUT_CODE), ids=lambda page: page.name)
 def test_code_blocks_run_in_order(page: Path, tmp_path: Path) -> None:
@@ -21,7 +28,7 @@ def test_code_blocks_run_in_order(page: Path, tmp_path: Path) -> None:
     assert blocks, f"{page.name} has no code"
     script = "\n".join(blocks)
     done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", script],
+        [sys.executable, *(f"-W{warning}" for warning in WARNINGS), "-c", script],
         cwd=tmp_path,  # some write files
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
