@@ -1,7 +1,7 @@
 """The graph as a layer, composed of topology, rule, backend, node functions and schedule."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -353,20 +353,69 @@ class NeuralGraph(CandidateModule):
     def _batch_major(self, y: Tensor) -> Tensor:
         return (y if self.output_order is None else y[self.output_order]).transpose(0, 1)
 
+    @classmethod
+    def from_data(
+        cls,
+        data: Data,
+        inputs: Iterable[int] | None = None,
+        outputs: Iterable[int] | None = None,
+        **options: Any,
+    ) -> "NeuralGraph":
+        """Return a graph whose candidate edges are the edges of a PyTorch Geometric graph.
+
+        Args:
+            data: The graph; see :meth:`Topology.from_data`. If it has ``edge_weight [E]``, these
+                are the weights; otherwise they are newly drawn.
+            inputs: Input nodes in the order of the input's channels, instead of ``data.role``.
+            outputs: Output nodes in the order of the output's channels, instead of ``data.role``.
+            options: Options of :class:`NeuralGraph`. By default, ``num_edges`` is the number of
+                edges, so all of them are real.
+
+        Raises:
+            ValueError: If a weight is not a finite number, their number is not that of the edges,
+                or as for :meth:`Topology.from_data` and :class:`NeuralGraph`.
+        """
+        topology = Topology.from_data(data, inputs, outputs)
+        graph = cls(topology, **{"num_edges": topology.num_candidates, **options})
+        weights = data.get("edge_weight")
+        if weights is None:
+            return graph
+        if weights.shape != (topology.num_candidates,) or not bool(weights.isfinite().all()):
+            raise ValueError(
+                f"edge_weight must be {topology.num_candidates} finite numbers, one per edge, got "
+                f"{list(weights.shape)} of them, {int((~weights.isfinite()).sum())} not finite"
+            )
+        names = data.name if "name" in data else range(topology.num_nodes)
+        number = {name: v for v, name in enumerate(names)}
+        of_data = torch.tensor([number[name] for name in topology.names], device="cpu")
+        source, target = of_data[topology.edge_index]
+        keys = data.edge_index.cpu() * torch.tensor([[topology.num_nodes], [1]], device="cpu")
+        keys, order = keys.sum(0).sort()
+        place = order[torch.searchsorted(keys, source * topology.num_nodes + target)]
+        with torch.no_grad():
+            graph.selector.set_weights_of_candidates(graph.weight, weights.cpu()[place].float())
+        return graph
+
     def to_data(self) -> Data:
         """Return the real edges as a PyTorch Geometric graph.
 
         Returns:
             ``Data`` with ``edge_index [2, k]``, ``edge_weight [k]``, ``block [V]``, ``role [V]``
-            (:class:`Role`), ``name`` (:attr:`Topology.names`) and ``num_nodes``, validated, on the
-            CPU; changing it does not affect the graph.
+            (:class:`Role`), ``channel [V]`` (index of inputs and outputs in the input and output;
+            -1 for hidden nodes), ``name`` (:attr:`Topology.names`) and ``num_nodes``, validated, on
+            the CPU; changing it does not affect the graph. :meth:`from_data` is the inverse, but
+            for hallucinated edges and node functions.
         """
         wiring, topology = self.wiring(), self.topology
+        channel = torch.full((topology.num_nodes,), -1, device="cpu")
+        for ends in (topology.inputs, topology.outputs):
+            channel[ends] = torch.arange(len(ends), device="cpu")
         data = Data(
             edge_index=topology.edges(wiring.edge_id.cpu()),
             edge_weight=wiring.edge_weight.cpu(),
             block=topology.block.clone(),
             role=topology.role.clone(),
+            channel=channel,
             name=list(topology.names),
             num_nodes=topology.num_nodes,
         )

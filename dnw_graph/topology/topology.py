@@ -18,6 +18,7 @@ from dnw_graph.topology.role import Role
 
 if TYPE_CHECKING:
     import networkx as nx
+    from torch_geometric.data import Data
 
 
 @dataclass(frozen=True)
@@ -248,6 +249,55 @@ class Topology:
             names=[names[v] for v in order.tolist()],
             inputs=number[ends[0]],
             outputs=number[ends[1]],
+        )
+
+    @classmethod
+    @on_cpu
+    def from_data(
+        cls,
+        data: "Data",
+        inputs: Iterable[int] | None = None,
+        outputs: Iterable[int] | None = None,
+    ) -> "Topology":
+        """Return a topology with the edges of a PyTorch Geometric graph as candidates.
+
+        Args:
+            data: The graph, with ``edge_index [2, E]``. It may have ``role [V]`` (:class:`Role`),
+                ``channel [V]`` (index of inputs and outputs in the input and output; by default,
+                they are in order) and ``name`` (one per node, kept as :attr:`names`; by default,
+                the numbers of the nodes).
+            inputs: Input nodes in the order of the input's channels, instead of roles.
+            outputs: Output nodes in the order of the output's channels, instead of roles.
+
+        Raises:
+            ValueError: If there is no ``edge_index``, or neither ``role`` nor inputs and outputs;
+                or as for :meth:`from_edges`.
+            TypeError: If ``data`` has no nodes and edges, or as for :meth:`from_edges`.
+        """
+        if getattr(data, "edge_index", None) is None:
+            raise ValueError(
+                f"expected a torch_geometric.data.Data with edge_index, got {type(data).__name__} "
+                "without it"
+            )
+        ends: list[Iterable[int]] = []
+        for nodes, role in ((inputs, Role.INPUT), (outputs, Role.OUTPUT)):
+            if nodes is None and "role" not in data:
+                raise ValueError(
+                    "expected data.role, with a Role for each node, or inputs and outputs: pass "
+                    "inputs=[...] and outputs=[...]"
+                )
+            if nodes is None:
+                nodes = (data.role == role).nonzero().flatten()
+                if "channel" in data:
+                    nodes = nodes[data.channel[nodes].argsort(stable=True)]
+                nodes = nodes.tolist()
+            ends.append(nodes)
+        return cls.from_edges(
+            data.edge_index.cpu(),
+            inputs=ends[0],
+            outputs=ends[1],
+            num_nodes=data.num_nodes,
+            names=list(data.name) if "name" in data else None,
         )
 
     @classmethod
