@@ -51,6 +51,18 @@ class Cost:
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(**{name: getattr(other, name) + n for name, n in vars(self).items()})
 
+    def _repr_html_(self) -> str:
+        rows = {
+            "multiply-adds per image": self.macs,
+            "parameters": self.parameters,
+            "real edges": self.real_edges,
+            "candidate edges": self.candidate_edges,
+            "dead nodes": self.dead_nodes,
+            "unreachable nodes": self.unreachable_nodes,
+        }
+        cells = (f"<tr><td>{name}</td><td>{value:,}</td></tr>" for name, value in rows.items())
+        return f"<table>{''.join(cells)}</table>"
+
     def __str__(self) -> str:
         share = f" ({self.real_edges / self.candidate_edges:.2%})" if self.candidate_edges else ""
         return (

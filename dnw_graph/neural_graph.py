@@ -476,6 +476,17 @@ class NeuralGraph(CandidateModule):
             f"schedule={SCHEDULES.name_of(self.schedule)}, stride={self.stride}"
         )
 
+    def _repr_html_(self) -> str:
+        topology, number = self.topology, len(self.topology.blocks)
+        source, target = topology.block[topology.edges(self.wiring().edge_id.cpu())]
+        edges = (source * number + target).bincount(minlength=number**2).view(number, number)
+        return topology.drawn(
+            edges,
+            f"{type(self).__name__}: {self.num_edges:,} of {topology.num_candidates:,} candidate "
+            f"edges are real, rule {RULES.name_of(self.rule)}, schedule "
+            f"{SCHEDULES.name_of(self.schedule)}",
+        )
+
     def _check_backend(self) -> None:
         for block in self.grouping.topology.blocks:
             if block.edges and not self.backend.supports(block):

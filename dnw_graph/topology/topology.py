@@ -15,6 +15,7 @@ from dnw_graph.topology import _networkx, builders
 from dnw_graph.topology.builders import on_cpu
 from dnw_graph.topology.order import check_edges, distances, levels, sorted_edges, walks
 from dnw_graph.topology.role import Role
+from dnw_graph.topology.svg import draw_blocks
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -596,6 +597,27 @@ class Topology:
         sizes = [len(b.nodes) for b in self.blocks]
         blocks = f"{sizes}" if len(sizes) <= 20 else f"<{len(sizes)} of {self.num_nodes:,} nodes>"
         return f"Topology(blocks={blocks}, num_candidates={self.num_candidates:,})"
+
+    def _repr_html_(self) -> str:
+        edges = torch.zeros(len(self.blocks), len(self.blocks), dtype=torch.int64, device="cpu")
+        for block in self.blocks:
+            if len(block.sources) == 1:
+                edges[block.sources[0], block.index] = len(block.edges)
+            elif block.edges:
+                ids = torch.arange(block.edges.start, block.edges.stop, device="cpu")
+                sources = self.block[self.edges(ids)[0]]
+                edges[:, block.index] = sources.bincount(minlength=len(self.blocks))
+        return self.drawn(edges, f"{self.num_candidates:,} candidate edges")
+
+    def drawn(self, edges: Tensor, caption: str) -> str:
+        """Return HTML with a picture of the blocks.
+
+        Args:
+            edges: Number of edges from block to block.
+            caption: Text above the picture.
+        """
+        sizes, roles = ([len(b.nodes) for b in self.blocks], [b.role for b in self.blocks])
+        return draw_blocks(sizes, roles, edges.numpy(), caption)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_copies": {}}
