@@ -19,10 +19,16 @@ from dnw_graph.frozen import FrozenModel, Report, to_exported, to_onnx
 from train.choices import Weights
 from train.cli import run_command
 from train.files import atomically
-from train.run import RunConfig, RunFolder
+from train.provenance import versions
+from train.run import RunConfig, RunFolder, model_arguments
 
-Kind = Literal["onnx", "torch", "safetensors"]
-SUFFIXES: dict[Kind, str] = {"onnx": "onnx", "torch": "pt2", "safetensors": "frozen.safetensors"}
+Kind = Literal["onnx", "torch", "safetensors", "hub"]
+SUFFIXES: dict[Kind, str] = {
+    "onnx": "onnx",
+    "torch": "pt2",
+    "safetensors": "frozen.safetensors",
+    "hub": "hub",
+}
 
 
 def export(run: str, to: Kind, out: str | None = None, weights: Weights = "last") -> Path:
@@ -30,9 +36,10 @@ def export(run: str, to: Kind, out: str | None = None, weights: Weights = "last"
 
     Args:
         run: The run folder.
-        to: ``"onnx"``; ``"torch"``, a program that ``torch.export.load`` reads; or
-            ``"safetensors"``, which :func:`dnw_graph.load_frozen` reads.
-        out: Path of the file. If None, a file beside the weights.
+        to: ``"onnx"``; ``"torch"``, a program that ``torch.export.load`` reads;
+            ``"safetensors"``, which :func:`dnw_graph.load_frozen` reads; or ``"hub"``, a folder
+            with the network as it is, not frozen, which ``HubModel.from_pretrained`` reads.
+        out: Path of the file or folder. If None, one beside the weights.
         weights: ``"last"``, ``"best"`` or ``"initial"``.
 
     Raises:
@@ -41,9 +48,11 @@ def export(run: str, to: Kind, out: str | None = None, weights: Weights = "last"
     """
     folder = RunFolder(run)
     config = folder.load_config()
-    model = freeze(folder.load_model(weights))
     path = Path(out) if out else folder.path / f"{weights}.{SUFFIXES[to]}"
     path.parent.mkdir(parents=True, exist_ok=True)
+    if to == "hub":
+        return _export_to_hub(folder, weights, path)
+    model = freeze(folder.load_model(weights))
     example = torch.zeros(2, 3, *[config.options.data.image_size] * 2)
     if to == "onnx":
         to_onnx(model, example, path, notes(config))
@@ -54,6 +63,30 @@ def export(run: str, to: Kind, out: str | None = None, weights: Weights = "last"
         atomically(path, lambda partial: partial.write_bytes(buffer.getbuffer()))
     else:
         save_frozen(model, path, notes(config))
+    return path
+
+
+def _export_to_hub(folder: RunFolder, weights: Weights, path: Path) -> Path:
+    """Write a run's network, with a model card, to a folder of the format of Hugging Face's hub."""
+    from models.hub import HubModel
+
+    config = folder.load_config()
+    model = HubModel(
+        config.options.network.graph,
+        classes=list(config.classes),
+        mean=list(config.mean),
+        std=list(config.std),
+        **model_arguments(config.options, len(config.classes)),
+    )
+    model.network.load_state_dict(folder.load_model(weights).state_dict())
+    facts = {"data": config.options.data.data, "weights": weights}
+    summary = folder.path / "summary.json"
+    if summary.exists():
+        results = json.loads(summary.read_text())
+        facts["epochs"] = str(results["epochs"])
+        facts[f"top-1 on {config.split}"] = f"{results['top1']:.2%} after the last epoch"
+    facts["trained with"] = ", ".join(f"{name} {value}" for name, value in versions().items())
+    model.eval().save_pretrained(path, model_card_kwargs={"facts": facts})
     return path
 
 
@@ -81,9 +114,10 @@ class Arguments:
     run: Annotated[str, tyro.conf.Positional]
     """Run folder."""
     to: Kind
-    """onnx; torch, for torch.export.load; or safetensors, for dnw_graph.load_frozen."""
+    """onnx; torch, for torch.export.load; safetensors, for dnw_graph.load_frozen; or hub, a folder
+    for HubModel.from_pretrained, with a model card."""
     out: str | None = None
-    """File to write; by default, a file beside the weights."""
+    """File or folder to write; by default, one beside the weights."""
     weights: Weights = "last"
     """Which weights of the run."""
 
@@ -93,7 +127,8 @@ def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m train.export", description=__doc__)
     path = export(**vars(arguments))
     print(report(arguments.run, arguments.weights))
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    files = path.iterdir() if path.is_dir() else [path]
+    print(f"{path}: {sum(file.stat().st_size for file in files) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

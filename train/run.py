@@ -109,9 +109,13 @@ def build_network(options: Options, num_classes: int) -> nn.Module:
     Raises:
         ValueError: If the model or rule is unknown, or a size is invalid.
     """
-    network, size = options.network, options.data.image_size
-    arguments = {**network.given(), "image_size": size, "num_classes": num_classes}
-    return create_model(network.graph, **arguments)
+    return create_model(options.network.graph, **model_arguments(options, num_classes))
+
+
+def model_arguments(options: Options, num_classes: int) -> dict[str, Any]:
+    """Return the arguments of ``create_model`` for the network that options describe."""
+    size = options.data.image_size
+    return {**options.network.given(), "image_size": size, "num_classes": num_classes}
 
 
 class RunFolder:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dnw_graph import load_frozen
+from models.hub import HubModel
 from tests.train.test_training import options
 from train.data import make_batches, open_source
 from train.export import export, notes, report
@@ -51,6 +52,22 @@ def test_every_kind_of_file_classifies_as_the_run(run: str, tmp_path: Path) -> N
                 assert torch.equal(logits.argmax(1), expected)
             seen += len(x)
     assert seen > 300
+
+
+def test_a_folder_for_the_hub(run: str) -> None:
+    path, folder = export(run, "hub"), RunFolder(run)
+    model = HubModel.from_pretrained(path).eval()
+    x = torch.randn(3, 3, 32, 32)
+    assert torch.equal(model(x), folder.load_model()(x))
+    config = folder.load_config()
+    assert model.classes == list(config.classes)
+    assert (model.mean, model.std) == (list(config.mean), list(config.std))
+    card, summary = (
+        (path / "README.md").read_text(),
+        json.loads((folder.path / "summary.json").read_text()),
+    )
+    assert f"| {summary['top1']:.2%} after the last epoch |" in card
+    assert "| data | digits |" in card
 
 
 def test_a_report_and_errors(run: str, tmp_path: Path) -> None:
