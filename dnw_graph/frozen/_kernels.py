@@ -33,8 +33,7 @@ which they fire, and floats are float32:
 ===================== ======= ======================================================================
 
 A row of a table is passed as its address. Addresses count bytes, and offsets into arrays, such as
-``BASE``, count floats. Arrays of Numba are avoided: passing them for each node takes longer than
-what is computed.
+``BASE``, count floats. Small networks take 5 to 10 % longer if Numba's arrays are passed instead.
 """
 
 from collections.abc import Callable
