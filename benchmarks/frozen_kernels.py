@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 from unittest.mock import patch
 
-import numpy as np
 import torch
 import tyro
 from torch import Tensor
 
 from benchmarks.measure import machine
 from dnw_graph import NeuralGraph, Topology, freeze
-from dnw_graph.frozen import FrozenModel, engine
+from dnw_graph.frozen import FrozenGraph, FrozenModel, engine
 from dnw_graph.frozen import _kernels as kernels
 from models import create_model
 
@@ -92,21 +91,26 @@ def time_parts(
             continue
         sizes.clear()
         with patch.object(engine, "kernel_of", note):
-            plan = engine._Plan(layer.engine, torch.zeros_like(x[:1]), len(x))
-        images, out = (
-            x.reshape(*x.shape[:2], -1).numpy(),
-            np.zeros((len(x), *plan.outputs), dtype=np.float32),
-        )
-        for (at, chosen), size in zip(plan.kinds.items(), sizes, strict=True):
-            seconds = {}
-            for kind in KERNELS.values():
-                plan.blocks[at, kernels.KIND] = kind
-                plan.dense = {at: layer.engine.matrix(at)} if kind == kernels.DENSE else {}
-                seconds[kind] = shortest(partial(plan._fire, images, out, at, at + 1), repeats)
-            plan.blocks[at, kernels.KIND] = chosen
+            chosen = plan_of(layer, x, threads)
+        plans, images = {}, x.reshape(*x.shape[:2], -1).contiguous()
+        outputs = []  # the plans go on writing to them
+        for kind in KERNELS.values():
+            with patch.object(engine, "kernel_of", lambda *_, kind=kind: kind):
+                plans[kind] = plan_of(layer, x, threads)
+                outputs.append(plans[kind].run(images))
+        for at, size in zip(chosen.kinds, sizes, strict=True):
+            seconds = {
+                kind: shortest(partial(plan.fire, at, at + 1), repeats)
+                for kind, plan in plans.items()
+            }
             samples.append(Sample(f"{case}, {threads} threads", size, seconds))
         x = layer(x)
     return samples
+
+
+def plan_of(layer: FrozenGraph, x: Tensor, threads: int) -> "engine._Plan":
+    """Return a plan for inputs of the size of ``x``."""
+    return engine._Plan(layer.engine, torch.zeros_like(x[:1]), len(x), threads=threads)
 
 
 def shortest(function: Callable[[], object], repeats: int) -> float:

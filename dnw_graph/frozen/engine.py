@@ -351,13 +351,17 @@ class _Plan:
         """Return the outputs ``[B, outputs, Ho Wo]`` of ``x [B, C, H W]``."""
         out = self.empty_outputs(len(x))
         self.call[kernels.IMAGES], self.call[kernels.OUTPUTS] = x.data_ptr(), out.data_ptr()
-        start = 0
-        for at, (matrix, rows) in self.dense.items():
-            self._run_kernel(start, at)
-            self._multiply(at, matrix, rows)
-            start = at
-        self._run_kernel(start, len(self.engine.parts))
+        self.fire(0, len(self.engine.parts))
         return out
+
+    def fire(self, start: int, stop: int) -> None:
+        """Compute parts ``start`` to ``stop - 1``, by kernels and the dense products between."""
+        for at, (matrix, rows) in self.dense.items():
+            if start <= at < stop:
+                self._run_kernel(start, at)
+                self._multiply(at, matrix, rows)
+                start = at
+        self._run_kernel(start, stop)
 
     def empty_outputs(self, images: int) -> Tensor:
         """Return memory for the outputs of some images, with the constant outputs in it."""
