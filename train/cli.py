@@ -160,6 +160,11 @@ def run_command(command: Callable[[], Any]) -> None:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        if "pip install" not in str(error):  # not an extra that is missing
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except torch.OutOfMemoryError as error:
         print(f"error: out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(2)

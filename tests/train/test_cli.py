@@ -16,7 +16,7 @@ import train
 from models import list_models, model_options
 from train.__main__ import COMMANDS
 from train.__main__ import main as run_named
-from train.cli import parse_options
+from train.cli import parse_options, run_command
 from train.options import Options
 from train.run import build_network
 from train.table_rows import TABLES
@@ -191,6 +191,20 @@ for args in [[name, "--help"] for name in COMMANDS] + [["imagenet", *args] for a
     done = subprocess.run([sys.executable, "-c", script, *slow], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "unknown model 'mbv1_dmw'; did you mean 'mbv1_dnw'?" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("message", "is_told"), [('pip install "dnw-graph[hub]"', True), ("No module named 'x'", False)]
+)
+def test_a_missing_extra_is_told_in_a_line(
+    message: str, is_told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        raise ModuleNotFoundError(message)
+
+    with pytest.raises(SystemExit if is_told else ModuleNotFoundError):
+        run_command(command)
+    assert (capsys.readouterr().err == f"error: {message}\n") == is_told
 
 
 @pytest.mark.parametrize("rank", ["", "0"])
