@@ -480,7 +480,7 @@ class NeuralGraph(CandidateModule):
         topology, number = self.topology, len(self.topology.blocks)
         source, target = topology.block[topology.edges(self.wiring().edge_id.cpu())]
         edges = (source * number + target).bincount(minlength=number**2).view(number, number)
-        return topology.drawn(
+        return topology.to_html(
             edges,
             f"{type(self).__name__}: {self.num_edges:,} of {topology.num_candidates:,} candidate "
             f"edges are real, rule {RULES.name_of(self.rule)}, schedule "

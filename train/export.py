@@ -79,12 +79,16 @@ def _export_to_hub(folder: RunFolder, weights: Weights, path: Path) -> Path:
         **model_arguments(config.options, len(config.classes)),
     )
     model.network.load_state_dict(folder.load_model(weights).state_dict())
-    facts = {"data": config.options.data.data, "weights": weights}
+    # The card may become public, so it has the name of the data's folder only.
+    facts = {"data": Path(str(config.options.data.data)).name, "weights": weights}
     summary = folder.path / "summary.json"
-    if summary.exists():
+    if summary.exists() and weights != "initial":
         results = json.loads(summary.read_text())
+        top1, epoch = results["top1"], "last"
+        if weights == "best":
+            top1, epoch = results["best_top1"], "best"
         facts["epochs"] = str(results["epochs"])
-        facts[f"top-1 on {config.split}"] = f"{results['top1']:.2%} after the last epoch"
+        facts[f"top-1 on {config.split}"] = f"{top1:.2%} after the {epoch} epoch"
     facts["trained with"] = ", ".join(f"{name} {value}" for name, value in versions().items())
     model.eval().save_pretrained(path, model_card_kwargs={"facts": facts})
     return path

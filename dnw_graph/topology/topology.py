@@ -607,9 +607,9 @@ class Topology:
                 ids = torch.arange(block.edges.start, block.edges.stop, device="cpu")
                 sources = self.block[self.edges(ids)[0]]
                 edges[:, block.index] = sources.bincount(minlength=len(self.blocks))
-        return self.drawn(edges, f"{self.num_candidates:,} candidate edges")
+        return self.to_html(edges, f"{self.num_candidates:,} candidate edges")
 
-    def drawn(self, edges: Tensor, caption: str) -> str:
+    def to_html(self, edges: Tensor, caption: str) -> str:
         """Return HTML with a picture of the blocks.
 
         Args:

@@ -1,6 +1,7 @@
 """Exported networks classify as the run does."""
 
 import json
+import shutil
 from pathlib import Path
 
 import onnxruntime
@@ -68,6 +69,19 @@ def test_a_folder_for_the_hub(run: str) -> None:
     )
     assert f"| {summary['top1']:.2%} after the last epoch |" in card
     assert "| data | digits |" in card
+    best = (export(run, "hub", weights="best") / "README.md").read_text()
+    assert f"| {summary['best_top1']:.2%} after the best epoch |" in best
+    assert "top-1" not in (export(run, "hub", weights="initial") / "README.md").read_text()
+
+
+def test_a_card_does_not_tell_where_the_data_is(run: str, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    text = config.read_text().replace("dataset: digits", "dataset: imagenet")
+    config.write_text(text.replace(" data: digits", " data: /home/someone/photos"))
+    card = (export(str(tmp_path / "run"), "hub") / "README.md").read_text()
+    assert "| data | photos |" in card
+    assert "someone" not in card
 
 
 def test_a_report_and_errors(run: str, tmp_path: Path) -> None:
