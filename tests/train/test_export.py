@@ -79,7 +79,8 @@ def test_a_card_does_not_tell_where_the_data_is(run: str, tmp_path: Path) -> Non
     config = tmp_path / "run" / "config.yaml"
     text = config.read_text().replace("dataset: digits", "dataset: imagenet")
     config.write_text(text.replace(" data: digits", " data: /home/someone/photos"))
-    card = (export(str(tmp_path / "run"), "hub") / "README.md").read_text()
+    path = export(str(tmp_path / "run"), "hub", str(tmp_path / "hub"))
+    card = (path / "README.md").read_text()
     assert "| data | photos |" in card
     assert "someone" not in card
 
